@@ -1,0 +1,113 @@
+"""Loading a checkpoint: a Hub id or a local folder, safetensors only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as hf_logging
+
+from catp.export.families import Family, family_of
+from catp.runtime.errors import CatpError, UsageError
+
+
+@dataclass
+class Checkpoint:
+    """A loaded model in float32 with eager attention, and what prepares its inputs."""
+
+    id: str
+    revision: str | None
+    family: Family
+    model: Any
+    tokenizer: Any
+    image_processor: Any
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        # Hugging Face's BLIP-2 generates with its language model's configuration, not with its own.
+        return self.model.language_model.generation_config
+
+
+def load_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+    """Load a checkpoint with Hugging Face `from_pretrained`; HF_HOME and HF_HUB_OFFLINE are honoured.
+
+    Args:
+        model: a local folder or a Hub id.
+        revision: branch, tag or commit of a Hub id.
+
+    Raises:
+        UsageError: not a checkpoint of a supported family, not safetensors, or not to be had offline.
+        CatpError: the weights are broken or incomplete.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        _check_folder(folder)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(_not_found(model, folder, error)) from None
+    family = family_of(config, model)
+    try:
+        loaded, info = family.model_class().from_pretrained(
+            model,
+            revision=revision,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+        image_processor = AutoImageProcessor.from_pretrained(model, revision=revision, backend="pil")
+    except SafetensorError as error:
+        raise CatpError(f"model {model}: its weights are broken ({error}); fetch or save them again") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        if "safetensors" in str(error) and "pytorch_model" in str(error):
+            raise UsageError(_pickled(model)) from None
+        raise CatpError(f"model {model}: it can't be loaded ({_first_line(error)})") from None
+    if info["missing_keys"]:
+        names = sorted(info["missing_keys"])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise CatpError(f"model {model}: weights are missing: {', '.join(names[:3])}{more}; save the checkpoint again")
+    loaded.eval()
+    family.check(loaded, model)
+    if loaded.config.image_token_index is None:  # checkpoints from before processors had an image token
+        loaded.config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
+    revision = getattr(config, "_commit_hash", None) or revision
+    return Checkpoint(model, revision, family, loaded, tokenizer, image_processor)
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UsageError(
+            f"model {folder}: the folder has no config.json; give a Hugging Face checkpoint folder or a Hub id"
+        )
+    if not any(folder.glob("*.safetensors")):
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+            raise UsageError(_pickled(str(folder)))
+        raise UsageError(f"model {folder}: the folder has no *.safetensors weights")
+
+
+def _pickled(model: str) -> str:
+    return (
+        f"model {model}: its weights are pickled (.bin), and unpickling runs whatever code they contain; convert them "
+        "where you trust them: from_pretrained(...).save_pretrained(folder, safe_serialization=True)"
+    )
+
+
+def _not_found(model: str, folder: Path, error: Exception) -> str:
+    if folder.is_dir():
+        return f"model {model}: config.json is not a supported model's ({_first_line(error)})"
+    return (
+        f"model {model}: no such folder here, and the Hub gave nothing ({_first_line(error)}); "
+        "check the name and the network, or give a local checkpoint folder"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

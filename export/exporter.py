@@ -1,0 +1,163 @@
+"""A checkpoint to a bundle: load, trace, write, verify, publish."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from catp.export.checkpoint import Checkpoint, load_checkpoint
+from catp.export.demo import samples as demo_samples
+from catp.export.methods import METHODS
+from catp.export.parity import Sample, check_parity, compute_references
+from catp.export.publish import published
+from catp.export.reference import Reference, eos_token_ids
+from catp.export.writer import write_graph
+from catp.runtime.bundle import Bundle, file_spec
+from catp.runtime.engines import open_provider
+from catp.runtime.errors import CatpError, ParityError, UsageError
+from catp.runtime.images import ImageSpec, load_image
+from catp.runtime.manifest import (
+    MANIFEST_NAME,
+    GraphSpec,
+    Manifest,
+    ModelSpec,
+    Positions,
+    PruningSpec,
+    TextSpec,
+)
+from catp.runtime.pruning import check_ratio
+
+Precision = Literal["fp32", "fp16"]
+Step = Callable[[str], AbstractContextManager[object]]
+"""Called with what is being done; entered while it is."""
+
+LIBRARIES = ("catp-exporter", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+DEFAULT_NEW_TOKENS = 20  # what Hugging Face's generate() falls back to
+
+
+def export_bundle(
+    model: str,
+    output: Path,
+    *,
+    revision: str | None = None,
+    ratio: float = 0.5,
+    method: str = "catp",
+    positions: Positions = "original",
+    precision: Precision = "fp32",
+    overwrite: bool = False,
+    step: Step = lambda _: nullcontext(),
+) -> Bundle:
+    """Export a checkpoint and publish the bundle once it has been verified.
+
+    Args:
+        model: a local checkpoint folder or a Hub id.
+        output: the bundle's folder; must not exist, be empty, or be a bundle that `overwrite` replaces.
+        revision: branch, tag or commit of a Hub id.
+        ratio: the bundle's default pruning ratio; every other ratio works too.
+        method: one of METHODS.
+        positions: the bundle's default positions of kept tokens.
+        precision: of vision encoder and language model; Q-Former and votes stay float32.
+        overwrite: replace an existing bundle.
+        step: progress display.
+
+    Raises:
+        UsageError: an argument or the checkpoint can't be used.
+        ParityError: the graphs do not reproduce the checkpoint; nothing was published.
+        CatpError: the weights are broken, or the output can't be written.
+    """
+    check_ratio(ratio)
+    if method not in METHODS:
+        raise UsageError(f"method {method!r}: unknown; accepted: {', '.join(METHODS)}")
+    if method == "none" and ratio > 0:
+        raise UsageError(f"ratio {ratio}: --method none keeps every token; give --ratio 0 or --method catp")
+    open_provider("cpu")  # the verification needs it: fail now rather than after the export
+    with published(output, overwrite) as folder:
+        with step(f"load {model}"):
+            checkpoint = load_checkpoint(model, revision)
+        _check_disk(checkpoint, folder, precision)
+        with step("run the samples in PyTorch"):
+            references = compute_references(Reference(checkpoint), _samples(), method, ratio, positions)
+        if precision == "fp16":
+            checkpoint.family.to_half(checkpoint.model)
+        graphs: dict[str, GraphSpec] = {}
+        for graph in checkpoint.family.graphs(checkpoint.model, METHODS[method]()):
+            with step(f"export {graph.name}"):
+                own = "fp32" if graph.name == "qformer_voting" else precision
+                graphs[graph.name] = write_graph(graph, folder, own)
+            del graph
+        _write_files(checkpoint, folder)
+        manifest = Manifest(
+            model=ModelSpec(id=_name(model), revision=checkpoint.revision, family=checkpoint.family.name),
+            pruning=PruningSpec(
+                method=method,
+                ratio=ratio,
+                positions=positions,
+                num_query_tokens=checkpoint.model.config.num_query_tokens,
+            ),
+            precision=precision,
+            image=ImageSpec.from_preprocessor_config(checkpoint.image_processor.to_dict()),
+            text=_text_spec(checkpoint),
+            graphs=graphs,
+            files=tuple(file_spec(folder, path) for path in sorted(folder.glob("*.json"))),
+            versions={name: version(name) for name in LIBRARIES},
+            parity=(),
+        )
+        # PyTorch's weights are not needed any more, and ONNX Runtime is about to load them again.
+        del checkpoint
+        gc.collect()
+        with step("verify the graphs in ONNX Runtime"):
+            checks = check_parity(Bundle(folder, manifest), references)
+        failed = [check for check in checks if not check.passed]
+        if failed:
+            raise ParityError(
+                "the exported graphs do not reproduce the checkpoint, nothing was published: "
+                + "; ".join(f"{c.subject}: {c.measure} is {c.value:.3g}, limit {c.limit:.3g}" for c in failed)
+            )
+        manifest = manifest.model_copy(update={"parity": tuple(checks)})
+        (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n")
+    return Bundle(output, manifest)
+
+
+def _name(model: str) -> str:
+    # A bundle travels: of a local folder only its name is of use elsewhere.
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def _samples() -> Sequence[Sample]:
+    return [Sample(load_image(sample.image), sample.prompt) for sample in demo_samples()]
+
+
+def _check_disk(checkpoint: Checkpoint, folder: Path, precision: Precision) -> None:
+    width = {"fp32": 4, "fp16": 2}[precision]
+    needed = sum(p.numel() for p in checkpoint.model.parameters()) * width
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CatpError(f"output: {needed / 1e9:.1f} GB are needed in {folder.parent}, {free / 1e9:.1f} GB are free")
+
+
+def _write_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """Configuration, tokenizer and image processor, under the names that the Hub gives them."""
+    checkpoint.model.config.save_pretrained(folder)
+    checkpoint.generation_config.save_pretrained(folder)
+    checkpoint.tokenizer.save_pretrained(folder)
+    checkpoint.image_processor.save_pretrained(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise UsageError("model: its tokenizer has no tokenizer.json form, which the runtime reads")
+
+
+def _text_spec(checkpoint: Checkpoint) -> TextSpec:
+    lm, generation = checkpoint.model.language_model, checkpoint.generation_config
+    eos = eos_token_ids(checkpoint)
+    pad = generation.pad_token_id
+    return TextSpec(
+        pad_token_id=pad if pad is not None else eos[0] if eos else 0,
+        eos_token_ids=eos,
+        vocab_size=lm.get_output_embeddings().weight.shape[0],
+        max_positions=lm.config.max_position_embeddings,
+        max_new_tokens=generation.max_new_tokens or DEFAULT_NEW_TOKENS,
+    )

@@ -1,0 +1,31 @@
+"""Model families: which checkpoints are supported, and what each exports. One file each, registered in FAMILIES."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from catp.export.families.base import Family
+from catp.export.families.blip2 import Blip2DecoderOnly
+from catp.runtime.errors import UsageError
+
+FAMILIES: dict[tuple[str, str], Family] = {
+    (family.model_type, family.language_model): family for family in (Blip2DecoderOnly(),)
+}
+
+
+def family_of(config: Any, model: str) -> Family:
+    """The family of a Hugging Face configuration.
+
+    Raises:
+        UsageError: no family handles it; the message names what was found and what is accepted.
+    """
+    accepted = ", ".join(f"{family.name}" for family in FAMILIES.values())
+    text_config = getattr(config, "text_config", None)
+    if text_config is None:
+        raise UsageError(f"model {model}: model_type is {config.model_type!r}; accepted: {accepted}")
+    kind = "encoder-decoder" if text_config.is_encoder_decoder else "decoder-only"
+    family = FAMILIES.get((config.model_type, kind))
+    if family is None:
+        found = f"{config.model_type!r} with the {kind} language model {text_config.model_type!r}"
+        raise UsageError(f"model {model}: it is {found}; accepted: {accepted}")
+    return family

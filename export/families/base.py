@@ -1,0 +1,43 @@
+"""What a model family has to tell the exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+
+from catp.export.graphs import Graph
+from catp.export.methods import VotingMethod
+
+
+class Family(Protocol):
+    """One architecture: how it is loaded, split into graphs, and run by plain PyTorch for comparison."""
+
+    name: str  # for people: "BLIP-2 with a decoder-only language model"
+    model_type: str  # Hugging Face's, of the whole model
+    language_model: str  # "decoder-only" or "encoder-decoder"
+
+    def model_class(self) -> type[Any]:
+        """The Hugging Face class that `from_pretrained` is called on."""
+        ...
+
+    def check(self, model: Any, name: str) -> None:
+        """Raises UsageError where this checkpoint has a part that the graphs can't express."""
+        ...
+
+    def to_half(self, model: Any) -> None:
+        """Turns the parts whose graphs are float16 in a float16 bundle into float16, in place."""
+        ...
+
+    def graphs(self, model: Any, method: VotingMethod) -> Iterator[Graph]:
+        """The graphs of the bundle, in the order of the pipeline. Each may be dropped before the next is made."""
+        ...
+
+    def image_embeds(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[B, I, Dv], by plain PyTorch."""
+        ...
+
+    def query_embeds(self, model: Any, image_embeds: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Projected query tokens [B, N, Dl] and each cross-attention layer's probabilities [B, H, N, I]."""
+        ...

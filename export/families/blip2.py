@@ -1,0 +1,90 @@
+"""BLIP-2 with a decoder-only language model (OPT, and any other that takes position ids)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import Blip2ForConditionalGeneration, DynamicCache
+
+from catp.export.graphs import Graph, language_model, qformer_voting, vision_encoder
+from catp.export.methods import VotingMethod
+from catp.runtime.errors import UsageError
+
+
+class Blip2DecoderOnly:
+    """vision_encoder, qformer_voting and language_model."""
+
+    name = "BLIP-2 with a decoder-only language model"
+    model_type = "blip-2"
+    language_model = "decoder-only"
+
+    def model_class(self) -> type[Blip2ForConditionalGeneration]:
+        return Blip2ForConditionalGeneration
+
+    def check(self, model: Blip2ForConditionalGeneration, name: str) -> None:
+        lm = model.language_model
+        if "position_ids" not in inspect.signature(lm.base_model.forward).parameters:
+            raise UsageError(
+                f"model {name}: its language model {lm.config.model_type!r} takes no position ids, "
+                "so kept tokens can't keep their positions; accepted: language models with position_ids, such as OPT"
+            )
+        if getattr(lm.config, "sliding_window", None):
+            raise UsageError(
+                f"model {name}: its language model {lm.config.model_type!r} uses sliding-window attention, "
+                "which the exported cache does not have; accepted: full attention"
+            )
+
+    def to_half(self, model: Blip2ForConditionalGeneration) -> None:
+        # The Q-Former stays float32, as transformers keeps it when it loads BLIP-2 in half precision.
+        for part in (model.vision_model, model.language_projection, model.language_model):
+            part.half()
+
+    def graphs(self, model: Blip2ForConditionalGeneration, method: VotingMethod) -> Iterator[Graph]:
+        config = model.config
+        height, width = _pair(config.vision_config.image_size)
+        yield vision_encoder.graph(model.vision_model, height, width)
+        patch_height, patch_width = _pair(config.vision_config.patch_size)
+        image_tokens = (height // patch_height) * (width // patch_width) + 1  # CLS
+        voting = qformer_voting.QFormerVoting(model.query_tokens, model.qformer, model.language_projection, method)
+        dtype = next(model.vision_model.parameters()).dtype
+        yield qformer_voting.graph(voting, image_tokens, config.vision_config.hidden_size, dtype)
+        yield language_model.graph(model.language_model, _cache_shapes(model.language_model))
+
+    @torch.no_grad()
+    def image_embeds(self, model: Blip2ForConditionalGeneration, pixel_values: torch.Tensor) -> torch.Tensor:
+        return model.vision_model(pixel_values).last_hidden_state
+
+    @torch.no_grad()
+    def query_embeds(
+        self, model: Blip2ForConditionalGeneration, image_embeds: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        maps: list[torch.Tensor] = []
+        # Hooks on the modules themselves: what transformers records as `attentions` also holds other maps.
+        hooks = [
+            layer.crossattention.attention.register_forward_hook(lambda _, __, output: maps.append(output[1]))
+            for layer in model.qformer.encoder.layer
+            if layer.has_cross_attention
+        ]
+        try:
+            embeds = model.qformer(
+                query_embeds=model.query_tokens.expand(len(image_embeds), -1, -1), encoder_hidden_states=image_embeds
+            ).last_hidden_state
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return model.language_projection(embeds), maps
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+@torch.no_grad()
+def _cache_shapes(lm: Any) -> list[tuple[int, int]]:
+    """(key-value heads, head width) of every layer, as the model itself writes them."""
+    cache = DynamicCache(config=lm.config)
+    lm(input_ids=torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
+    return [(layer.keys.shape[1], layer.keys.shape[3]) for layer in cache.layers]

@@ -1,0 +1,20 @@
+"""The graphs of a bundle, one file each: what is traced, under which names, with which free dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Graph:
+    """A module to trace and the contract of its ONNX file."""
+
+    name: str  # the file's stem and the manifest's key
+    module: torch.nn.Module
+    example: tuple[Any, ...]  # example inputs, in forward's order
+    input_names: list[str]
+    output_names: list[str]
+    dynamic_shapes: dict[str, Any]  # per argument of forward, as torch.export takes them

@@ -1,0 +1,154 @@
+"""ONNX operators that PyTorch has no equal for, emitted while Hugging Face modules are traced.
+
+Hugging Face looks attention and mask functions up by name in public registries; under the name
+`ONNX_ATTENTION` ours are there. Traced modules then contain `Attention` (opset 24) as one operator, with
+the caller's mask, instead of whatever a decomposition makes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+OPSET = 24
+"""The first opset with TensorScatter and with an Attention that takes a boolean mask over a longer cache."""
+
+ONNX_ATTENTION = "catp_onnx"
+_FLOAT = 1  # TensorProto.FLOAT
+
+_recorder: ContextVar[dict[torch.nn.Module, torch.Tensor] | None] = ContextVar("attention_maps", default=None)
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """query [B,H,S,d], key and value [B,Hkv,M,d], mask bool [B,1,S,M] or None -> [B,S,H,d]."""
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    recorded = _recorder.get()
+    if recorded is not None and module in recorded:
+        # Votes are counted in float32 whatever the graph's precision: half-precision rounding flips ranks.
+        logits = (query @ key.transpose(-1, -2)).float() * scaling
+        maps = torch.softmax(logits, -1)
+        recorded[module] = maps
+        return (maps.to(value.dtype) @ value).transpose(1, 2), None
+    attributes: dict[str, Any] = {"scale": float(scaling)}
+    if query.dtype != torch.float32:
+        attributes["softmax_precision"] = _FLOAT
+    inputs = (query, key, value) if attention_mask is None else (query, key, value, attention_mask)
+    shape = (key.shape[0] if query.shape[0] == 1 else query.shape[0], *query.shape[1:])
+    output = torch.onnx.ops.symbolic("Attention", inputs, attributes, dtype=query.dtype, shape=shape, version=OPSET)
+    return output.transpose(1, 2), None
+
+
+def _mask(*_: Any, attention_mask: torch.Tensor | None = None, **__: Any) -> torch.Tensor | None:
+    """The mask is made by the graph's wrapper; Hugging Face passes it through."""
+    return attention_mask
+
+
+ALL_ATTENTION_FUNCTIONS.register(ONNX_ATTENTION, _attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ONNX_ATTENTION, _mask)
+
+
+@contextmanager
+def onnx_attention(model: torch.nn.Module) -> Iterator[None]:
+    """While tracing, every attention of `model` is emitted as an ONNX operator; restored afterwards.
+
+    A module that runs under it outside a trace computes nothing: symbolic operators have no eager kernel.
+    """
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+    configs |= {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation = ONNX_ATTENTION
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+
+
+@contextmanager
+def recorded_attention(modules: list[torch.nn.Module]) -> Iterator[dict[torch.nn.Module, torch.Tensor]]:
+    """While it lasts, these attention modules materialise their probabilities, float32 [B,H,N,I], in the result."""
+    maps: dict[torch.nn.Module, torch.Tensor] = dict.fromkeys(modules, torch.empty(0))
+    token = _recorder.set(maps)
+    try:
+        yield maps
+    finally:
+        _recorder.reset(token)
+
+
+def top_k(values: torch.Tensor, k: torch.Tensor, size: int | torch.SymInt, largest: bool) -> torch.Tensor:
+    """Indices int64 [B, size] of the k largest or smallest of `values` [B, N], sorted; `k` is int64 [1] at run time."""
+    shape = (values.shape[0], size)
+    _, indices = torch.onnx.ops.symbolic_multi_out(
+        "TopK",
+        (values, k),
+        {"axis": -1, "largest": int(largest), "sorted": 1},
+        dtypes=(values.dtype, torch.int64),
+        shapes=(shape, shape),
+        version=OPSET,
+    )
+    return indices
+
+
+def tied_linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """hidden [B, D] times weight [V, D] transposed, as one Gemm: the tied embedding table is stored once."""
+    inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
+    return torch.onnx.ops.symbolic(
+        "Gemm", inputs, {"transB": 1}, dtype=hidden.dtype, shape=(hidden.shape[0], weight.shape[0]), version=OPSET
+    )
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer's cache of M slots, keys and values [B, H, M, d], written in place at `write_indices` [B]."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, write_indices: torch.Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self.write_indices = keys, values, write_indices
+        self.is_initialized = True
+
+    def lazy_initialization(self, *_: Any) -> None:
+        """The buffers come from outside."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.keys = self._scatter(self.keys, key_states)
+        self.values = self._scatter(self.values, value_states)
+        return self.keys, self.values
+
+    def _scatter(self, cache: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        inputs = (cache, states, self.write_indices)
+        return torch.onnx.ops.symbolic(
+            "TensorScatter", inputs, {"axis": 2}, dtype=cache.dtype, shape=cache.shape, version=OPSET
+        )
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.keys.shape[2], 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return self.keys.shape[2]
+
+
+def slot_cache(keys: list[torch.Tensor], values: list[torch.Tensor], write_indices: torch.Tensor) -> Cache:
+    """A Hugging Face cache over preallocated buffers, one pair [B, H, M, d] per layer."""
+    return Cache(layers=[SlotLayer(k, v, write_indices) for k, v in zip(keys, values)])

@@ -1,0 +1,68 @@
+"""Graphs to files: traces a module, writes ONNX with external weights, checks it, describes it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from catp.export import onnx_ops
+from catp.export.graphs import Graph
+from catp.runtime.bundle import file_spec
+from catp.runtime.manifest import GraphSpec, TensorSpec
+
+EXTERNAL_FROM_BYTES = 1024
+"""Weights from this size on lie in `<graph>.onnx_data`, in every bundle: one rule, and graph files that diff."""
+
+
+def write_graph(graph: Graph, folder: Path, precision: Literal["fp32", "fp16"]) -> GraphSpec:
+    """Write `<name>.onnx` and `<name>.onnx_data` into `folder`.
+
+    Weights are streamed from the module's own tensors to the file. Raises onnx.checker.ValidationError where
+    the result is not valid ONNX.
+    """
+    path = folder / f"{graph.name}.onnx"
+    with onnx_ops.onnx_attention(graph.module), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations; what matters is checked below
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            graph.module.eval(),
+            graph.example,
+            dynamo=True,
+            verbose=False,
+            opset_version=onnx_ops.OPSET,
+            input_names=graph.input_names,
+            output_names=graph.output_names,
+            dynamic_shapes=graph.dynamic_shapes,
+        )
+    assert program is not None
+    model = program.model
+    data = folder / f"{graph.name}.onnx_data"
+    ir.save(model, path, external_data=data.name, size_threshold_bytes=EXTERNAL_FROM_BYTES)
+    onnx.checker.check_model(path, full_check=True)
+    return GraphSpec(
+        file=file_spec(folder, path),
+        external_data=file_spec(folder, data) if data.exists() else None,
+        precision=precision,
+        inputs=tuple(_tensor_spec(value) for value in model.graph.inputs),
+        outputs=tuple(_tensor_spec(value) for value in model.graph.outputs),
+        operators=sum(1 for _ in model.graph),
+        parameters=sum(_elements(value) for value in model.graph.initializers.values()),
+    )
+
+
+def _tensor_spec(value: ir.Value) -> TensorSpec:
+    assert value.name is not None and value.dtype is not None and value.shape is not None
+    shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+    return TensorSpec(name=value.name, dtype=value.dtype.numpy().name, shape=shape)
+
+
+def _elements(value: ir.Value) -> int:
+    tensor = value.const_value
+    return 0 if tensor is None or not tensor.dtype.is_floating_point() else math.prod(tensor.shape.numpy())

@@ -1,0 +1,12 @@
+"""Bundle to answers: numpy and one engine, never torch or transformers.
+
+    from catp.runtime import Pipeline
+
+    pipeline = Pipeline.load("bundle", provider="cpu")
+    answers = pipeline.generate(["photo.jpg"], ["Question: what is this? Answer:"], ratio=0.5)
+"""
+
+from catp.runtime.errors import BundleError, CatpError, ImageError, UsageError
+from catp.runtime.pipeline import Answer, Pipeline, Timings
+
+__all__ = ["Answer", "BundleError", "CatpError", "ImageError", "Pipeline", "Timings", "UsageError"]

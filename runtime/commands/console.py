@@ -1,0 +1,58 @@
+"""What the commands share: where they print, how they fail, how they show that they are busy."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from catp.runtime.errors import CatpError
+
+console = Console(stderr=True, highlight=False)
+"""People read standard error; standard output is for results and for --json."""
+
+
+def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """A user's mistake ends a command with one line and its exit code; a bug keeps its traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except CatpError as error:
+            console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+            raise typer.Exit(error.exit_code) from None
+
+    return run
+
+
+def run_command(command: Callable[..., None]) -> None:
+    """Run `command` as the whole program."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    app.command(context_settings={"help_option_names": ["-h", "--help"]})(reports_errors(command))
+    app()
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Shows a spinner with elapsed time while it lasts and one line when done; nothing where nobody watches."""
+    if not console.is_terminal:
+        yield
+        return
+    started = time.monotonic()
+    with console.status(what):
+        yield
+    console.print(f"  [green]✓[/] {escape(what)} [dim]{time.monotonic() - started:.1f} s[/]")
+
+
+def print_json_line(text: str) -> None:
+    """A machine-readable line on standard output."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

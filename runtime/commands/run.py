@@ -1,0 +1,65 @@
+"""catp-run: answer questions about images from a bundle."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from catp.runtime.commands.console import busy, print_json_line, run_command
+from catp.runtime.engines import PROVIDERS
+from catp.runtime.errors import UsageError
+from catp.runtime.pipeline import Pipeline
+
+
+class PositionMode(StrEnum):
+    """--positions"""
+
+    original = "original"
+    compact = "compact"
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(help="Folder written by catp-export.")],
+    image: Annotated[list[Path], typer.Option("--image", help="Image file; repeat with --prompt for a batch.")],
+    prompt: Annotated[
+        list[str], typer.Option("--prompt", help="Text for the image before it; an empty one asks for a caption.")
+    ],
+    ratio: Annotated[
+        float | None, typer.Option(help="Fraction of query tokens removed, 0 <= ratio < 1. Default: the bundle's.")
+    ] = None,
+    positions: Annotated[
+        PositionMode | None, typer.Option(help="Positions of kept tokens. Default: the bundle's.")
+    ] = None,
+    provider: Annotated[str, typer.Option(help=f"What executes the graphs: {', '.join(PROVIDERS)}.")] = "cpu",
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens generated at most. Default: the bundle's.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads within an operator.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON object per pair on standard output.")] = False,
+) -> None:
+    """Answer questions about images from a bundle.
+
+    Several --image/--prompt pairs run as one batch:
+
+    catp-run catp-bundle --image a.png --prompt "Question: what is in the center? Answer:"
+    """
+    if len(image) != len(prompt):
+        raise UsageError(f"{len(image)} --image and {len(prompt)} --prompt: give one prompt per image")
+    with busy("load the bundle"):
+        pipeline = Pipeline.load(bundle, provider, threads=threads)
+    with busy("answer"):
+        answers = pipeline.generate(image, prompt, ratio, positions.value if positions else None, max_new_tokens)
+    for path, answer in zip(image, answers):
+        if json_output:
+            print_json_line(json.dumps(answer.to_dict()))
+        else:
+            typer.echo(answer.answer if len(answers) == 1 else f"{path}: {answer.answer}")
+
+
+def main() -> None:
+    """Console script."""
+    run_command(run)

@@ -1,0 +1,68 @@
+"""The interface between the orchestrator and whatever executes a graph.
+
+Tensors live where the engine wants them. The orchestrator hands device tensors from engine to engine and
+copies to the host only what a person or the next decision needs; it never asks which provider it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from catp.runtime.bundle import Bundle
+
+
+class DeviceTensor(Protocol):
+    """A tensor in an engine's memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """A copy in host memory (on the CPU possibly a view, valid until the tensor is written again)."""
+        ...
+
+
+Value = np.ndarray[Any, Any] | DeviceTensor
+
+
+class Step(Protocol):
+    """A graph with its inputs and outputs bound; may be run many times."""
+
+    def update(self, name: str, value: np.ndarray[Any, Any]) -> None:
+        """Copy new content of the same shape into the bound input `name`."""
+        ...
+
+    def run(self) -> dict[str, DeviceTensor]:
+        """Execute once; the outputs by name. A preallocated output is the same tensor every time."""
+        ...
+
+
+class Engine(Protocol):
+    """One graph, loaded and ready."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
+        """A new tensor in the engine's memory."""
+        ...
+
+    def bind(self, inputs: Mapping[str, Value], outputs: Mapping[str, DeviceTensor] | None = None) -> Step:
+        """Prepare a step.
+
+        Args:
+            inputs: every input of the graph; host arrays are copied to the device.
+            outputs: preallocated outputs. The same tensor may be bound to an input and to an output: the KV
+                cache is updated in place that way. Outputs not named are allocated by the engine.
+        """
+        ...
+
+
+class Provider(Protocol):
+    """What executes graphs: ONNX Runtime on a CPU or a GPU, TensorRT."""
+
+    name: str
+
+    def engine(self, bundle: Bundle, graph: str) -> Engine:
+        """Load one graph of a bundle."""
+        ...

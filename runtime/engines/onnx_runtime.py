@@ -1,0 +1,124 @@
+"""ONNX Runtime as a provider, on the CPU or on CUDA, with inputs and outputs bound to device memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from catp.runtime.bundle import Bundle
+from catp.runtime.engines.base import DeviceTensor, Value
+from catp.runtime.errors import BundleError, UsageError
+
+try:
+    import onnxruntime as ort
+except ImportError:
+    ort = None
+
+_EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
+
+
+class OrtTensor:
+    """An OrtValue, with the name the orchestrator knows it by."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape())
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        return self.value.numpy()
+
+
+class OrtStep:
+    """An IOBinding."""
+
+    def __init__(self, engine: OrtEngine, inputs: Mapping[str, Value], outputs: Mapping[str, DeviceTensor]) -> None:
+        self._session = engine.session
+        self._device = engine.device
+        self._binding = self._session.io_binding()
+        self._inputs: dict[str, Any] = {}
+        for name, value in inputs.items():
+            ort_value = value.value if isinstance(value, OrtTensor) else engine.upload(np.asarray(value)).value
+            self._inputs[name] = ort_value
+            self._binding.bind_ortvalue_input(name, ort_value)
+        self._outputs = {name: tensor for name, tensor in outputs.items() if isinstance(tensor, OrtTensor)}
+        for name, tensor in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, tensor.value)
+        self._free = [name for name in engine.output_names if name not in self._outputs]
+
+    def update(self, name: str, value: np.ndarray[Any, Any]) -> None:
+        self._inputs[name].update_inplace(np.ascontiguousarray(value))
+
+    def run(self) -> dict[str, DeviceTensor]:
+        for name in self._free:
+            self._binding.bind_output(name, self._device)
+        self._session.run_with_iobinding(self._binding)
+        result: dict[str, DeviceTensor] = dict(self._outputs)
+        if self._free:
+            # Bound outputs come back in the order of binding; the free ones were bound last.
+            values = self._binding.get_outputs()[-len(self._free) :]
+            result.update((name, OrtTensor(value)) for name, value in zip(self._free, values))
+        return result
+
+
+class OrtEngine:
+    """One InferenceSession."""
+
+    def __init__(self, session: Any, device: str) -> None:
+        self.session = session
+        self.device = device
+        self.output_names = [output.name for output in session.get_outputs()]
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
+        return self.upload(np.zeros(shape, dtype))
+
+    def upload(self, array: np.ndarray[Any, Any]) -> OrtTensor:
+        return OrtTensor(ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device, 0))
+
+    def bind(self, inputs: Mapping[str, Value], outputs: Mapping[str, DeviceTensor] | None = None) -> OrtStep:
+        return OrtStep(self, inputs, outputs or {})
+
+
+class OrtProvider:
+    """Opens graphs with one of ONNX Runtime's execution providers.
+
+    Raises:
+        UsageError: ONNX Runtime is not installed, or this build of it does not have the execution provider.
+    """
+
+    def __init__(self, name: str, threads: int | None = None) -> None:
+        self.name = name
+        self._threads = threads
+        self._execution_provider = _EXECUTION_PROVIDERS[name]
+        install = f"install it with: pip install 'catp-exporter[{_EXTRAS[name]}]'"
+        if ort is None:
+            raise UsageError(f"provider {name}: ONNX Runtime is not installed; {install}")
+        if self._execution_provider not in ort.get_available_providers():
+            raise UsageError(
+                f"provider {name}: this ONNX Runtime has no {self._execution_provider}; "
+                f"uninstall onnxruntime, then {install}"
+            )
+
+    def engine(self, bundle: Bundle, graph: str) -> OrtEngine:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors; they come back as exceptions
+        if self._threads:
+            options.intra_op_num_threads = self._threads
+        path = bundle.graph_file(graph)
+        try:
+            session = ort.InferenceSession(str(path), options, providers=[self._execution_provider])
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
+            reason = str(error).splitlines()[0]
+            raise BundleError(f"bundle {bundle.path}: ONNX Runtime can't load {path.name}: {reason}") from error
+        if session.get_providers()[0] != self._execution_provider:
+            # It falls back silently where CUDA or cuDNN libraries are missing; a benchmark must not.
+            raise UsageError(
+                f"provider {self.name}: {self._execution_provider} could not start (are the CUDA and cuDNN libraries "
+                "of this ONNX Runtime installed?); use --provider cpu to run on the CPU"
+            )
+        return OrtEngine(session, self.name)

@@ -1,0 +1,30 @@
+"""The errors a user can cause or must act on; everything else keeps its traceback.
+
+Messages say what was given, what is accepted and what to do, in one line.
+"""
+
+from __future__ import annotations
+
+
+class CatpError(Exception):
+    """A run or a check failed. Commands print the message and exit with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(CatpError):
+    """What was asked for can't be done as asked: the user has to change the call."""
+
+    exit_code = 2
+
+
+class BundleError(CatpError):
+    """A bundle is missing something, was altered, or was written by a newer version."""
+
+
+class ImageError(CatpError):
+    """An image can't be read or is refused."""
+
+
+class ParityError(CatpError):
+    """Exported graphs do not reproduce the checkpoint; nothing was published."""

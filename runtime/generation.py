@@ -1,0 +1,160 @@
+"""Greedy generation with the language model graph: one prefill, then one decode step per token.
+
+Positions are separate from cache slots, rows are padded on the right, and the graph itself masks what a token
+must not see (`export/graphs/language_model.py` is the other side of this contract).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from catp.runtime.engines.base import Engine, Step, Value
+from catp.runtime.errors import UsageError
+from catp.runtime.kv_cache import Cache, bucket
+from catp.runtime.manifest import GraphSpec, TextSpec
+
+@dataclass
+class Generation:
+    """What one batch generated."""
+
+    token_ids: list[list[int]]  # per row, EOS included where it was reached
+    prefill_seconds: float = 0.0
+    decode_seconds: list[float] = field(default_factory=list)  # one per decode step
+
+
+class LanguageModel:
+    """The language model of a bundle on one engine."""
+
+    def __init__(self, engine: Engine, graph: GraphSpec, text: TextSpec) -> None:
+        self._engine = engine
+        self._graph = graph
+        self._text = text
+        self._width = int(graph.input("prefix_embeds").shape[2])
+        self._embeds_dtype = graph.input("prefix_embeds").dtype
+        self._cache: Cache | None = None
+
+    def generate(
+        self,
+        prefix_embeds: Value,
+        prefix_positions: Value,
+        position_start: int,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+    ) -> Generation:
+        """Continue each prompt greedily until EOS, `max_new_tokens`, or the last position the model has.
+
+        Args:
+            prefix_embeds: [B, k, D] in the graph's dtype, the image's kept tokens.
+            prefix_positions: int64 [B, k].
+            position_start: position of each prompt's first token.
+            prompts: B lists of at least one token id; of different length if need be.
+            max_new_tokens: at least 1.
+
+        Raises:
+            UsageError: a prompt does not fit the model's positions.
+        """
+        batch, kept = prefix_embeds.shape[:2]
+        lengths = np.array([len(p) for p in prompts], np.int64)
+        room = self._text.max_positions - position_start - lengths  # positions left after each prompt
+        if room.min() < 0:
+            raise UsageError(
+                f"prompt: {lengths.max()} tokens after {position_start} image positions; "
+                f"this model has {self._text.max_positions} positions, so give at most "
+                f"{self._text.max_positions - position_start} tokens"
+            )
+        # The last token generated needs no position of its own: it is never fed back.
+        limits = np.minimum(max_new_tokens, room + 1)
+        steps = int(limits.max())
+        cache = self._cache_for(batch, kept + int(lengths.max()) + steps - 1)
+
+        started = time.perf_counter()
+        prefill = bind_prefill(
+            self._engine,
+            self._graph,
+            prefix_embeds,
+            prefix_positions,
+            position_start,
+            prompts,
+            self._text.pad_token_id,
+            cache,
+        )
+        tokens = prefill.run()["next_token"].numpy().copy()
+        result = Generation([[] for _ in prompts], time.perf_counter() - started)
+
+        finished = self._record(result, tokens, limits, np.zeros(batch, bool))
+        if finished.all():
+            return result
+        positions, slots = position_start + lengths, kept + lengths
+        decode = self._engine.bind(
+            {
+                "input_ids": tokens[:, None],
+                "prefix_embeds": np.zeros((batch, 0, self._width), self._embeds_dtype),
+                "prefix_positions": np.zeros((batch, 0), np.int64),
+                "position_start": positions,
+                "write_indices": slots,
+                "last_indices": np.zeros(batch, np.int64),
+                **cache.inputs,
+            },
+            {**cache.outputs, "next_token": self._engine.zeros((batch,), "int64")},
+        )
+        while True:
+            started = time.perf_counter()
+            tokens = decode.run()["next_token"].numpy().copy()
+            result.decode_seconds.append(time.perf_counter() - started)
+            finished = self._record(result, tokens, limits, finished)
+            if finished.all():
+                return result
+            # A finished row stays where it is, so it never leaves the cache or the positions.
+            positions, slots = positions + ~finished, slots + ~finished
+            decode.update("input_ids", tokens[:, None])
+            decode.update("position_start", positions)
+            decode.update("write_indices", slots)
+
+    def _record(
+        self, result: Generation, tokens: np.ndarray, limits: np.ndarray, finished: np.ndarray
+    ) -> np.ndarray:
+        """Append the new tokens to the rows still running; which rows are finished now."""
+        for row, token in enumerate(tokens):
+            if not finished[row]:
+                result.token_ids[row].append(int(token))
+        full = np.array([len(ids) for ids in result.token_ids]) >= limits
+        return finished | full | np.isin(tokens, self._text.eos_token_ids)
+
+    def _cache_for(self, batch: int, slots: int) -> Cache:
+        """A cache of at least `slots` slots, the previous one where it has the right size."""
+        if self._cache is None or (self._cache.batch, self._cache.slots) != (batch, bucket(slots)):
+            self._cache = None  # let go of the old buffers before the new ones are made
+            self._cache = Cache(self._engine, self._graph, batch, slots)
+        return self._cache
+
+
+def bind_prefill(
+    engine: Engine,
+    graph: GraphSpec,
+    prefix_embeds: Value,
+    prefix_positions: Value,
+    position_start: int,
+    prompts: Sequence[Sequence[int]],
+    pad_token_id: int,
+    cache: Cache | None = None,
+) -> Step:
+    """The language model's first pass, bound and ready to run: prefix [B, k, D], then B prompts padded on the right."""
+    batch, kept = prefix_embeds.shape[:2]
+    lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+    padded = np.full((batch, int(lengths.max())), pad_token_id, np.int64)
+    for row, prompt in zip(padded, prompts):
+        row[: len(prompt)] = prompt
+    cache = cache or Cache(engine, graph, batch, kept + padded.shape[1])
+    inputs: dict[str, Value] = {
+        "input_ids": padded,
+        "prefix_embeds": prefix_embeds,
+        "prefix_positions": prefix_positions,
+        "position_start": np.full(batch, position_start, np.int64),
+        "write_indices": np.zeros(batch, np.int64),
+        "last_indices": kept + lengths - 1,
+    }
+    return engine.bind({**inputs, **cache.inputs}, cache.outputs)

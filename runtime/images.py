@@ -1,0 +1,137 @@
+"""Images: files to upright RGB pictures, and pictures to the vision encoder's `pixel_values`.
+
+Preprocessing follows Hugging Face's PIL image processors (resize on 8-bit pixels, rescale, normalise), so
+that a bundle sees the pixels its checkpoint was trained on.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field
+
+from catp.runtime.errors import ImageError, UsageError
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused from their header, before a byte of pixels is decoded (decompression bombs)."""
+
+MAX_ASPECT = 500
+"""A picture more stretched than this has nothing left to see at the encoder's square input."""
+
+ImageSource = str | os.PathLike[str] | Image.Image
+
+
+class ImageSpec(BaseModel):
+    """How pixels become `pixel_values`; the names are those of `preprocessor_config.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    resample: int = Field(ge=0, le=5, description="PIL.Image.Resampling")
+    do_rescale: bool = True
+    rescale_factor: float = Field(default=1 / 255, gt=0)
+    do_normalize: bool = True
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+    @classmethod
+    def from_preprocessor_config(cls, config: Mapping[str, Any]) -> ImageSpec:
+        """Read the settings of a `preprocessor_config.json`.
+
+        Raises:
+            UsageError: the configuration asks for something BLIP-2 processors don't do (center crop,
+                shortest-edge resizing, no resizing at all).
+        """
+        size = config.get("size") or {}
+        if not {"height", "width"} <= set(size):
+            raise UsageError(f"preprocessor_config.json: size is {size}; a BLIP-2 processor has height and width")
+        for flag in ("do_center_crop", "do_pad"):
+            if config.get(flag):
+                raise UsageError(f"preprocessor_config.json: {flag} is set; BLIP-2 processors only resize")
+        if config.get("do_resize") is False:
+            raise UsageError("preprocessor_config.json: do_resize is false; the vision encoder's input size is fixed")
+        return cls(
+            height=size["height"],
+            width=size["width"],
+            resample=config.get("resample", Image.Resampling.BICUBIC),
+            do_rescale=config.get("do_rescale", True),
+            rescale_factor=config.get("rescale_factor", 1 / 255),
+            do_normalize=config.get("do_normalize", True),
+            image_mean=tuple(config["image_mean"]),
+            image_std=tuple(config["image_std"]),
+        )
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """An upright 8-bit RGB picture from a file or a PIL image.
+
+    EXIF rotation is applied, transparency is laid on white, 16-bit greys are scaled (not clipped) to 8 bits,
+    and palettes, greyscale and CMYK are converted.
+
+    Raises:
+        ImageError: the file is missing, empty, not an image, truncated, or larger than `MAX_PIXELS`.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source)
+    path = Path(source)
+    if not path.is_file():
+        raise ImageError(f"image {path}: no such file")
+    if path.stat().st_size == 0:
+        raise ImageError(f"image {path}: the file is empty")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns at a threshold of its own; ours is checked below, before anything is decoded.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                _check_size(image, path)
+                image.load()
+                return _to_rgb(image)
+    except UnidentifiedImageError:
+        raise ImageError(f"image {path}: not an image Pillow can read (PNG, JPEG, WebP, TIFF, BMP, GIF, ...)") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"image {path}: refused, more than {MAX_PIXELS:,} pixels") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on broken data
+        raise ImageError(f"image {path}: broken or truncated ({error})") from None
+
+
+def _check_size(image: Image.Image, path: Path) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"image {path}: refused, {width} x {height} is more than {MAX_PIXELS:,} pixels")
+    if min(width, height) == 0 or max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"image {path}: refused, {width} x {height} is stretched more than {MAX_ASPECT}:1")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+        # Pillow's own conversion clips at 255, which turns most 16-bit pictures white.
+        values = np.asarray(image).astype(np.float64)
+        top = 65535.0 if image.mode.startswith("I") else max(float(values.max(initial=0.0)), 1.0)
+        image = Image.fromarray(np.clip(np.nan_to_num(values) * (255.0 / top), 0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def preprocess(images: Sequence[Image.Image], spec: ImageSpec) -> np.ndarray:
+    """`pixel_values` float32 [B, 3, H, W] of RGB pictures of any size."""
+    batch = np.empty((len(images), 3, spec.height, spec.width), np.float32)
+    # One multiply and one add a pixel: (x * rescale - mean) / std.
+    scale, shift = np.float32(spec.rescale_factor if spec.do_rescale else 1.0), np.float32(0.0)
+    if spec.do_normalize:
+        mean, std = np.float32(spec.image_mean), np.float32(spec.image_std)
+        scale, shift = scale / std, -mean / std
+    for row, image in zip(batch, images):
+        resized = image.resize((spec.width, spec.height), Image.Resampling(spec.resample))
+        row[...] = (np.asarray(resized, np.float32) * scale + shift).transpose(2, 0, 1)
+    return batch

@@ -1,0 +1,32 @@
+"""The KV cache: one buffer per layer and kind, which the language model graph reads and writes in place."""
+
+from __future__ import annotations
+
+from catp.runtime.engines.base import DeviceTensor, Engine
+from catp.runtime.manifest import GraphSpec
+
+SLOT_BUCKET = 32
+"""Cache lengths are multiples of this: attention costs what the cache is long, so it is no longer than needed."""
+
+
+def bucket(slots: int) -> int:
+    """The cache length that `slots` tokens get."""
+    return -(-slots // SLOT_BUCKET) * SLOT_BUCKET
+
+
+class Cache:
+    """KV cache buffers under the graph's input names and, the same ones, under its output names.
+
+    They start as zeros: a masked slot still enters a product, and 0 times uninitialised memory may be NaN.
+    """
+
+    def __init__(self, engine: Engine, graph: GraphSpec, batch: int, slots: int) -> None:
+        self.batch, self.slots = batch, bucket(slots)
+        self.inputs: dict[str, DeviceTensor] = {}
+        self.outputs: dict[str, DeviceTensor] = {}
+        for spec in graph.inputs:
+            if spec.name.startswith("past_key_values."):
+                _, heads, _, width = spec.shape
+                buffer = engine.zeros((batch, int(heads), self.slots, int(width)), spec.dtype)
+                self.inputs[spec.name] = buffer
+                self.outputs[spec.name.replace("past_key_values.", "present.")] = buffer

@@ -1,0 +1,134 @@
+"""catp.json: what a bundle contains, validated when it is read and when it is written."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from catp.runtime.images import ImageSpec
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "catp.json"
+GRAPHS = ("vision_encoder", "qformer_voting", "language_model")
+
+Positions = Literal["original", "compact"]
+"""Whether kept tokens keep the positions they had before pruning or close ranks."""
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or PurePosixPath(path).is_absolute() or ".." in parts or "\\" in path or ":" in path:
+        raise ValueError(f"{path!r} is not a path inside the bundle")
+    return path
+
+
+PathInBundle = Annotated[str, AfterValidator(_inside)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileSpec(_Strict):
+    """A file of the bundle and what it must contain."""
+
+    path: PathInBundle
+    size: int = Field(ge=0, description="bytes")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class TensorSpec(_Strict):
+    """An input or output of a graph; free dimensions are named."""
+
+    name: str
+    dtype: str = Field(description="as numpy names it")
+    shape: tuple[int | str, ...]
+
+
+class GraphSpec(_Strict):
+    """One exported ONNX graph."""
+
+    file: FileSpec
+    external_data: FileSpec | None = None
+    precision: Literal["fp32", "fp16"]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    operators: int = Field(description="nodes of the graph")
+    parameters: int = Field(description="elements of the graph's weights")
+
+    def input(self, name: str) -> TensorSpec:
+        return next(t for t in self.inputs if t.name == name)
+
+
+class ModelSpec(_Strict):
+    """Where the weights came from."""
+
+    id: str
+    revision: str | None = None
+    family: str
+
+
+class PruningSpec(_Strict):
+    """How query tokens are chosen."""
+
+    method: str
+    options: dict[str, Any] = {}
+    ratio: float = Field(ge=0, lt=1, description="default; `num_kept` is an input of the graph")
+    positions: Positions = "original"
+    num_query_tokens: int = Field(ge=1)
+
+
+class TextSpec(_Strict):
+    """How a prompt becomes tokens and where generation ends."""
+
+    prompt_template: str = "{prompt}"
+    pad_token_id: int
+    eos_token_ids: tuple[int, ...]
+    vocab_size: int
+    max_positions: int = Field(description="position ids that the language model has")
+    max_new_tokens: int = Field(default=20, ge=1, description="default")
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _has_prompt(cls, template: str) -> str:
+        if "{prompt}" not in template:
+            raise ValueError("prompt_template must contain {prompt}")
+        return template
+
+
+class ParityCheck(_Strict):
+    """One comparison of the exported graphs with the checkpoint run by PyTorch."""
+
+    subject: str
+    measure: str
+    value: float
+    limit: float
+    passed: bool
+
+
+class Manifest(_Strict):
+    """The whole of catp.json."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model: ModelSpec
+    pruning: PruningSpec
+    precision: Literal["fp32", "fp16"]
+    image: ImageSpec
+    text: TextSpec
+    graphs: dict[str, GraphSpec]
+    files: tuple[FileSpec, ...] = Field(description="tokenizer and configuration, as the Hub names them")
+    versions: dict[str, str] = Field(description="libraries that wrote the bundle")
+    parity: tuple[ParityCheck, ...]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Manifest:
+        missing = [name for name in GRAPHS if name not in self.graphs]
+        if missing:
+            raise ValueError(f"graphs: {', '.join(missing)} missing")
+        return self
+
+    def all_files(self) -> list[FileSpec]:
+        graphs = self.graphs.values()
+        return [*(g.file for g in graphs), *(g.external_data for g in graphs if g.external_data), *self.files]
