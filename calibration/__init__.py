@@ -1,0 +1,1 @@
+"""Data to decisions: what accuracy a bundle keeps, and with which ratio and precision."""

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -175,8 +175,11 @@ class Pipeline:
     ) -> Generation:
         """Generate after the kept tokens; prompts are token ids, one list per image."""
         pruning = self.manifest.pruning
+        mode = positions or pruning.positions
+        if mode not in get_args(Positions):
+            raise UsageError(f"positions {mode!r}: unknown; accepted: {', '.join(get_args(Positions))}")
         batch, kept = pruned.kept_indices.shape
-        if (positions or pruning.positions) == "original":
+        if mode == "original":
             # As in training: kept tokens stay where they were, and the text begins after all N.
             where: Value = pruned.kept_indices
             start = pruning.num_query_tokens

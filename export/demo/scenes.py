@@ -75,9 +75,11 @@ def random_scene(rng: np.random.Generator, split: Split) -> Scene:
     """A scene of the wanted split, by rejection: layouts decide the split, not the generator."""
     while True:
         count = int(rng.integers(2, 6))
-        cells = sorted(int(c) for c in rng.choice(GRID * GRID, count, replace=False))
-        colors = rng.permutation(list(COLORS))[:count]
-        scene = Scene(tuple(Thing(c, str(color), str(rng.choice(SHAPES))) for c, color in zip(cells, colors)))
+        cells = np.sort(rng.permutation(GRID * GRID)[:count])
+        colors = rng.permutation(len(COLORS))[:count]
+        shapes = rng.integers(len(SHAPES), size=count)
+        names = list(COLORS)
+        scene = Scene(tuple(Thing(int(c), names[k], SHAPES[s]) for c, k, s in zip(cells, colors, shapes)))
         if scene.split == split:
             return scene
 

@@ -14,6 +14,7 @@ Attention maps are never supervised: what a voting method makes of them is its o
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -52,11 +53,11 @@ class Recipe:
 
     seed: int = 0
     images_per_batch: int = 64
-    questions_per_image: int = 4
+    questions_per_image: int = 5
     auxiliary_steps: int = 500
-    joint_steps: int = 1300
-    language_steps: int = 600
-    learning_rate: float = 1e-3
+    joint_steps: int = 1200
+    language_steps: int = 500
+    learning_rate: float = 1.5e-3
     language_learning_rate: float = 5e-4
     auxiliary_weight: float = 0.3
 
@@ -122,7 +123,8 @@ def make_model(processor: Blip2Processor) -> Blip2ForConditionalGeneration:
         # Strong identities at the input and weak mixing inside: what keeps the queries apart.
         model.query_tokens.normal_(0, 1)
         model.vision_model.embeddings.position_embedding.normal_(0, 1)
-        model.language_model.model.decoder.embed_positions.weight.normal_(0, 1)
+        # The language model's positions are weaker, of the size of its word embeddings: they must not drown them.
+        model.language_model.model.decoder.embed_positions.weight.normal_(0, 0.1)
         for layer in model.qformer.encoder.layer:
             layer.attention.output.dense.weight.mul_(0.1)
             layer.output_query.dense.weight.mul_(0.3)
@@ -150,6 +152,13 @@ class Batches(torch.utils.data.Dataset[Batch]):
         self.tokenizer, self.recipe, self.split, self.count = processor.tokenizer, recipe, split, count
         self.image_spec = ImageSpec.from_preprocessor_config(processor.image_processor.to_dict())
 
+        # There are only some hundred different prompts, and tokenising is slower than drawing.
+        self._tokenize = functools.cache(self._tokenize_once)
+
+    def _tokenize_once(self, question: scenes.Question) -> tuple[list[int], list[int]]:
+        prompt = self.tokenizer(question.prompt).input_ids
+        return prompt, self.tokenizer(f" {question.answer}", add_special_tokens=False).input_ids
+
     def __len__(self) -> int:
         return self.count
 
@@ -165,8 +174,7 @@ class Batches(torch.utils.data.Dataset[Batch]):
         sequences, answer_starts = [], []
         for scene in rows:
             for question in scenes.questions(scene, rng, self.recipe.questions_per_image):
-                prompt = self.tokenizer(question.prompt).input_ids
-                answer = self.tokenizer(f" {question.answer}", add_special_tokens=False).input_ids
+                prompt, answer = self._tokenize(question)
                 sequences.append([*prompt, *answer, EOS])
                 answer_starts.append(len(prompt))
         length = max(map(len, sequences))
