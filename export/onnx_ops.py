@@ -13,8 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -70,8 +69,8 @@ def onnx_attention(model: torch.nn.Module) -> Iterator[None]:
 
     A module that runs under it outside a trace computes nothing: symbolic operators have no eager kernel.
     """
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    configs |= {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    found = [getattr(module, "config", None) for module in model.modules()]
+    configs: dict[int, Any] = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
     before = {key: config._attn_implementation for key, config in configs.items()}
     try:
         for config in configs.values():
@@ -118,6 +117,9 @@ def tied_linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
 class SlotLayer(CacheLayerMixin):
     """One layer's cache of M slots, keys and values [B, H, M, d], written in place at `write_indices` [B]."""
 
+    keys: Any
+    values: Any
+
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, write_indices: torch.Tensor) -> None:
         super().__init__()
         self.keys, self.values, self.write_indices = keys, values, write_indices
@@ -147,8 +149,3 @@ class SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return self.keys.shape[2]
-
-
-def slot_cache(keys: list[torch.Tensor], values: list[torch.Tensor], write_indices: torch.Tensor) -> Cache:
-    """A Hugging Face cache over preallocated buffers, one pair [B, H, M, d] per layer."""
-    return Cache(layers=[SlotLayer(k, v, write_indices) for k, v in zip(keys, values)])

@@ -108,7 +108,7 @@ def check_parity(bundle: Bundle, references: References) -> list[ParityCheck]:
     return [*checks, *_end_to_end(Pipeline(bundle, provider), references)]
 
 
-def _check(subject: str, measure: str, value: float, limit: float) -> ParityCheck:
+def _check(subject: str, measure: str, value: float | np.floating, limit: float) -> ParityCheck:
     # NaN compares false, and so fails.
     return ParityCheck(subject=subject, measure=measure, value=float(value), limit=limit, passed=bool(value <= limit))
 
@@ -121,7 +121,9 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 def _vision(engine: Engine, references: References, limit: float) -> ParityCheck:
     actual = engine.bind({"pixel_values": references.pixel_values}).run()["image_embeds"].numpy()
-    return _check("vision_encoder", "image_embeds: relative error", relative_error(actual, references.image_embeds), limit)
+    return _check(
+        "vision_encoder", "image_embeds: relative error", relative_error(actual, references.image_embeds), limit
+    )
 
 
 def _qformer(engine: Engine, bundle: Bundle, references: References, limit: float) -> Iterator[ParityCheck]:
@@ -130,16 +132,22 @@ def _qformer(engine: Engine, bundle: Bundle, references: References, limit: floa
     outputs = {name: tensor.numpy() for name, tensor in engine.bind(inputs).run().items()}
     kept_indices, scores = outputs["kept_indices"], outputs["token_scores"]
     expected = np.take_along_axis(references.query_embeds, kept_indices[:, :, None], axis=1)
-    yield _check("qformer_voting", "kept_embeds: relative error", relative_error(outputs["kept_embeds"], expected), limit)
+    yield _check(
+        "qformer_voting", "kept_embeds: relative error", relative_error(outputs["kept_embeds"], expected), limit
+    )
     votes = references.votes
     if dtype == "float32":  # in half precision the graph is given rounded image embeddings, and votes on those
         excess = np.abs(scores - votes.scores) - votes.slack
         yield _check("qformer_voting", "token_scores: points off beyond near ties", excess.max(initial=0), 0)
     wrong = unexplained(kept_indices, references.kept_indices, votes)
     rows = len(kept_indices)
-    yield _check("qformer_voting", "kept sets that differ beyond near ties", wrong / rows, 0 if dtype == "float32" else 0.5)
+    yield _check(
+        "qformer_voting", "kept sets that differ beyond near ties", wrong / rows, 0 if dtype == "float32" else 0.5
+    )
     top = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, : references.kept], axis=1)
-    yield _check("qformer_voting", "kept sets that are not the top of the graph's scores", (top != kept_indices).any(1).mean(), 0)
+    yield _check(
+        "qformer_voting", "kept sets that are not the top of the graph's scores", (top != kept_indices).any(1).mean(), 0
+    )
 
 
 def unexplained(actual: np.ndarray, expected: np.ndarray, votes: Votes) -> int:
@@ -184,7 +192,9 @@ def _end_to_end(pipeline: Pipeline, references: References) -> Iterator[ParityCh
     images = [sample.image for sample in references.samples]
     prompts = [sample.prompt for sample in references.samples]
     ids = [pipeline.tokenize(prompt) for prompt in prompts]
-    yield _check("tokenizer", "prompts with other token ids", sum(a != e for a, e in zip(ids, references.prompt_ids)), 0)
+    yield _check(
+        "tokenizer", "prompts with other token ids", sum(a != e for a, e in zip(ids, references.prompt_ids)), 0
+    )
 
     std = np.array(pipeline.manifest.image.image_std)[:, None, None]
     difference = np.abs(pipeline.preprocess(images) - references.pixel_values) * std

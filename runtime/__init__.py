@@ -1,9 +1,9 @@
 """Bundle to answers: numpy and one engine, never torch or transformers.
 
-    from catp.runtime import Pipeline
+from catp.runtime import Pipeline
 
-    pipeline = Pipeline.load("bundle", provider="cpu")
-    answers = pipeline.generate(["photo.jpg"], ["Question: what is this? Answer:"], ratio=0.5)
+pipeline = Pipeline.load("bundle", provider="cpu")
+answers = pipeline.generate(["photo.jpg"], ["Question: what is this? Answer:"], ratio=0.5)
 """
 
 from catp.runtime.errors import BundleError, CatpError, ImageError, UsageError

@@ -17,6 +17,7 @@ from catp.runtime.errors import UsageError
 from catp.runtime.kv_cache import Cache, bucket
 from catp.runtime.manifest import GraphSpec, TextSpec
 
+
 @dataclass
 class Generation:
     """What one batch generated."""
@@ -114,9 +115,7 @@ class LanguageModel:
             decode.update("position_start", positions)
             decode.update("write_indices", slots)
 
-    def _record(
-        self, result: Generation, tokens: np.ndarray, limits: np.ndarray, finished: np.ndarray
-    ) -> np.ndarray:
+    def _record(self, result: Generation, tokens: np.ndarray, limits: np.ndarray, finished: np.ndarray) -> np.ndarray:
         """Append the new tokens to the rows still running; which rows are finished now."""
         for row, token in enumerate(tokens):
             if not finished[row]:

@@ -127,9 +127,10 @@ def preprocess(images: Sequence[Image.Image], spec: ImageSpec) -> np.ndarray:
     """`pixel_values` float32 [B, 3, H, W] of RGB pictures of any size."""
     batch = np.empty((len(images), 3, spec.height, spec.width), np.float32)
     # One multiply and one add a pixel: (x * rescale - mean) / std.
-    scale, shift = np.float32(spec.rescale_factor if spec.do_rescale else 1.0), np.float32(0.0)
+    scale: np.ndarray | np.float32 = np.float32(spec.rescale_factor if spec.do_rescale else 1.0)
+    shift: np.ndarray | np.float32 = np.float32(0.0)
     if spec.do_normalize:
-        mean, std = np.float32(spec.image_mean), np.float32(spec.image_std)
+        mean, std = np.asarray(spec.image_mean, np.float32), np.asarray(spec.image_std, np.float32)
         scale, shift = scale / std, -mean / std
     for row, image in zip(batch, images):
         resized = image.resize((spec.width, spec.height), Image.Resampling(spec.resample))

@@ -116,7 +116,9 @@ class Pipeline:
             ImageError: an image can't be read.
         """
         if len(images) != len(prompts) or not images:
-            raise UsageError(f"{len(images)} images and {len(prompts)} prompts: give one prompt per image, at least one")
+            raise UsageError(
+                f"{len(images)} images and {len(prompts)} prompts: give one prompt per image, at least one"
+            )
         kept = self.num_kept(ratio)
         limit = self.manifest.text.max_new_tokens if max_new_tokens is None else max_new_tokens
         if limit < 1:

@@ -44,9 +44,7 @@ def evaluate_bundle(
     examples = ((example.image, example.question) for example in scenes.examples(limit, seed))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("questions", total=limit)
-        scores = evaluate(
-            pipeline, examples, wanted, POSITIONS, batch_size, lambda done: progress.advance(task, done)
-        )
+        scores = evaluate(pipeline, examples, wanted, POSITIONS, batch_size, lambda done: progress.advance(task, done))
     if json_output:
         print_json_line(json.dumps({"schema_version": 1, "data": data, "seed": seed, "scores": _to_json(scores)}))
     else:

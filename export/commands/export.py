@@ -39,8 +39,10 @@ class Precision(StrEnum):
 def export(
     ratio: Annotated[
         float | None,
-        typer.Option(help="Default fraction of query tokens removed, 0 <= ratio < 1; catp-run can choose another. "
-                          "[default: 0.5, with --method none 0]"),
+        typer.Option(
+            help="Default fraction of query tokens removed, 0 <= ratio < 1; catp-run can choose another. "
+            "[default: 0.5, with --method none 0]"
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help=f"Checkpoint: a local folder or a Hub id ({EXAMPLE_MODEL}). Default: the demo.")

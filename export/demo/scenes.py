@@ -100,7 +100,9 @@ def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
     return image
 
 
-def _draw_shape(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, color: tuple[int, int, int]) -> None:
+def _draw_shape(
+    pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, color: tuple[int, int, int]
+) -> None:
     if shape == "circle":
         pen.ellipse((x - r, y - r, x + r, y + r), fill=color)
     elif shape == "square":

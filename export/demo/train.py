@@ -295,7 +295,7 @@ def query_spread(model: Blip2ForConditionalGeneration, batches: Batches) -> floa
 def train(recipe: Recipe, processor: Blip2Processor) -> tuple[Blip2ForConditionalGeneration, dict[str, float]]:
     torch.manual_seed(recipe.seed)
     model = make_model(processor)
-    reader = CellReader(model.config.qformer_config.hidden_size)
+    reader = CellReader(model.query_tokens.shape[-1])
     held_out = Batches(processor, recipe, "held-out", 4)
     rng = np.random.default_rng(recipe.seed)
     everything = torch.ones(recipe.images_per_batch, QUERIES, dtype=torch.bool)
@@ -346,7 +346,9 @@ def train(recipe: Recipe, processor: Blip2Processor) -> tuple[Blip2ForConditiona
         optimizer.step()
         schedule.step()
         if (step + 1) % 100 == 0:
-            print(f"language step {step + 1:5d}  loss {loss.item():.4f}  {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"language step {step + 1:5d}  loss {loss.item():.4f}  {time.monotonic() - started:.0f} s", flush=True
+            )
 
     model.requires_grad_(True).eval()
     model.half().float()  # measure what is shipped: the checkpoint is stored in float16

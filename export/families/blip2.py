@@ -24,7 +24,7 @@ class Blip2DecoderOnly:
     def model_class(self) -> type[Blip2ForConditionalGeneration]:
         return Blip2ForConditionalGeneration
 
-    def check(self, model: Blip2ForConditionalGeneration, name: str) -> None:
+    def check(self, model: Any, name: str) -> None:
         lm = model.language_model
         if "position_ids" not in inspect.signature(lm.base_model.forward).parameters:
             raise UsageError(
@@ -37,12 +37,12 @@ class Blip2DecoderOnly:
                 "which the exported cache does not have; accepted: full attention"
             )
 
-    def to_half(self, model: Blip2ForConditionalGeneration) -> None:
+    def to_half(self, model: Any) -> None:
         # The Q-Former stays float32, as transformers keeps it when it loads BLIP-2 in half precision.
         for part in (model.vision_model, model.language_projection, model.language_model):
             part.half()
 
-    def graphs(self, model: Blip2ForConditionalGeneration, method: VotingMethod) -> Iterator[Graph]:
+    def graphs(self, model: Any, method: VotingMethod) -> Iterator[Graph]:
         config = model.config
         height, width = _pair(config.vision_config.image_size)
         yield vision_encoder.graph(model.vision_model, height, width)
@@ -54,13 +54,11 @@ class Blip2DecoderOnly:
         yield language_model.graph(model.language_model, _cache_shapes(model.language_model))
 
     @torch.no_grad()
-    def image_embeds(self, model: Blip2ForConditionalGeneration, pixel_values: torch.Tensor) -> torch.Tensor:
+    def image_embeds(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
         return model.vision_model(pixel_values).last_hidden_state
 
     @torch.no_grad()
-    def query_embeds(
-        self, model: Blip2ForConditionalGeneration, image_embeds: torch.Tensor
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def query_embeds(self, model: Any, image_embeds: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         maps: list[torch.Tensor] = []
         # Hooks on the modules themselves: what transformers records as `attentions` also holds other maps.
         hooks = [
@@ -85,6 +83,6 @@ def _pair(size: Any) -> tuple[int, int]:
 @torch.no_grad()
 def _cache_shapes(lm: Any) -> list[tuple[int, int]]:
     """(key-value heads, head width) of every layer, as the model itself writes them."""
-    cache = DynamicCache(config=lm.config)
+    cache: Any = DynamicCache(config=lm.config)
     lm(input_ids=torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
     return [(layer.keys.shape[1], layer.keys.shape[3]) for layer in cache.layers]

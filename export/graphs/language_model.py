@@ -13,8 +13,10 @@ any later token can see it, so there is no attention-mask input.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from catp.export import onnx_ops
 from catp.export.graphs import Graph
@@ -23,7 +25,7 @@ from catp.export.graphs import Graph
 class LanguageModelStep(torch.nn.Module):
     """One prefill or decode step of a decoder-only language model."""
 
-    def __init__(self, language_model: PreTrainedModel) -> None:
+    def __init__(self, language_model: Any) -> None:
         super().__init__()
         self.embedding = language_model.get_input_embeddings()
         self.decoder = language_model.base_model
@@ -44,18 +46,18 @@ class LanguageModelStep(torch.nn.Module):
         text_positions = position_start[:, None] + torch.arange(input_ids.shape[1])
         written = write_indices[:, None] + torch.arange(embeds.shape[1])
         mask = torch.arange(past_keys[0].shape[2]) <= written[:, None, :, None]  # bool [B, 1, K+S, M]
-        cache = onnx_ops.slot_cache(past_keys, past_values, write_indices)
+        layers = [onnx_ops.SlotLayer(k, v, write_indices) for k, v in zip(past_keys, past_values)]
         hidden = self.decoder(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=torch.cat([prefix_positions, text_positions], 1),
-            past_key_values=cache,
+            past_key_values=Cache(layers=layers),
             use_cache=True,
         ).last_hidden_state
         # Only the last real token of each row goes through the head: [B, V], never [B, S, V].
         last = hidden.gather(1, last_indices[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
         logits = onnx_ops.tied_linear(last, self.head.weight, self.head.bias).float()
-        return logits, logits.argmax(-1), [c.keys for c in cache.layers], [c.values for c in cache.layers]
+        return logits, logits.argmax(-1), [layer.keys for layer in layers], [layer.values for layer in layers]
 
 
 def cache_names(layers: int, prefix: str) -> list[str]:
@@ -63,7 +65,7 @@ def cache_names(layers: int, prefix: str) -> list[str]:
     return [f"{prefix}.{i}.{kind}" for kind in ("key", "value") for i in range(layers)]
 
 
-def graph(language_model: PreTrainedModel, cache_shapes: list[tuple[int, int]]) -> Graph:
+def graph(language_model: Any, cache_shapes: list[tuple[int, int]]) -> Graph:
     """Args: `cache_shapes`: (key-value heads, head width) of every layer."""
     batch, seq, kept, slots = (torch.export.Dim(n) for n in ("batch", "seq", "num_kept", "max_length"))
     embedding = language_model.get_input_embeddings().weight

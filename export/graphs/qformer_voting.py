@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from catp.export import onnx_ops
@@ -16,7 +18,7 @@ class QFormerVoting(torch.nn.Module):
     """Q-Former, voting head, choice of k tokens, and the projection of just those into the language model."""
 
     def __init__(
-        self, query_tokens: torch.Tensor, qformer: torch.nn.Module, projection: torch.nn.Module, method: VotingMethod
+        self, query_tokens: torch.Tensor, qformer: Any, projection: torch.nn.Module, method: VotingMethod
     ) -> None:
         super().__init__()
         self.query_tokens = query_tokens
@@ -34,7 +36,7 @@ class QFormerVoting(torch.nn.Module):
             # so it stays a constant, and broadcasting brings the batch in where the image does.
             embeds = self.qformer(query_embeds=self.query_tokens, encoder_hidden_states=image_embeds).last_hidden_state
         scores = self.method.scores(list(maps.values()))
-        kept = num_kept.item()
+        kept: Any = num_kept.item()  # a symbolic int while tracing
         torch._check(kept >= 1)
         torch._check(kept <= scores.shape[1])
         best = onnx_ops.top_k(scores, num_kept, kept, largest=True)

@@ -53,9 +53,7 @@ def answers(pipeline: Pipeline, examples: list[scenes.Example], batch: int, **op
 def generated(hugging_face: HuggingFace) -> list[list[int]]:
     """Hugging Face generate() on each question alone."""
     hf = hugging_face
-    return [
-        hf.reference.generate(hf.pixel_values[i : i + 1], ids, NEW_TOKENS) for i, ids in enumerate(hf.prompt_ids)
-    ]
+    return [hf.reference.generate(hf.pixel_values[i : i + 1], ids, NEW_TOKENS) for i, ids in enumerate(hf.prompt_ids)]
 
 
 @pytest.mark.parametrize("batch", [1, BATCH])
