@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +31,8 @@ def write_graph(graph: Graph, folder: Path, precision: Literal["fp32", "fp16"]) 
     path = folder / f"{graph.name}.onnx"
     with onnx_ops.onnx_attention(graph.module), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own deprecations; what matters is checked below
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         program = torch.onnx.export(
             graph.module.eval(),
             graph.example,
@@ -43,6 +45,7 @@ def write_graph(graph: Graph, folder: Path, precision: Literal["fp32", "fp16"]) 
         )
     assert program is not None
     model = program.model
+    _rename_dimensions(model, graph.dimension_names)
     data = folder / f"{graph.name}.onnx_data"
     ir.save(model, path, external_data=data.name, size_threshold_bytes=EXTERNAL_FROM_BYTES)
     onnx.checker.check_model(path, full_check=True)
@@ -55,6 +58,13 @@ def write_graph(graph: Graph, folder: Path, precision: Literal["fp32", "fp16"]) 
         operators=sum(1 for _ in model.graph),
         parameters=sum(_elements(value) for value in model.graph.initializers.values()),
     )
+
+
+def _rename_dimensions(model: ir.Model, names: Mapping[str, str]) -> None:
+    values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape([names.get(str(d), d) if not isinstance(d, int) else d for d in value.shape])
 
 
 def _tensor_spec(value: ir.Value) -> TensorSpec:

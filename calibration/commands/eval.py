@@ -13,7 +13,7 @@ from rich.table import Table
 
 from catp.calibration.accuracy import Score, evaluate
 from catp.export.demo import scenes
-from catp.runtime.commands.console import console, print_json_line, run_command
+from catp.runtime.commands.console import console, make_app, print_json_line
 from catp.runtime.engines import PROVIDERS
 from catp.runtime.errors import UsageError
 from catp.runtime.manifest import Positions
@@ -89,6 +89,4 @@ def _print_table(scores: Sequence[Score]) -> None:
     console.print(table)
 
 
-def main() -> None:
-    """Console script."""
-    run_command(evaluate_bundle)
+app = make_app(evaluate_bundle)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from catp.export.demo import CHECKPOINT, samples
 from catp.runtime.bundle import Bundle
-from catp.runtime.commands.console import busy, console, print_json_line, run_command
+from catp.runtime.commands.console import busy, console, make_app, print_json_line
 from catp.runtime.commands.run import PositionMode
 from catp.runtime.errors import UsageError
 from catp.runtime.pruning import check_ratio, num_kept
@@ -40,8 +40,8 @@ def export(
     ratio: Annotated[
         float | None,
         typer.Option(
-            help="Default fraction of query tokens removed, 0 <= ratio < 1; catp-run can choose another. "
-            "[default: 0.5, with --method none 0]"
+            help="Fraction of query tokens removed, 0 <= ratio < 1; catp-run can choose another. "
+            "Default: 0.5 (0 with --method none)."
         ),
     ] = None,
     model: Annotated[
@@ -56,7 +56,7 @@ def export(
         Precision, typer.Option(help="Of vision encoder and language model; Q-Former and votes stay float32.")
     ] = Precision.fp32,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle.")] = Path("catp-bundle"),
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="The manifest as JSON on standard output.")] = False,
 ) -> None:
     """Export a BLIP-2 checkpoint as ONNX graphs that prune query tokens by Cross-Attention Token Pruning.
@@ -125,6 +125,4 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def main() -> None:
-    """Console script."""
-    run_command(export)
+app = make_app(export)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,3 +18,4 @@ class Graph:
     input_names: list[str]
     output_names: list[str]
     dynamic_shapes: dict[str, Any]  # per argument of forward, as torch.export takes them
+    dimension_names: dict[str, str] = field(default_factory=dict)  # what torch.export called it: its name in the file

@@ -56,4 +56,5 @@ def graph(module: QFormerVoting, image_tokens: int, vision_width: int, dtype: to
         input_names=["image_embeds", "num_kept"],
         output_names=["kept_indices", "kept_embeds", "token_scores"],
         dynamic_shapes={"image_embeds": {0: torch.export.Dim("batch")}, "num_kept": None},
+        dimension_names={"u0": "num_kept"},  # a size read from a tensor has no name while tracing
     )

@@ -33,11 +33,11 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def run_command(command: Callable[..., None]) -> None:
-    """Run `command` as the whole program."""
+def make_app(command: Callable[..., None]) -> typer.Typer:
+    """A program with `command` as its only command."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
     app.command(context_settings={"help_option_names": ["-h", "--help"]})(reports_errors(command))
-    app()
+    return app
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from catp.runtime.commands.console import busy, print_json_line, run_command
+from catp.runtime.commands.console import busy, make_app, print_json_line
 from catp.runtime.engines import PROVIDERS
 from catp.runtime.errors import UsageError
 from catp.runtime.pipeline import Pipeline
@@ -60,6 +60,4 @@ def run(
             typer.echo(answer.answer if len(answers) == 1 else f"{path}: {answer.answer}")
 
 
-def main() -> None:
-    """Console script."""
-    run_command(run)
+app = make_app(run)

@@ -1,0 +1,179 @@
+"""catp-export as a user calls it: what it publishes, and that it never publishes half of it or something wrong."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from catp.export import exporter
+from catp.export.commands.export import app
+from catp.export.demo import CHECKPOINT, samples
+from catp.export.graphs.vision_encoder import VisionEncoder
+from catp.export.methods.catp import RankPoints
+from catp.runtime import Pipeline, UsageError
+from catp.runtime.manifest import GRAPHS, Manifest
+
+RUNNER = CliRunner()
+CODE = "from catp.export.commands.export import app; app()"
+
+
+@pytest.mark.parametrize("ratio", ["1", "-0.25", "nan", "inf", "half"])
+def test_what_is_no_ratio_exits_2(tmp_path: Path, ratio: str) -> None:
+    result = RUNNER.invoke(app, ["--ratio", ratio, "-o", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "ratio" in result.stderr and "Traceback" not in result.output
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "none", "--ratio", "0.5"], "keeps every token"),
+        (["--method", "dice"], "catp"),
+        (["--precision", "fp8"], "fp16"),
+        (["--model", "."], "no config.json"),
+    ],
+)
+def test_arguments_that_can_not_be_exit_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = RUNNER.invoke(app, [*arguments, "-o", "out"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_taken_folder_exits_2_and_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    result = RUNNER.invoke(app, ["-o", str(tmp_path)])
+    assert result.exit_code == 2 and "not empty" in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_bundle_is_what_the_design_says(demo_bundle: Path) -> None:
+    manifest = Manifest.model_validate_json((demo_bundle / "catp.json").read_text())
+    listed = {spec.path for spec in manifest.all_files()} | {"catp.json"}
+    assert {path.name for path in demo_bundle.iterdir()} == listed
+    assert {"config.json", "generation_config.json", "tokenizer.json", "preprocessor_config.json"} <= listed
+    shapes = {name: {t.name: t.shape for t in [*g.inputs, *g.outputs]} for name, g in manifest.graphs.items()}
+    assert shapes["vision_encoder"] == {"pixel_values": ("batch", 3, 96, 96), "image_embeds": ("batch", 37, 128)}
+    assert shapes["qformer_voting"] == {
+        "image_embeds": ("batch", 37, 128),
+        "num_kept": (1,),
+        "kept_indices": ("batch", "num_kept"),
+        "kept_embeds": ("batch", "num_kept", 128),
+        "token_scores": ("batch", 32),
+    }
+    language_model = shapes["language_model"]
+    assert language_model["input_ids"] == ("batch", "seq")
+    assert language_model["prefix_embeds"] == ("batch", "num_kept", 128)
+    assert (
+        language_model["past_key_values.1.value"] == language_model["present.1.value"] == ("batch", 4, "max_length", 32)
+    )
+    assert language_model["logits"] == ("batch", 384)
+    for name in GRAPHS:
+        onnx.checker.check_model(demo_bundle / f"{name}.onnx", full_check=True)
+
+
+def test_the_tied_embedding_is_stored_once(demo_bundle: Path) -> None:
+    model = onnx.load(demo_bundle / "language_model.onnx")
+    tables = [t.name for t in model.graph.initializer if sorted(t.dims) == [128, 384] and "qkv" not in t.name]
+    assert len(tables) == 1
+
+
+def test_the_cache_is_scattered_and_nothing_grows(demo_bundle: Path) -> None:
+    nodes = [n.op_type for n in onnx.load(demo_bundle / "language_model.onnx", load_external_data=False).graph.node]
+    assert nodes.count("TensorScatter") == 4 and nodes.count("Attention") == 2
+
+
+def test_half_precision_keeps_votes_in_float32(tmp_path: Path, demo_bundle: Path) -> None:
+    result = RUNNER.invoke(app, ["--precision", "fp16", "-o", str(tmp_path / "half"), "--json"])
+    assert result.exit_code == 0, result.output
+    manifest = Manifest.model_validate({k: v for k, v in json.loads(result.stdout).items() if k != "bundle"})
+    dtypes = {t.name: t.dtype for g in manifest.graphs.values() for t in [*g.inputs, *g.outputs]}
+    assert dtypes["image_embeds"] == dtypes["kept_embeds"] == dtypes["present.0.key"] == "float16"
+    assert dtypes["token_scores"] == dtypes["logits"] == dtypes["pixel_values"] == "float32"
+    full, half = Pipeline.load(demo_bundle), Pipeline.load(tmp_path / "half")
+    size = sum(g.external_data.size for g in half.manifest.graphs.values() if g.external_data)
+    assert size < 0.75 * sum(g.external_data.size for g in full.manifest.graphs.values() if g.external_data)
+    images, prompts = [s.image for s in samples()], [s.prompt for s in samples()]
+    for a, b in zip(half.generate(images, prompts), full.generate(images, prompts)):
+        assert a.answer == b.answer
+        assert len(set(a.kept_indices) & set(b.kept_indices)) >= 15
+
+
+def test_method_none_keeps_every_token(tmp_path: Path, demo_bundle: Path) -> None:
+    assert RUNNER.invoke(app, ["--method", "none", "-o", str(tmp_path / "all")]).exit_code == 0
+    pipeline = Pipeline.load(tmp_path / "all")
+    sample = samples()[0]
+    answer = pipeline.generate([sample.image], [sample.prompt])[0]
+    assert answer.kept_indices == list(range(32))
+    assert (
+        answer.token_ids == Pipeline.load(demo_bundle).generate([sample.image], [sample.prompt], ratio=0)[0].token_ids
+    )
+    with pytest.raises(UsageError, match="--method none"):
+        pipeline.generate([sample.image], [sample.prompt], ratio=0.5)
+
+
+def _inverted(self: RankPoints, maps: list[torch.Tensor]) -> torch.Tensor:
+    return -torch.stack([self._layer_scores(layer) for layer in maps]).sum(0)
+
+
+def _shifted(self: VisionEncoder, pixel_values: torch.Tensor) -> torch.Tensor:
+    return self.vision_model(pixel_values).last_hidden_state * 1.01
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "fault", "subject"),
+    [(RankPoints, "scores", _inverted, "qformer_voting"), (VisionEncoder, "forward", _shifted, "vision_encoder")],
+)
+def test_a_wrong_graph_is_never_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, fault: object, subject: str
+) -> None:
+    monkeypatch.setattr(owner, name, fault)
+    result = RUNNER.invoke(app, ["-o", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "nothing was published" in result.stderr and subject in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_killed_export_leaves_nothing_that_loads(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-c", CODE, "-o", str(out)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(tmp_path.glob(".out.incomplete-*/*.onnx_data")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    (leftover,) = tmp_path.iterdir()
+    for path in (out, leftover):
+        with pytest.raises(UsageError):
+            Pipeline.load(path)
+    exporter.export_bundle(str(CHECKPOINT), out)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_publishes_nothing(tmp_path: Path) -> None:
+    # A limit on file size fails writes as a full disk does, in the middle of the weights.
+    result = subprocess.run(
+        [sys.executable, "-c", CODE, "-o", str(tmp_path / "out")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "300"},
+    )
+    assert result.returncode == 1, result.stderr
+    assert "writing failed" in result.stderr and "Traceback" not in result.stderr
+    assert not any(tmp_path.iterdir())

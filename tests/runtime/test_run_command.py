@@ -1,0 +1,88 @@
+"""catp-run as a user calls it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from catp.export.demo import samples
+from catp.runtime.commands.run import app
+
+RUNNER = CliRunner()
+SAMPLE = samples()[0]
+PAIR = ["--image", str(SAMPLE.image), "--prompt", SAMPLE.prompt]
+
+
+def test_it_prints_the_right_answer(demo_bundle: Path) -> None:
+    result = RUNNER.invoke(app, [str(demo_bundle), *PAIR])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == SAMPLE.answer
+
+
+def test_json_has_one_object_per_pair(demo_bundle: Path) -> None:
+    pairs = [argument for s in samples() for argument in ("--image", str(s.image), "--prompt", s.prompt)]
+    result = RUNNER.invoke(app, [str(demo_bundle), *pairs, "--ratio", "0.25", "--json"])
+    assert result.exit_code == 0, result.output
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [a["answer"] for a in answers] == [s.answer for s in samples()]
+    for answer in answers:
+        assert set(answer) == {"answer", "token_ids", "kept_indices", "num_kept", "provider", "timings_ms"}
+        assert answer["num_kept"] == len(answer["kept_indices"]) == 24
+        assert answer["provider"] == "cpu"
+        stages = {"preprocess", "vision", "qformer", "prefill", "decode_per_token", "total"}
+        assert set(answer["timings_ms"]) == stages and answer["timings_ms"]["total"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["--ratio", "1", *PAIR], "0 <= ratio < 1", 2),
+        (["--ratio", "-0.5", *PAIR], "0 <= ratio < 1", 2),
+        (["--ratio", "nan", *PAIR], "0 <= ratio < 1", 2),
+        (["--ratio", "half", *PAIR], "not a valid float", 2),
+        (["--max-new-tokens", "0", *PAIR], "x>=1", 2),
+        (["--positions", "sideways", *PAIR], "compact", 2),
+        (["--provider", "cuda", *PAIR], "catp-exporter[gpu]", 2),
+        (["--provider", "abacus", *PAIR], "accepted: cpu, cuda", 2),
+        ([*PAIR, "--prompt", "one more"], "one prompt per image", 2),
+        (["--image", "nowhere.png", "--prompt", "x"], "nowhere.png: no such file", 1),
+        (["--image", __file__, "--prompt", "x"], "not an image", 1),
+        (["--image", str(SAMPLE.image), "--prompt", "word " * 400], "at most 224 tokens", 2),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_clear_line(demo_bundle: Path, arguments: list[str], message: str, code: int) -> None:
+    result = RUNNER.invoke(app, [str(demo_bundle), *arguments], env={"COLUMNS": "300", "NO_COLOR": "1"})
+    assert result.exit_code == code, result.output
+    assert message in result.stderr and "Traceback" not in result.output
+    assert not result.stdout
+
+
+def test_bundles_that_are_none(demo_bundle: Path, tmp_path: Path) -> None:
+    assert RUNNER.invoke(app, [str(tmp_path / "none"), *PAIR]).exit_code == 2
+    copy = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    (copy / "config.json").write_text("{}")
+    result = RUNNER.invoke(app, [str(copy), *PAIR])
+    assert result.exit_code == 1 and "config.json" in result.stderr
+
+
+def test_it_runs_where_torch_is_not_installed(demo_bundle: Path, tmp_path: Path) -> None:
+    """With the imports of everything but the runtime's own dependencies made to fail."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nfor name in ('torch', 'transformers', 'onnx', 'onnxscript', 'onnx_ir', 'safetensors'):\n"
+        "    sys.modules[name] = None\n"
+    )
+    code = "from catp.runtime.commands.run import app; app()"
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(demo_bundle), *PAIR],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == SAMPLE.answer
