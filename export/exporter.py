@@ -10,10 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from catp.export.checkpoint import Checkpoint, load_checkpoint
 from catp.export.demo import samples as demo_samples
+from catp.export.expected import Sample, compute_expected
 from catp.export.methods import METHODS
-from catp.export.parity import Sample, check_parity, compute_references
+from catp.export.parity import check_parity
 from catp.export.publish import published
 from catp.export.reference import Reference, eos_token_ids
 from catp.export.writer import write_graph
@@ -81,7 +84,8 @@ def export_bundle(
             checkpoint = load_checkpoint(model, revision)
         _check_disk(checkpoint, folder, precision)
         with step("run the samples in PyTorch"):
-            references = compute_references(Reference(checkpoint), _samples(), method, ratio, positions)
+            dtype = torch.float16 if precision == "fp16" else torch.float32
+            expected = compute_expected(Reference(checkpoint), _samples(), method, ratio, positions, dtype)
         if precision == "fp16":
             checkpoint.family.to_half(checkpoint.model)
         graphs: dict[str, GraphSpec] = {}
@@ -111,7 +115,7 @@ def export_bundle(
         del checkpoint
         gc.collect()
         with step("verify the graphs in ONNX Runtime"):
-            checks = check_parity(Bundle(folder, manifest), references)
+            checks = check_parity(Bundle(folder, manifest), expected)
         failed = [check for check in checks if not check.passed]
         if failed:
             raise ParityError(
