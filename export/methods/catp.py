@@ -9,48 +9,48 @@ from __future__ import annotations
 
 import torch
 
-PAIRS_PER_STEP = 64
-"""Pairs of queries compared in one operator: the float copies of its results then stay in a CPU's cache."""
-
 
 class RankPoints:
     """Rank points as a count of won comparisons, each pair of queries compared once.
 
-    Points are 1 + the number of queries beaten, so the score is a count over pairs (q, j). A sort is several
-    times as expensive in ONNX Runtime. Queries are split in halves: each of the lower half meets each of the upper
-    half in one broadcast comparison, then both halves recurse as one batch, without copies of pair operands.
+    Points are 1 + the number of queries beaten, so the score is a count over pairs. A sort is several times as
+    expensive in ONNX Runtime, and pairs taken query by query half as expensive again: here the queries are split in
+    halves, every query of the second half meets every one of the first in one broadcast comparison, and both halves
+    recurse as one batch.
     """
 
     name = "catp"
 
     def scores(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack([self._layer_scores(layer) for layer in maps]).sum(0)
-
-    def _layer_scores(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """float32 [B, N] from [B, H, N, I]. Counts stay below 2^24, where float32 is exact."""
-        batch, heads, queries, image_tokens = probabilities.shape
-        columns = heads * image_tokens
-        rows = probabilities.transpose(1, 2).reshape(batch, queries, columns)
-        points = torch.full((queries,), float(columns))
-        blocks, size = 1, queries  # a level compares within `blocks` groups of `size` consecutive queries
+        """float32 [B, N] from probabilities [B, H, N, I] per layer. Counts stay below 2^24, where float32 is exact."""
+        batch, _, queries, _ = maps[0].shape
+        # Image tokens of all heads side by side, layers apart: one layer's comparisons fit a CPU's cache.
+        layers = [layer.transpose(1, 2).reshape(batch, queries, -1) for layer in maps]
+        columns = sum(layer.shape[2] for layer in layers)
+        points = torch.full((1, queries), float(columns))
+        groups, size = 1, queries
         while size % 2 == 0:
             half = size // 2
-            upper, lower = rows.reshape(batch, blocks, 2, half, columns).unbind(2)
-            wins = self._wins(lower, upper)  # [B, blocks, half, half]: where lower j beats upper q
-            # What the lower one does not win outright the upper one wins: ties go to the lower index.
-            levels = torch.stack([columns * half - wins.sum(2), wins.sum(3)], 2)
-            points = points + levels.reshape(batch, queries)
-            blocks, size = 2 * blocks, half
-        if size > 1:  # an odd group: every pair once, below the diagonal
-            group = rows.reshape(batch, blocks, size, columns)
-            below = torch.ones(size, size).tril(-1)
-            wins = self._wins(group, group) * below
-            losses = (columns - wins).transpose(2, 3) * below.T
-            points = points + (wins + losses).sum(3).reshape(batch, queries)
+            wins = torch.stack([_wins_of_second_half(layer, groups, half) for layer in layers]).sum(0)
+            # What the later query does not win outright the earlier one wins: ties go to the lower index.
+            gained = torch.stack([columns * half - wins.sum(2), wins.sum(3)], 2)
+            points = points + gained.reshape(batch, queries)
+            groups, size = 2 * groups, half
+        if size > 1:  # groups of odd size: all their pairs at once, each counted where the later query comes first
+            wins = torch.stack([_wins_within(layer, groups, size) for layer in layers]).sum(0)
+            later = torch.ones(size, size).tril(-1)
+            gained = (wins * later).sum(3) + ((columns - wins) * later).sum(2)
+            points = points + gained.reshape(batch, queries)
         return points
 
-    def _wins(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """In how many columns left row a exceeds right row b: [B,G,n,C], [B,G,m,C] -> float32 [B,G,n,m]."""
-        step = max(1, PAIRS_PER_STEP // (right.shape[1] * right.shape[2]))
-        counts = [(part[:, :, :, None] > right[:, :, None]).float().sum(-1) for part in left.split(step, 2)]
-        return torch.cat(counts, 2)
+
+def _wins_of_second_half(rows: torch.Tensor, groups: int, half: int) -> torch.Tensor:
+    """[B, groups, a, b]: in how many columns query a of a group's second half exceeds query b of its first."""
+    first, second = rows.reshape(rows.shape[0], groups, 2, half, -1).split(1, 2)
+    return (second.transpose(2, 3) > first).float().sum(-1)
+
+
+def _wins_within(rows: torch.Tensor, groups: int, size: int) -> torch.Tensor:
+    """[B, groups, a, b]: in how many columns query a of a group exceeds query b."""
+    group = rows.reshape(rows.shape[0], groups, size, -1)
+    return (group[:, :, :, None] > group[:, :, None]).float().sum(-1)
