@@ -14,7 +14,7 @@ demo: $(DEMO)/catp.json
 	$(VENV)/bin/catp-run $(DEMO) --image $(IMAGE) --prompt "$(PROMPT)"
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

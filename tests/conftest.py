@@ -13,7 +13,7 @@ from catp.export.demo import CHECKPOINT
 from catp.export.exporter import export_bundle
 from catp.runtime import Pipeline
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are small, and the tests run in two processes
 
 
 @pytest.fixture(scope="session")

@@ -70,16 +70,16 @@ def test_make_demo_ends_with_the_right_answer(outputs: dict[str, str]) -> None:
 
 
 def test_the_other_commands_do_what_they_say(outputs: dict[str, str]) -> None:
-    assert f"No --model: exporting the embedded demo. A real one: --model {MODEL}" in " ".join(
-        outputs["catp-export --ratio 0.5 -o demo-bundle"].split()
-    )
+    demo = " ".join(outputs["make demo"].split())
+    assert f"No --model: exporting the embedded demo. A real one: --model {MODEL}" in demo
+    assert "keeps 16 of 32 query tokens" in demo
     runs = [command for command in outputs if command.startswith("catp-run")]
     assert len(runs) >= 2
     for command in runs:
         line = outputs[command].strip().splitlines()[0]
         if "--json" in command:
             answer = json.loads(line)
-            assert answer["num_kept"] == 8
+            assert answer["num_kept"] == 24
         else:
             assert line in {sample.answer for sample in samples()}
 
@@ -89,8 +89,8 @@ def test_the_accuracy_table_is_what_the_command_prints(outputs: dict[str, str]) 
         rows = [re.findall(r"\d+(?:\.\d+)?", line) for line in text.splitlines() if line.count("%") >= 2]
         return [[float(number) for number in row] for row in rows]
 
-    table = README[README.index("catp-eval demo-bundle") :].partition("\nThe demo's queries")[0]
-    printed, claimed = figures(outputs["catp-eval demo-bundle"]), figures(table)
+    table = README[README.index("catp-eval build/demo-bundle") :].partition("\nThe demo's queries")[0]
+    printed, claimed = figures(outputs["catp-eval build/demo-bundle"]), figures(table)
     assert len(claimed) == 5
     for row, expected in zip(claimed, printed, strict=True):
         assert row[:2] == expected[:2]  # ratio, tokens kept

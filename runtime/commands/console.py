@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.markup import escape
 
@@ -33,10 +34,25 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+class _OneLineErrors(typer.core.TyperCommand):
+    """Arguments that can't be parsed are reported as every other mistake is: one line, exit code 2."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # Typer's usage errors have no public base class; this method is what they share.
+            if not hasattr(error, "format_message"):
+                raise
+            message = f"{error.format_message().rstrip('.')}; see {ctx.command_path} --help"
+            console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+            raise typer.Exit(2) from None
+
+
 def make_app(command: Callable[..., None]) -> typer.Typer:
     """A program with `command` as its only command."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    app.command(context_settings={"help_option_names": ["-h", "--help"]})(reports_errors(command))
+    app.command(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})(reports_errors(command))
     return app
 
 

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import onnx
 import pytest
-import torch
 from typer.testing import CliRunner
 
-from catp.export import exporter
 from catp.export.commands.export import app
-from catp.export.demo import CHECKPOINT, samples
+from catp.export.demo import samples
 from catp.export.graphs.vision_encoder import VisionEncoder
 from catp.export.methods.catp import RankPoints
 from catp.runtime import Pipeline, UsageError
@@ -125,25 +123,18 @@ def test_method_none_keeps_every_token(tmp_path: Path, demo_bundle: Path) -> Non
         pipeline.generate([sample.image], [sample.prompt], ratio=0.5)
 
 
-def _inverted(self: RankPoints, maps: list[torch.Tensor]) -> torch.Tensor:
-    return -torch.stack([self._layer_scores(layer) for layer in maps]).sum(0)
-
-
-def _shifted(self: VisionEncoder, pixel_values: torch.Tensor) -> torch.Tensor:
-    return self.vision_model(pixel_values).last_hidden_state * 1.01
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "fault", "subject"),
-    [(RankPoints, "scores", _inverted, "qformer_voting"), (VisionEncoder, "forward", _shifted, "vision_encoder")],
-)
-def test_a_wrong_graph_is_never_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, fault: object, subject: str
-) -> None:
-    monkeypatch.setattr(owner, name, fault)
+def test_wrong_graphs_are_never_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = RankPoints.scores
+    monkeypatch.setattr(RankPoints, "scores", lambda self, maps: -right(self, maps))  # keeps the worst tokens
+    monkeypatch.setattr(
+        VisionEncoder, "forward", lambda self, pixel_values: self.vision_model(pixel_values).last_hidden_state * 1.001
+    )
     result = RUNNER.invoke(app, ["-o", str(tmp_path / "out")])
     assert result.exit_code == 1
-    assert "nothing was published" in result.stderr and subject in result.stderr
+    assert "nothing was published" in result.stderr
+    assert "vision_encoder: image_embeds: relative error is 0.001" in result.stderr
+    assert "qformer_voting: kept sets that differ beyond near ties is 4" in result.stderr
+    assert "language_model" not in result.stderr
     assert not any(tmp_path.iterdir())
 
 
@@ -161,8 +152,7 @@ def test_a_killed_export_leaves_nothing_that_loads(tmp_path: Path) -> None:
     for path in (out, leftover):
         with pytest.raises(UsageError):
             Pipeline.load(path)
-    exporter.export_bundle(str(CHECKPOINT), out)
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    # The next export to the same place cleans up: tests/export/test_publish.py.
 
 
 def test_a_full_disk_publishes_nothing(tmp_path: Path) -> None:
