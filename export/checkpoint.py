@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Generati
 from transformers.utils import logging as hf_logging
 
 from catp.export.families import Family, family_of
+from catp.runtime.bundle import is_dir
 from catp.runtime.errors import CatpError, UsageError
 
 
@@ -44,30 +45,32 @@ def load_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         CatpError: the weights are broken or incomplete.
     """
     folder = Path(model)
-    if folder.is_dir():
+    if is_dir(folder):
         _check_folder(folder)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
+    # Code that comes with a checkpoint is never run, and nobody is asked whether it should be.
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(model, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(model, **source)
+    except Exception as error:  # a configuration can be wrong in as many ways as it has fields
         raise UsageError(_not_found(model, folder, error)) from None
     family = family_of(config, model)
     try:
         loaded, info = family.model_class().from_pretrained(
             model,
-            revision=revision,
+            **source,
             dtype=torch.float32,
             attn_implementation="eager",
             use_safetensors=True,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
-        image_processor = AutoImageProcessor.from_pretrained(model, revision=revision, backend="pil")
+        tokenizer = AutoTokenizer.from_pretrained(model, **source)
+        image_processor = AutoImageProcessor.from_pretrained(model, **source, backend="pil")
     except SafetensorError as error:
         raise CatpError(f"model {model}: its weights are broken ({error}); fetch or save them again") from None
     except (OSError, ValueError, RuntimeError) as error:
-        if "safetensors" in str(error) and "pytorch_model" in str(error):
+        if isinstance(error, OSError) and "safetensors" in str(error):
             raise UsageError(_pickled(model)) from None
         raise CatpError(f"model {model}: it can't be loaded ({_first_line(error)})") from None
     if info["missing_keys"]:
@@ -76,8 +79,12 @@ def load_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         raise CatpError(f"model {model}: weights are missing: {', '.join(names[:3])}{more}; save the checkpoint again")
     loaded.eval()
     family.check(loaded, model)
-    if loaded.config.image_token_index is None:  # checkpoints from before processors had an image token
-        loaded.config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
+    if not tokenizer("Question:").input_ids:
+        raise UsageError(f"model {model}: it has no tokenizer (tokenizer.json); save its processor beside the weights")
+    if loaded.config.image_token_index is None:
+        # Checkpoints from before processors had an image token: any id will do that no prompt contains.
+        known = tokenizer.get_vocab()
+        loaded.config.image_token_index = known.get("<image>", tokenizer.pad_token_id)
     revision = getattr(config, "_commit_hash", None) or revision
     return Checkpoint(model, revision, family, loaded, tokenizer, image_processor)
 
@@ -95,13 +102,14 @@ def _check_folder(folder: Path) -> None:
 
 def _pickled(model: str) -> str:
     return (
-        f"model {model}: its weights are pickled (.bin), and unpickling runs whatever code they contain; convert them "
+        f"model {model}: it has no safetensors weights, and pickled ones (.bin) are refused: unpickling runs whatever "
+        "code they contain; convert them "
         "where you trust them: from_pretrained(...).save_pretrained(folder, safe_serialization=True)"
     )
 
 
 def _not_found(model: str, folder: Path, error: Exception) -> str:
-    if folder.is_dir():
+    if is_dir(folder):
         return f"model {model}: config.json is not a supported model's ({_first_line(error)})"
     return (
         f"model {model}: no such folder here, and the Hub gave nothing ({_first_line(error)}); "

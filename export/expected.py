@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from catp.export.reference import Greedy, Reference, Votes, rank_points
-from catp.runtime.manifest import Positions
+from catp.runtime.manifest import Method, Positions
 from catp.runtime.pruning import num_kept
 
 MAX_NEW_TOKENS = 12
@@ -39,27 +39,30 @@ class Expected:
     query_embeds: np.ndarray  # float32 [B, N, Dl], all of them, projected
     votes: Votes
     kept_indices: np.ndarray  # int64 [B, k]: the top of `votes`
-    kept_positions: np.ndarray  # int64 [B, k]
-    position_start: int  # of the prompts' first token
-    pruned: list[Greedy]  # per row, after the kept tokens
+    pruned: dict[Positions, list[Greedy]]  # per position mode and row, after the kept tokens
     unpruned: list[list[int]]  # Hugging Face generate()
 
     @property
     def num_kept(self) -> int:
         return self.kept_indices.shape[1]
 
+    @property
+    def kept_embeds(self) -> np.ndarray:
+        """float32 [B, k, Dl]"""
+        return np.take_along_axis(self.query_embeds, self.kept_indices[:, :, None], axis=1)
+
 
 def compute_expected(
     reference: Reference,
     samples: Sequence[Sample],
-    method: str,
+    method: Method,
     ratio: float,
-    positions: Positions,
     image_embeds_dtype: torch.dtype,
 ) -> Expected:
-    """Run the checkpoint on the samples, with all query tokens and with those left at `ratio`.
+    """Run the checkpoint on the samples, with all query tokens and with some of them pruned, in both position modes.
 
     Args:
+        ratio: what is pruned; where it is 0, half, for the bundle will serve other ratios too.
         image_embeds_dtype: of the Q-Former graph's input. PyTorch votes on image embeddings rounded to it: what the
             vision encoder's precision does to the votes is not the voting head's fault.
     """
@@ -69,17 +72,15 @@ def compute_expected(
     query_embeds, maps = reference.query_embeds(image_embeds)
     batch, queries = query_embeds.shape[:2]
     votes = rank_points(maps) if method == "catp" else Votes(*np.zeros((2, batch, queries), np.int64))
-    kept = num_kept(ratio, queries)
+    kept = queries if method == "none" else num_kept(ratio or 0.5, queries)
     kept_indices = np.sort(np.argsort(-votes.scores, axis=1, kind="stable")[:, :kept], axis=1)
-    original = positions == "original"
-    kept_positions = kept_indices if original else np.tile(np.arange(kept), (batch, 1))
-    start = queries if original else kept
-    pruned = [
-        reference.continue_greedily(
-            query_embeds[row, kept_indices[row]], kept_positions[row].tolist(), start, ids, MAX_NEW_TOKENS
-        )
-        for row, ids in enumerate(prompt_ids)
-    ]
+    pruned: dict[Positions, list[Greedy]] = {"original": [], "compact": []}
+    for row, ids in enumerate(prompt_ids):
+        prefix = query_embeds[row, kept_indices[row]]
+        original = reference.continue_greedily(prefix, kept_indices[row].tolist(), queries, ids, MAX_NEW_TOKENS)
+        compact = reference.continue_greedily(prefix, range(kept), kept, ids, MAX_NEW_TOKENS)
+        pruned["original"].append(original)
+        pruned["compact"].append(compact)
     unpruned = [
         reference.generate(pixel_values[row : row + 1], ids, MAX_NEW_TOKENS) for row, ids in enumerate(prompt_ids)
     ]
@@ -91,8 +92,6 @@ def compute_expected(
         query_embeds=query_embeds.numpy(),
         votes=votes,
         kept_indices=kept_indices,
-        kept_positions=kept_positions,
-        position_start=start,
         pruned=pruned,
         unpruned=unpruned,
     )

@@ -10,10 +10,10 @@ from catp.export.expected import MAX_NEW_TOKENS, Expected
 from catp.export.reference import Greedy, Votes
 from catp.runtime.bundle import Bundle
 from catp.runtime.engines import open_provider
-from catp.runtime.engines.base import Engine
+from catp.runtime.engines.base import Engine, to_host
 from catp.runtime.generation import bind_prefill
 from catp.runtime.manifest import ParityCheck
-from catp.runtime.pipeline import Pipeline
+from catp.runtime.pipeline import Pipeline, Pruned
 
 RELATIVE_ERROR = {"fp32": 1e-4, "fp16": 3e-2}
 """Largest absolute difference, relative to the largest absolute value of the output."""
@@ -66,6 +66,11 @@ def _qformer(engine: Engine, bundle: Bundle, expected: Expected, limit: float) -
     yield _check(subject, "token_scores: points off beyond near ties", excess.max(initial=0), 0)
     wrong = sum(unexplained(kept_indices, expected.kept_indices, votes) > 0)
     yield _check(subject, "kept sets that differ beyond near ties", wrong, 0)
+    # The two checks above hold of any kept set where every score is within rounding of every other: say so.
+    doubt = np.median(votes.slack) / max(np.median(votes.scores.std(1)), 1)
+    yield _check(subject, "near ties: median slack, of the scores' spread", doubt, 1).model_copy(
+        update={"advisory": True}
+    )
     top = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, : expected.num_kept], axis=1)
     yield _check(subject, "kept sets that are not the top of the graph's scores", (top != kept_indices).any(1).sum(), 0)
 
@@ -87,24 +92,25 @@ def unexplained(actual: np.ndarray, wanted: np.ndarray, votes: Votes) -> np.ndar
 def _language_model(engine: Engine, bundle: Bundle, expected: Expected, limit: float) -> ParityCheck:
     """Logits of a ragged prefill of all rows, and of a second one that also contains the first generated token."""
     graph = bundle.manifest.graphs["language_model"]
-    prefix = np.take_along_axis(expected.query_embeds, expected.kept_indices[:, :, None], axis=1)
-    worst = 0.0
+    greedy = expected.pruned["original"]
+    errors = []
     for step in range(2):
-        rows = [row for row, greedy in enumerate(expected.pruned) if len(greedy.token_ids) > step]
+        rows = [row for row, wanted in enumerate(greedy) if len(wanted.token_ids) > step]
         if not rows:
             break
         prefill = bind_prefill(
             engine,
             graph,
-            prefix[rows].astype(graph.input("prefix_embeds").dtype),
-            expected.kept_positions[rows],
-            expected.position_start,
-            [expected.prompt_ids[row] + expected.pruned[row].token_ids[:step] for row in rows],
+            expected.kept_embeds[rows].astype(graph.input("prefix_embeds").dtype),
+            expected.kept_indices[rows],
+            expected.query_embeds.shape[1],
+            [expected.prompt_ids[row] + greedy[row].token_ids[:step] for row in rows],
             bundle.manifest.text.pad_token_id,
         )
-        wanted = np.stack([expected.pruned[row].logits[step] for row in rows])
-        worst = max(worst, relative_error(prefill.run()["logits"].numpy(), wanted))
-    return _check("language_model", "logits: relative error", worst, limit)
+        wanted = np.stack([greedy[row].logits[step] for row in rows])
+        errors.append(relative_error(prefill.run()["logits"].numpy(), wanted))
+    # np.max, not max: NaN must come through.
+    return _check("language_model", "logits: relative error", np.max(errors), limit)
 
 
 def _end_to_end(pipeline: Pipeline, expected: Expected) -> Iterator[ParityCheck]:
@@ -119,27 +125,37 @@ def _end_to_end(pipeline: Pipeline, expected: Expected) -> Iterator[ParityCheck]
     yield _check("preprocessing", "pixel_values: largest difference, of 1", difference.max(), 1 / 255)
 
     limit = TOKEN_MISMATCH[precision]
-    single = [
-        pipeline.generate([image], [prompt], ratio=0, max_new_tokens=MAX_NEW_TOKENS)[0].token_ids
-        for image, prompt in zip(images, prompts)
-    ]
-    wrong_share = np.mean([ids != wanted for ids, wanted in zip(single, expected.unpruned)])
-    yield _check("pipeline", "unpruned, singly: prompts with other tokens than generate()", wrong_share, limit)
-
-    ragged = pipeline.generate(images, prompts, max_new_tokens=MAX_NEW_TOKENS)
-    kept_indices = np.array([answer.kept_indices for answer in ragged])
-    share = unexplained(kept_indices, expected.kept_indices, expected.votes).mean() / expected.num_kept
-    measure = "pruned, as a ragged batch: share of other tokens kept, beyond near ties"
-    yield _check("pipeline", measure, share, KEPT_MISMATCH[precision])
-    wrong_share = np.mean(
-        [
-            same_kept and not same_tokens(answer.token_ids, greedy, RELATIVE_ERROR[precision])
-            for same_kept, answer, greedy in zip(
-                (kept_indices == expected.kept_indices).all(1), ragged, expected.pruned
+    rows = [[row] for row in range(len(prompts))]
+    for how, groups in (("singly", rows), ("as a ragged batch", [list(range(len(prompts)))])):
+        wrong = 0
+        for group in groups:
+            answers = pipeline.generate(
+                [images[row] for row in group], [prompts[row] for row in group], ratio=0, max_new_tokens=MAX_NEW_TOKENS
             )
-        ]
-    )
-    yield _check("pipeline", "pruned, as a ragged batch: prompts with other tokens", wrong_share, limit)
+            wrong += sum(answer.token_ids != expected.unpruned[row] for answer, row in zip(answers, group))
+        measure = f"unpruned, {how}: prompts with other tokens than generate()"
+        yield _check("pipeline", measure, wrong / len(prompts), limit)
+
+    pixels = pipeline.preprocess(images)
+    kept_indices = to_host(pipeline.prune(pipeline.encode(pixels), expected.num_kept).kept_indices)
+    share = unexplained(kept_indices, expected.kept_indices, expected.votes).mean() / expected.num_kept
+    yield _check("pipeline", "share of other tokens kept, beyond near ties", share, KEPT_MISMATCH[precision])
+
+    # The language model is given PyTorch's kept tokens, so that every row counts, whatever near ties did to the votes.
+    dtype = pipeline.manifest.graphs["language_model"].input("prefix_embeds").dtype
+    for mode, greedy in expected.pruned.items():
+        for how, groups in (("singly", rows), ("as a ragged batch", [list(range(len(prompts)))])):
+            wrong = 0
+            for group in groups:
+                pruned = Pruned(expected.kept_indices[group], expected.kept_embeds[group].astype(dtype))
+                ids = [expected.prompt_ids[row] for row in group]
+                generation = pipeline.decode(pruned, ids, MAX_NEW_TOKENS, mode)
+                wrong += sum(
+                    not same_tokens(actual, greedy[row], RELATIVE_ERROR[precision])
+                    for actual, row in zip(generation.token_ids, group)
+                )
+            measure = f"pruned, {mode} positions, {how}: prompts with other tokens"
+            yield _check("pipeline", measure, wrong / len(prompts), limit)
 
 
 def same_tokens(actual: Sequence[int], wanted: Greedy, tolerance: float) -> bool:

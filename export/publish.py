@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,25 +17,26 @@ from catp.runtime.manifest import MANIFEST_NAME
 def published(output: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside `output` that is renamed to it on success and removed on failure.
 
-    A process killed meanwhile leaves only the temporary folder (`.NAME.incomplete-PID`), which has no manifest and
-    so never loads; the next export to the same place removes it.
+    A process killed meanwhile leaves the temporary folder (`.NAME.incomplete-PID`), which the next export to the same
+    place removes; one killed in the very moment of replacing leaves the old bundle as `.NAME.replaced-PID`, which the
+    next export puts back. Whoever fills the folder writes the manifest last: without it, nothing loads.
 
     Raises:
         UsageError: `output` is taken, or is something that must not be replaced.
         CatpError: it can't be written (disk full, permissions).
     """
-    output = output.absolute()
-    _check_free(output, overwrite)
     try:
+        output = output.resolve()  # a link keeps pointing where it points
+        _clean_up(output)
+        _check_free(output, overwrite)
         output.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(output)
         folder = output.parent / f".{output.name}.incomplete-{os.getpid()}"
         folder.mkdir()
     except OSError as error:
-        raise CatpError(f"output {output}: can't write there ({error.strerror})") from None
+        raise CatpError(f"output {str(output)[:200]}: can't write there ({error.strerror})") from None
     try:
         yield folder
-        _replace(folder, output)
+        _move(folder, output)
     except OSError as error:
         raise CatpError(
             f"output {output}: writing failed ({error.strerror or error}); nothing was published"
@@ -56,33 +58,49 @@ def _check_free(output: Path, overwrite: bool) -> None:
         raise UsageError(f"output {output}: it is not a bundle, so --overwrite does not replace it; give another one")
 
 
-def _remove_leftovers(output: Path) -> None:
-    for leftover in output.parent.glob(f".{output.name}.incomplete-*"):
-        pid = leftover.name.rpartition("-")[2]
-        if pid.isdigit() and not _running(int(pid)):
-            shutil.rmtree(leftover, ignore_errors=True)
+def _clean_up(output: Path) -> None:
+    """Undo what killed exports to the same place left behind."""
+    for old in _left_behind(output, "replaced"):
+        if output.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(output)
+    for incomplete in _left_behind(output, "incomplete"):
+        shutil.rmtree(incomplete, ignore_errors=True)
 
 
-def _running(pid: int) -> bool:
+def _left_behind(output: Path, what: str) -> list[Path]:
+    found = output.parent.glob(f".{glob.escape(output.name)}.{what}-*")
+    return [path for path in found if not _in_use(path.name.rpartition("-")[2])]
+
+
+def _in_use(pid: str) -> bool:
+    """Whether another process of that number runs; in a container, ours may be a dead one's."""
+    if not pid.isdigit() or int(pid) == os.getpid():
+        return False
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
     return True
 
 
-def _replace(folder: Path, output: Path) -> None:
+def _move(folder: Path, output: Path) -> None:
     if not output.exists():
         folder.rename(output)
-        return
-    # Two renames: a folder that is not empty can't be replaced in one. The old one is deleted last.
-    old = output.parent / f".{output.name}.replaced-{os.getpid()}"
-    output.rename(old)
-    try:
-        folder.rename(output)
-    except OSError:
-        old.rename(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    elif not any(output.iterdir()):
+        # Somebody's current folder, or a mount point: filled rather than replaced, manifest last.
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST_NAME):
+            shutil.move(path, output / path.name)
+    else:
+        # Two renames: a folder that is not empty can't be replaced in one. The old one is deleted last.
+        old = output.parent / f".{output.name}.replaced-{os.getpid()}"
+        output.rename(old)
+        try:
+            folder.rename(output)
+        except OSError:
+            old.rename(output)
+            raise
+        shutil.rmtree(old, ignore_errors=True)

@@ -40,21 +40,33 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True) -> Bundle:
         BundleError: the bundle is incomplete, altered, or from a newer version; the message names the file.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not is_dir(folder):
         raise UsageError(f"bundle {folder}: no such folder; write one with catp-export -o {folder}")
     manifest_path = folder / MANIFEST_NAME
     if not manifest_path.is_file():
         raise UsageError(f"bundle {folder}: it has no {MANIFEST_NAME}; give a folder written by catp-export")
     bundle = Bundle(folder, _read_manifest(manifest_path))
+    listed = {spec.path for spec in bundle.manifest.all_files()}
+    for path in sorted([*folder.glob("*.onnx"), *folder.glob("*.onnx_data")]):
+        if path.name not in listed:  # a graph could read weights that no hash vouches for
+            raise BundleError(f"bundle {folder}: {path.name} is not in its manifest; export the bundle again")
     for spec in bundle.manifest.all_files():
         _check_file(bundle, spec, verify)
     return bundle
 
 
+def is_dir(path: Path) -> bool:
+    """Whether there is a folder of that name; a name that can't be one (too long, say) is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def _read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not readable as JSON ({error}); export the bundle again") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:

@@ -14,7 +14,7 @@ import numpy as np
 
 from catp.runtime.engines.base import Engine, Step, Value
 from catp.runtime.errors import UsageError
-from catp.runtime.kv_cache import Cache, bucket
+from catp.runtime.kv_cache import Cache
 from catp.runtime.manifest import GraphSpec, TextSpec
 
 
@@ -36,7 +36,6 @@ class LanguageModel:
         self._text = text
         self._width = int(graph.input("prefix_embeds").shape[2])
         self._embeds_dtype = graph.input("prefix_embeds").dtype
-        self._cache: Cache | None = None
 
     def generate(
         self,
@@ -70,7 +69,7 @@ class LanguageModel:
         # The last token generated needs no position of its own: it is never fed back.
         limits = np.minimum(max_new_tokens, room + 1)
         steps = int(limits.max())
-        cache = self._cache_for(batch, kept + int(lengths.max()) + steps - 1)
+        cache = Cache(self._engine, self._graph, batch, kept + int(lengths.max()) + steps - 1)
 
         started = time.perf_counter()
         prefill = bind_prefill(
@@ -89,7 +88,9 @@ class LanguageModel:
         finished = self._record(result, tokens, limits, np.zeros(batch, bool))
         if finished.all():
             return result
-        positions, slots = position_start + lengths, kept + lengths
+        # A row without room for another position is finished, and still takes part in the steps of the others.
+        positions = np.minimum(position_start + lengths, self._text.max_positions - 1)
+        slots = kept + lengths
         decode = self._engine.bind(
             {
                 "input_ids": tokens[:, None],
@@ -122,13 +123,6 @@ class LanguageModel:
                 result.token_ids[row].append(int(token))
         full = np.array([len(ids) for ids in result.token_ids]) >= limits
         return finished | full | np.isin(tokens, self._text.eos_token_ids)
-
-    def _cache_for(self, batch: int, slots: int) -> Cache:
-        """A cache of at least `slots` slots, the previous one where it has the right size."""
-        if self._cache is None or (self._cache.batch, self._cache.slots) != (batch, bucket(slots)):
-            self._cache = None  # let go of the old buffers before the new ones are made
-            self._cache = Cache(self._engine, self._graph, batch, slots)
-        return self._cache
 
 
 def bind_prefill(

@@ -6,6 +6,7 @@ that a bundle sees the pixels its checkpoint was trained on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -79,12 +80,17 @@ def load_image(source: ImageSource) -> Image.Image:
         ImageError: the file is missing, empty, not an image, truncated, or larger than `MAX_PIXELS`.
     """
     if isinstance(source, Image.Image):
+        _check_size(source, "given as an object")
         return _to_rgb(source)
     path = Path(source)
-    if not path.is_file():
-        raise ImageError(f"image {path}: no such file")
-    if path.stat().st_size == 0:
-        raise ImageError(f"image {path}: the file is empty")
+    try:
+        if path.is_dir():
+            raise ImageError(f"image {path}: it is a folder; give a file")
+        if path.stat().st_size == 0:
+            raise ImageError(f"image {path}: the file is empty")
+    except (OSError, ValueError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"can't be opened ({error})"
+        raise ImageError(f"image {str(path)[:200]}: {reason}") from None
     try:
         with warnings.catch_warnings():
             # Pillow warns at a threshold of its own; ours is checked below, before anything is decoded.
@@ -101,7 +107,7 @@ def load_image(source: ImageSource) -> Image.Image:
         raise ImageError(f"image {path}: broken or truncated ({error})") from None
 
 
-def _check_size(image: Image.Image, path: Path) -> None:
+def _check_size(image: Image.Image, path: Path | str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"image {path}: refused, {width} x {height} is more than {MAX_PIXELS:,} pixels")
@@ -110,12 +116,13 @@ def _check_size(image: Image.Image, path: Path) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    with contextlib.suppress(Exception):  # broken EXIF data says nothing about the pixels; they are shown as they lie
+        image = ImageOps.exif_transpose(image)
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         # Pillow's own conversion clips at 255, which turns most 16-bit pictures white.
-        values = np.asarray(image).astype(np.float64)
+        values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
         top = 65535.0 if image.mode.startswith("I") else max(float(values.max(initial=0.0)), 1.0)
-        image = Image.fromarray(np.clip(np.nan_to_num(values) * (255.0 / top), 0, 255).round().astype(np.uint8))
+        image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -17,11 +17,12 @@ def bucket(slots: int) -> int:
 class Cache:
     """KV cache buffers under the graph's input names and, the same ones, under its output names.
 
-    They start as zeros: a masked slot still enters a product, and 0 times uninitialised memory may be NaN.
+    They start as zeros, for every batch anew: a masked slot still enters a product, and 0 times uninitialised memory,
+    or times what an overflow left behind, may be NaN.
     """
 
     def __init__(self, engine: Engine, graph: GraphSpec, batch: int, slots: int) -> None:
-        self.batch, self.slots = batch, bucket(slots)
+        self.slots = bucket(slots)
         self.inputs: dict[str, DeviceTensor] = {}
         self.outputs: dict[str, DeviceTensor] = {}
         for spec in graph.inputs:

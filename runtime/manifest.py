@@ -16,6 +16,12 @@ GRAPHS = ("vision_encoder", "qformer_voting", "language_model")
 Positions = Literal["original", "compact"]
 """Whether kept tokens keep the positions they had before pruning or close ranks."""
 
+Precision = Literal["fp32", "fp16"]
+"""Of a graph's weights and activations."""
+
+Method = Literal["catp", "none"]
+"""How query tokens are voted for."""
+
 
 def _inside(path: str) -> str:
     parts = PurePosixPath(path).parts
@@ -52,7 +58,7 @@ class GraphSpec(_Strict):
 
     file: FileSpec
     external_data: FileSpec | None = None
-    precision: Literal["fp32", "fp16"]
+    precision: Precision
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     operators: int = Field(description="nodes of the graph")
@@ -73,7 +79,7 @@ class ModelSpec(_Strict):
 class PruningSpec(_Strict):
     """How query tokens are chosen."""
 
-    method: str
+    method: Method
     options: dict[str, Any] = {}
     ratio: float = Field(ge=0, lt=1, description="default; `num_kept` is an input of the graph")
     positions: Positions = "original"
@@ -86,7 +92,6 @@ class TextSpec(_Strict):
     prompt_template: str = "{prompt}"
     pad_token_id: int
     eos_token_ids: tuple[int, ...]
-    vocab_size: int
     max_positions: int = Field(description="position ids that the language model has")
     max_new_tokens: int = Field(default=20, ge=1, description="default")
 
@@ -106,6 +111,7 @@ class ParityCheck(_Strict):
     value: float
     limit: float
     passed: bool
+    advisory: bool = Field(default=False, description="what it finds is worth knowing and stops nothing")
 
 
 class Manifest(_Strict):
@@ -114,7 +120,7 @@ class Manifest(_Strict):
     schema_version: Literal[1] = SCHEMA_VERSION
     model: ModelSpec
     pruning: PruningSpec
-    precision: Literal["fp32", "fp16"]
+    precision: Precision
     image: ImageSpec
     text: TextSpec
     graphs: dict[str, GraphSpec]
@@ -127,6 +133,13 @@ class Manifest(_Strict):
         missing = [name for name in GRAPHS if name not in self.graphs]
         if missing:
             raise ValueError(f"graphs: {', '.join(missing)} missing")
+        if "tokenizer.json" not in {spec.path for spec in self.files}:
+            raise ValueError("files: tokenizer.json missing")
+        shapes = {t.name: t.shape for graph in self.graphs.values() for t in (*graph.inputs, *graph.outputs)}
+        if shapes.get("pixel_values", ())[2:] != (self.image.height, self.image.width):
+            raise ValueError("image: not the size that the vision encoder takes")
+        if shapes.get("token_scores", ())[1:] != (self.pruning.num_query_tokens,):
+            raise ValueError("pruning.num_query_tokens: not the number that the Q-Former graph scores")
         return self
 
     def all_files(self) -> list[FileSpec]:

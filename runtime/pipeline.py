@@ -12,7 +12,7 @@ import numpy as np
 
 from catp.runtime.bundle import Bundle, open_bundle
 from catp.runtime.engines import open_provider
-from catp.runtime.engines.base import DeviceTensor, Provider, Value
+from catp.runtime.engines.base import DeviceTensor, Provider, Value, to_host
 from catp.runtime.errors import UsageError
 from catp.runtime.generation import Generation, LanguageModel
 from catp.runtime.images import ImageSource, load_image, preprocess
@@ -52,13 +52,12 @@ class Answer:
 class Pruned:
     """What the language model gets to see of a batch of images, in the engine's memory."""
 
-    kept_indices: DeviceTensor  # int64 [B, k] ascending
-    kept_embeds: DeviceTensor  # [B, k, Dl]
-    token_scores: DeviceTensor  # float32 [B, N]
+    kept_indices: Value  # int64 [B, k] ascending
+    kept_embeds: Value  # [B, k, Dl]
 
 
 class Pipeline:
-    """A bundle's engines, loaded and chained. Not thread-safe: the KV cache is reused between calls."""
+    """A bundle's engines, loaded and chained."""
 
     def __init__(self, bundle: Bundle, provider: Provider) -> None:
         self.bundle = bundle
@@ -130,7 +129,7 @@ class Pipeline:
         image_embeds = self.encode(pixel_values)
         clock.append(time.perf_counter())
         pruned = self.prune(image_embeds, kept)
-        kept_indices = pruned.kept_indices.numpy()
+        kept_indices = to_host(pruned.kept_indices)
         clock.append(time.perf_counter())
         generation = self.decode(pruned, token_ids, limit, positions)
         clock.append(time.perf_counter())
@@ -170,7 +169,7 @@ class Pipeline:
     def prune(self, image_embeds: DeviceTensor, kept: int) -> Pruned:
         """The `kept` query tokens that the image votes for most."""
         outputs = self._qformer.bind({"image_embeds": image_embeds, "num_kept": np.array([kept], np.int64)}).run()
-        return Pruned(outputs["kept_indices"], outputs["kept_embeds"], outputs["token_scores"])
+        return Pruned(outputs["kept_indices"], outputs["kept_embeds"])
 
     def decode(
         self, pruned: Pruned, prompts: Sequence[Sequence[int]], max_new_tokens: int, positions: Positions | None = None

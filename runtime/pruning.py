@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 from catp.runtime.errors import UsageError
 
@@ -13,7 +14,7 @@ def check_ratio(ratio: float) -> float:
     Raises:
         UsageError: it is not a number with 0 <= ratio < 1.
     """
-    if not (isinstance(ratio, int | float) and 0 <= ratio < 1):  # NaN fails both comparisons
+    if not (isinstance(ratio, numbers.Real) and 0 <= ratio < 1):  # NaN fails both comparisons
         raise UsageError(f"ratio {ratio}: a pruning ratio is the fraction removed, 0 <= ratio < 1")
     return float(ratio)
 

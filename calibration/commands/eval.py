@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.progress import Progress
@@ -21,7 +21,7 @@ from catp.runtime.pipeline import Pipeline
 from catp.runtime.pruning import check_ratio
 
 DEMO_SEED = 2024
-POSITIONS: tuple[Positions, ...] = ("original", "compact")
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
 
 
 def evaluate_bundle(

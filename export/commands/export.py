@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,25 +14,11 @@ from rich.table import Table
 from catp.export.demo import CHECKPOINT, samples
 from catp.runtime.bundle import Bundle
 from catp.runtime.commands.console import busy, console, make_app, print_json_line
-from catp.runtime.commands.run import PositionMode
 from catp.runtime.errors import UsageError
+from catp.runtime.manifest import Method, Positions, Precision
 from catp.runtime.pruning import check_ratio, num_kept
 
 EXAMPLE_MODEL = "Salesforce/blip2-opt-2.7b"
-
-
-class Method(StrEnum):
-    """--method"""
-
-    catp = "catp"
-    none = "none"
-
-
-class Precision(StrEnum):
-    """--precision"""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
 
 
 def export(
@@ -48,13 +33,13 @@ def export(
         str | None, typer.Option(help=f"Checkpoint: a local folder or a Hub id ({EXAMPLE_MODEL}). Default: the demo.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
-    method: Annotated[Method, typer.Option(help="How query tokens are voted for.")] = Method.catp,
+    method: Annotated[Method, typer.Option(help="How query tokens are voted for.")] = "catp",
     positions: Annotated[
-        PositionMode, typer.Option(help="Default positions of kept tokens: as before pruning, or closing ranks.")
-    ] = PositionMode.original,
+        Positions, typer.Option(help="Default positions of kept tokens: as before pruning, or closing ranks.")
+    ] = "original",
     precision: Annotated[
         Precision, typer.Option(help="Of vision encoder and language model; Q-Former and votes stay float32.")
-    ] = Precision.fp32,
+    ] = "fp32",
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle.")] = Path("catp-bundle"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="The manifest as JSON on standard output.")] = False,
@@ -65,13 +50,13 @@ def export(
     a small BLIP-2, trained to answer questions about coloured shapes.
     """
     if ratio is None:
-        ratio = 0.0 if method is Method.none else 0.5
+        ratio = 0.0 if method == "none" else 0.5
     check_ratio(ratio)
     try:
         from catp.export.exporter import export_bundle
     except ImportError as error:
         raise UsageError(
-            f"catp-export needs {error.name}, which is not installed; pip install 'catp-exporter[export,cpu]'"
+            f"catp-export needs {error.name}, which is not installed; pip install '.[export,cpu]'"
         ) from None
     if model is None:
         console.print(f"No --model: exporting the embedded demo. A real one: --model {EXAMPLE_MODEL}")
@@ -80,9 +65,9 @@ def export(
         output,
         revision=revision,
         ratio=ratio,
-        method=method.value,
-        positions=positions.value,
-        precision=precision.value,
+        method=method,
+        positions=positions,
+        precision=precision,
         overwrite=overwrite,
         step=busy,
     )
@@ -108,6 +93,13 @@ def _report(bundle: Bundle) -> None:
     for check in manifest.parity:
         parity.add_row(check.subject, check.measure, f"{check.value:.2g}", f"{check.limit:.2g}")
     console.print(parity)
+    for check in manifest.parity:
+        if not check.passed:
+            console.print(
+                f"[yellow]warning:[/] {check.subject}: {check.measure} is {check.value:.2g}: "
+                "rounding decides much of what this checkpoint's vote keeps, here and on every other device",
+                soft_wrap=True,
+            )
     pruning = manifest.pruning
     console.print(
         f"Published {escape(str(bundle.path))}: {pruning.method} keeps "

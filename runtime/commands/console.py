@@ -63,7 +63,7 @@ def busy(what: str) -> Iterator[None]:
         yield
         return
     started = time.monotonic()
-    with console.status(what):
+    with console.status(escape(what)):
         yield
     console.print(f"  [green]✓[/] {escape(what)} [dim]{time.monotonic() - started:.1f} s[/]")
 

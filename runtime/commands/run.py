@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,14 +11,8 @@ import typer
 from catp.runtime.commands.console import busy, make_app, print_json_line
 from catp.runtime.engines import PROVIDERS
 from catp.runtime.errors import UsageError
+from catp.runtime.manifest import Positions
 from catp.runtime.pipeline import Pipeline
-
-
-class PositionMode(StrEnum):
-    """--positions"""
-
-    original = "original"
-    compact = "compact"
 
 
 def run(
@@ -32,7 +25,7 @@ def run(
         float | None, typer.Option(help="Fraction of query tokens removed, 0 <= ratio < 1. Default: the bundle's.")
     ] = None,
     positions: Annotated[
-        PositionMode | None, typer.Option(help="Positions of kept tokens. Default: the bundle's.")
+        Positions | None, typer.Option(help="Positions of kept tokens. Default: the bundle's.")
     ] = None,
     provider: Annotated[str, typer.Option(help=f"What executes the graphs: {', '.join(PROVIDERS)}.")] = "cpu",
     max_new_tokens: Annotated[
@@ -52,7 +45,7 @@ def run(
     with busy("load the bundle"):
         pipeline = Pipeline.load(bundle, provider, threads=threads)
     with busy("answer"):
-        answers = pipeline.generate(image, prompt, ratio, positions.value if positions else None, max_new_tokens)
+        answers = pipeline.generate(image, prompt, ratio, positions, max_new_tokens)
     for path, answer in zip(image, answers):
         if json_output:
             print_json_line(json.dumps(answer.to_dict()))

@@ -26,6 +26,12 @@ class DeviceTensor(Protocol):
 
 
 Value = np.ndarray[Any, Any] | DeviceTensor
+"""What an input may be bound to: host arrays are copied to the device."""
+
+
+def to_host(value: Value) -> np.ndarray[Any, Any]:
+    """The value as a host array."""
+    return value if isinstance(value, np.ndarray) else value.numpy()
 
 
 class Step(Protocol):

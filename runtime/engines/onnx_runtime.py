@@ -84,6 +84,13 @@ class OrtEngine:
         return OrtStep(self, inputs, outputs or {})
 
 
+def _check_names(session: Any, bundle: Bundle, graph: str) -> None:
+    spec = bundle.manifest.graphs[graph]
+    for actual, listed in ((session.get_inputs(), spec.inputs), (session.get_outputs(), spec.outputs)):
+        if [tensor.name for tensor in actual] != [tensor.name for tensor in listed]:
+            raise BundleError(f"bundle {bundle.path}: its manifest describes other tensors than {spec.file.path} has")
+
+
 class OrtProvider:
     """Opens graphs with one of ONNX Runtime's execution providers.
 
@@ -95,7 +102,7 @@ class OrtProvider:
         self.name = name
         self._threads = threads
         self._execution_provider = _EXECUTION_PROVIDERS[name]
-        install = f"install it with: pip install 'catp-exporter[{_EXTRAS[name]}]'"
+        install = f"install this project's extra: pip install '.[{_EXTRAS[name]}]'"
         if ort is None:
             raise UsageError(f"provider {name}: ONNX Runtime is not installed; {install}")
         if self._execution_provider not in ort.get_available_providers():
@@ -121,4 +128,5 @@ class OrtProvider:
                 f"provider {self.name}: {self._execution_provider} could not start (are the CUDA and cuDNN libraries "
                 "of this ONNX Runtime installed?); use --provider cpu to run on the CPU"
             )
+        _check_names(session, bundle, graph)
         return OrtEngine(session, self.name)

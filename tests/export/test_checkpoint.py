@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import Blip2Config, Blip2ForConditionalGeneration, BloomConfig
 
 from catp.export.checkpoint import load_checkpoint
-from catp.export.demo import CHECKPOINT
+from catp.export.demo import CHECKPOINT, samples
+from catp.export.reference import Reference
 from catp.runtime import CatpError, UsageError
+from catp.runtime.images import load_image
 
 
 @pytest.fixture
@@ -66,6 +68,32 @@ def test_a_language_model_without_position_ids_is_named(copy: Path) -> None:
 def test_broken_json(copy: Path) -> None:
     (copy / "config.json").write_text("{")
     refusal(copy, UsageError)
+
+
+def test_a_field_of_the_wrong_type(copy: Path) -> None:
+    edit_config(copy, "qformer_config", hidden_size="wide")
+    refusal(copy, UsageError)
+
+
+def test_a_folder_without_a_tokenizer(copy: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copy / name).unlink()
+    assert "no tokenizer" in refusal(copy, UsageError)
+
+
+def test_checkpoints_from_before_image_tokens(copy: Path) -> None:
+    path = copy / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["content"] != "<image>"]
+    path.write_text(json.dumps(tokenizer))
+    edit_config(copy, image_token_index=None)
+    checkpoint = load_checkpoint(str(copy))
+    reference = Reference(checkpoint)
+    sample = samples()[0]
+    ids = reference.tokenize(sample.prompt)
+    assert checkpoint.model.config.image_token_index not in ids
+    tokens = reference.generate(reference.pixel_values([load_image(sample.image)]), ids, 8)
+    assert checkpoint.tokenizer.decode(tokens, skip_special_tokens=True).strip() == sample.answer
 
 
 def test_pickled_weights_are_refused_with_a_way_out(copy: Path) -> None:

@@ -3,22 +3,26 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import onnx
 import pytest
 from typer.testing import CliRunner
 
+from catp.export import onnx_ops
 from catp.export.commands.export import app
-from catp.export.demo import samples
+from catp.export.demo import CHECKPOINT, samples
 from catp.export.graphs.vision_encoder import VisionEncoder
+from catp.export.methods import METHODS
 from catp.export.methods.catp import RankPoints
 from catp.runtime import Pipeline, UsageError
-from catp.runtime.manifest import GRAPHS, Manifest
+from catp.runtime.manifest import GRAPHS, Manifest, Method
 
 RUNNER = CliRunner()
 CODE = "from catp.export.commands.export import app; app()"
@@ -49,6 +53,19 @@ def test_arguments_that_can_not_be_exit_2(
     assert result.exit_code == 2
     assert message in result.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_pixels_of_another_size_than_the_vision_encoder_takes_exit_2(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
+    for path in (folder / "preprocessor_config.json", folder / "processor_config.json"):
+        path.write_text(path.read_text().replace("96", "64"))
+    result = RUNNER.invoke(app, ["--model", str(folder), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 2 and "makes 64 x 64 pixels" in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_methods_by_name() -> None:
+    assert set(METHODS) == set(get_args(Method))
 
 
 def test_a_taken_folder_exits_2_and_is_kept(tmp_path: Path) -> None:
@@ -129,12 +146,15 @@ def test_wrong_graphs_are_never_published(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         VisionEncoder, "forward", lambda self, pixel_values: self.vision_model(pixel_values).last_hidden_state * 1.001
     )
+    linear = onnx_ops.tied_linear
+    monkeypatch.setattr(onnx_ops, "tied_linear", lambda *inputs: linear(*inputs) * float("nan"))
     result = RUNNER.invoke(app, ["-o", str(tmp_path / "out")])
     assert result.exit_code == 1
     assert "nothing was published" in result.stderr
     assert "vision_encoder: image_embeds: relative error is 0.001" in result.stderr
     assert "qformer_voting: kept sets that differ beyond near ties is 4" in result.stderr
-    assert "language_model" not in result.stderr
+    assert "language_model: logits: relative error is nan" in result.stderr
+    assert "tokenizer" not in result.stderr
     assert not any(tmp_path.iterdir())
 
 

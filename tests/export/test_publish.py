@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,43 @@ def test_what_is_not_a_bundle_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="it is a file"), published(tmp_path / "thesis.txt", overwrite=True):
         pass
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_empty_folder_is_filled_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = tmp_path / "out"
+    empty.mkdir()
+    monkeypatch.chdir(empty)  # replaced, it would be gone under our feet
+    with published(Path(), overwrite=False) as folder:
+        (folder / "catp.json").write_text("{}")
+        (folder / "x.onnx").write_text("")
+    assert Path("catp.json").exists() and Path("x.onnx").exists()
+
+
+def test_a_link_keeps_pointing_where_it_points(tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    (target / "catp.json").write_text("old")
+    (tmp_path / "link").symlink_to(target)
+    with published(tmp_path / "link", overwrite=True) as folder:
+        (folder / "catp.json").write_text("new")
+    assert (tmp_path / "link").is_symlink() and (target / "catp.json").read_text() == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "link"]
+
+
+def test_a_bundle_lost_between_two_renames_is_put_back(tmp_path: Path) -> None:
+    old = tmp_path / ".out.replaced-999999999"
+    old.mkdir()
+    (old / "catp.json").write_text("old")
+    with pytest.raises(UsageError, match="not empty"), published(tmp_path / "out", overwrite=False):
+        pass
+    assert (tmp_path / "out" / "catp.json").read_text() == "old"
+
+
+def test_leftovers_of_our_own_number_are_a_dead_process_s(tmp_path: Path) -> None:
+    (tmp_path / f".out.incomplete-{os.getpid()}").mkdir()  # containers number their processes alike
+    with published(tmp_path / "out", overwrite=False) as folder:
+        (folder / "catp.json").write_text("{}")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_leftovers_of_a_dead_process_are_removed(tmp_path: Path) -> None:

@@ -56,12 +56,41 @@ def test_a_newer_schema_says_upgrade(copy: Path) -> None:
         open_bundle(copy)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "null", '{"schema_version": 1}'])
+@pytest.mark.parametrize("content", ["{", "[]", "null", '{"schema_version": 1}', "[" * 100_000])
 def test_a_broken_manifest_is_one_clear_line(copy: Path, content: str) -> None:
     (copy / "catp.json").write_text(content)
     with pytest.raises(BundleError, match=r"catp\.json") as caught:
         open_bundle(copy)
     assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_that_contradicts_itself_is_refused(copy: Path) -> None:
+    manifest = json.loads((copy / "catp.json").read_text())
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("not the size that the vision encoder takes", {"image": manifest["image"] | {"height": 48}}),
+        ("not the number that the Q-Former", {"pruning": manifest["pruning"] | {"num_query_tokens": 64}}),
+        ("tokenizer.json missing", {"files": [f for f in manifest["files"] if f["path"] != "tokenizer.json"]}),
+    ]
+    for message, change in changes:
+        (copy / "catp.json").write_text(json.dumps(manifest | change))
+        with pytest.raises(BundleError, match=message):
+            open_bundle(copy)
+
+
+def test_a_manifest_that_describes_other_tensors_is_refused(copy: Path) -> None:
+    manifest = json.loads((copy / "catp.json").read_text())
+    manifest["graphs"]["language_model"]["inputs"].pop()
+    edit_manifest(copy, graphs=manifest["graphs"])
+    with pytest.raises(BundleError, match=r"describes other tensors than language_model\.onnx"):
+        Pipeline.load(copy)
+
+
+def test_weights_that_no_hash_vouches_for_are_refused(copy: Path) -> None:
+    manifest = json.loads((copy / "catp.json").read_text())
+    manifest["graphs"]["vision_encoder"]["external_data"] = None
+    edit_manifest(copy, graphs=manifest["graphs"])
+    with pytest.raises(BundleError, match=r"vision_encoder\.onnx_data is not in its manifest"):
+        open_bundle(copy)
 
 
 @pytest.mark.parametrize("path", ["../secret.json", "/etc/passwd", "a/../../b", ""])

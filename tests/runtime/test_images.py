@@ -61,6 +61,23 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     assert top[0] > 200 and top[1] < 80  # the left edge came to the top
 
 
+def test_broken_exif_does_not_hide_the_pixels(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 7), "red").save(tmp_path / "x.png", exif=b"Exif\0\0II*\0")
+    assert load_image(tmp_path / "x.png").size == (9, 7)
+
+
+def test_a_float_image_with_a_hole_is_not_black(tmp_path: Path) -> None:
+    values = np.full((8, 8), 0.5, np.float32)
+    values[0, 0] = np.nan
+    Image.fromarray(values * 2).save(tmp_path / "x.tif")
+    assert (np.asarray(load_image(tmp_path / "x.tif"))[1:] == 255).all()
+
+
+def test_a_picture_without_pixels_is_refused() -> None:
+    with pytest.raises(ImageError, match="0 x 5"):
+        load_image(Image.new("RGB", (0, 5)))
+
+
 def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path) -> None:
     # A real PNG whose header alone claims 20,000 x 20,000 pixels: nothing may be decoded.
     path = tmp_path / "bomb.png"

@@ -122,6 +122,19 @@ def test_generation_stops_where_positions_end(odd_bundle: Path) -> None:
         assert ended or len(longest.token_ids) == 96 - used + 1
 
 
+def test_a_row_that_fills_the_model_does_not_disturb_its_batch(pipeline: Pipeline) -> None:
+    """OPT's positions are a table: one step too far is out of bounds."""
+    sample = samples()[0]
+    full = "?" * 2000
+    while len(pipeline.tokenize(full)) > 256 - 32:
+        full = full[:-1]
+    assert len(pipeline.tokenize(full)) == 256 - 32
+    alone = [pipeline.generate([sample.image], [prompt])[0].token_ids for prompt in (full, sample.prompt)]
+    together = pipeline.generate([sample.image] * 2, [full, sample.prompt])
+    assert [answer.token_ids for answer in together] == alone
+    assert len(alone[0]) == 1
+
+
 def test_a_prompt_that_does_not_fit_is_a_clear_error(pipeline: Pipeline) -> None:
     with pytest.raises(UsageError, match="256 positions, so give at most 224 tokens"):
         pipeline.generate([samples()[0].image], ["word " * 300])
@@ -146,7 +159,7 @@ def test_arguments_that_do_not_fit(pipeline: Pipeline) -> None:
 
 
 def test_a_missing_provider_names_the_extra(demo_bundle: Path) -> None:
-    with pytest.raises(UsageError, match=r"catp-exporter\[gpu\]"):
+    with pytest.raises(UsageError, match=r"\.\[gpu\]"):
         Pipeline.load(demo_bundle, provider="cuda")
     with pytest.raises(UsageError, match="accepted: cpu, cuda"):
         Pipeline.load(demo_bundle, provider="abacus")

@@ -49,11 +49,13 @@ def test_json_has_one_object_per_pair(demo_bundle: Path) -> None:
         (["--positions", "sideways", *PAIR], "compact", 2),
         (["--image", str(SAMPLE.image)], "Missing option '--prompt'", 2),
         (["--nonsense", *PAIR], "No such option: --nonsense", 2),
-        (["--provider", "cuda", *PAIR], "catp-exporter[gpu]", 2),
+        (["--provider", "cuda", *PAIR], ".[gpu]", 2),
         (["--provider", "abacus", *PAIR], "accepted: cpu, cuda", 2),
         ([*PAIR, "--prompt", "one more"], "one prompt per image", 2),
         (["--image", "nowhere.png", "--prompt", "x"], "nowhere.png: no such file", 1),
         (["--image", __file__, "--prompt", "x"], "not an image", 1),
+        (["--image", "/", "--prompt", "x"], "it is a folder", 1),
+        (["--image", SAMPLE.prompt * 20, "--prompt", str(SAMPLE.image)], "can't be opened", 1),
         (["--image", str(SAMPLE.image), "--prompt", "word " * 400], "at most 224 tokens", 2),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
@@ -68,6 +70,7 @@ def test_bad_input_is_one_clear_line(demo_bundle: Path, arguments: list[str], me
 
 def test_bundles_that_are_none(demo_bundle: Path, tmp_path: Path) -> None:
     assert RUNNER.invoke(app, [str(tmp_path / "none"), *PAIR]).exit_code == 2
+    assert RUNNER.invoke(app, ["x" * 300, *PAIR]).exit_code == 2
     copy = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
     (copy / "config.json").write_text("{}")
     result = RUNNER.invoke(app, [str(copy), *PAIR])
