@@ -86,6 +86,8 @@ def load_image(source: ImageSource) -> Image.Image:
     try:
         if path.is_dir():
             raise ImageError(f"image {path}: it is a folder; give a file")
+        if path.exists() and not path.is_file():
+            raise ImageError(f"image {path}: it is a device or a pipe; give a regular file")
         if path.stat().st_size == 0:
             raise ImageError(f"image {path}: the file is empty")
     except (OSError, ValueError) as error:

@@ -27,12 +27,13 @@ class TextCodec:
         """Token ids of a prompt, special tokens included. An empty prompt asks for a caption.
 
         Raises:
-            UsageError: nothing is left to feed the language model.
+            UsageError: it is not valid Unicode, or nothing is left to feed the language model.
         """
         try:
-            ids = self._tokenizer.encode(self._spec.prompt_template.replace("{prompt}", prompt)).ids
-        except UnicodeEncodeError:
+            prompt.encode()
+        except UnicodeEncodeError:  # bytes of the command line that were no text
             raise UsageError("prompt: it is not valid Unicode; give it as UTF-8") from None
+        ids = self._tokenizer.encode(self._spec.prompt_template.replace("{prompt}", prompt)).ids
         if not ids:
             raise UsageError("prompt: it is empty, and this model's tokenizer adds no begin token; give a text")
         return ids

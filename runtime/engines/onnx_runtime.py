@@ -18,6 +18,7 @@ except ImportError:
 
 _EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 
 
 class OrtTensor:
@@ -84,10 +85,12 @@ class OrtEngine:
         return OrtStep(self, inputs, outputs or {})
 
 
-def _check_names(session: Any, bundle: Bundle, graph: str) -> None:
+def _check_tensors(session: Any, bundle: Bundle, graph: str) -> None:
+    """Raises BundleError where the manifest and the graph disagree on a name, a dtype or a shape."""
     spec = bundle.manifest.graphs[graph]
     for actual, listed in ((session.get_inputs(), spec.inputs), (session.get_outputs(), spec.outputs)):
-        if [tensor.name for tensor in actual] != [tensor.name for tensor in listed]:
+        found = [(tensor.name, _DTYPES.get(tensor.type), tuple(tensor.shape)) for tensor in actual]
+        if found != [(tensor.name, tensor.dtype, tensor.shape) for tensor in listed]:
             raise BundleError(f"bundle {bundle.path}: its manifest describes other tensors than {spec.file.path} has")
 
 
@@ -128,5 +131,5 @@ class OrtProvider:
                 f"provider {self.name}: {self._execution_provider} could not start (are the CUDA and cuDNN libraries "
                 "of this ONNX Runtime installed?); use --provider cpu to run on the CPU"
             )
-        _check_names(session, bundle, graph)
+        _check_tensors(session, bundle, graph)
         return OrtEngine(session, self.name)

@@ -77,9 +77,12 @@ def test_a_manifest_that_contradicts_itself_is_refused(copy: Path) -> None:
             open_bundle(copy)
 
 
-def test_a_manifest_that_describes_other_tensors_is_refused(copy: Path) -> None:
+@pytest.mark.parametrize(
+    "change", [{"dtype": "float17"}, {"shape": ["batch", "two", 3, 4]}, {"name": "other"}], ids=str
+)
+def test_a_manifest_that_describes_other_tensors_is_refused(copy: Path, change: dict[str, Any]) -> None:
     manifest = json.loads((copy / "catp.json").read_text())
-    manifest["graphs"]["language_model"]["inputs"].pop()
+    manifest["graphs"]["language_model"]["inputs"][-1].update(change)
     edit_manifest(copy, graphs=manifest["graphs"])
     with pytest.raises(BundleError, match=r"describes other tensors than language_model\.onnx"):
         Pipeline.load(copy)

@@ -55,6 +55,8 @@ def test_json_has_one_object_per_pair(demo_bundle: Path) -> None:
         (["--image", "nowhere.png", "--prompt", "x"], "nowhere.png: no such file", 1),
         (["--image", __file__, "--prompt", "x"], "not an image", 1),
         (["--image", "/", "--prompt", "x"], "it is a folder", 1),
+        (["--image", os.devnull, "--prompt", "x"], "a device or a pipe", 1),
+        (["--image", str(SAMPLE.image), "--prompt", "\udcff\udcfe"], "not valid Unicode", 2),
         (["--image", SAMPLE.prompt * 20, "--prompt", str(SAMPLE.image)], "can't be opened", 1),
         (["--image", str(SAMPLE.image), "--prompt", "word " * 400], "at most 224 tokens", 2),
     ],
