@@ -14,12 +14,15 @@ from catp.runtime.manifest import MANIFEST_NAME
 
 
 @contextmanager
-def published(output: Path, overwrite: bool) -> Iterator[Path]:
+def published(output: Path, overwrite: bool, holds: str = MANIFEST_NAME) -> Iterator[Path]:
     """A temporary folder beside `output` that is renamed to it on success and removed on failure.
 
     A process killed meanwhile leaves the temporary folder (`.NAME.incomplete-PID`), which the next export to the same
     place removes; one killed in the very moment of replacing leaves the old bundle as `.NAME.replaced-PID`, which the
-    next export puts back. Whoever fills the folder writes the manifest last: without it, nothing loads.
+    next export puts back. Whoever fills the folder writes what nothing loads without last.
+
+    Args:
+        holds: pattern of a file by which a folder of ours is known: only such a one is replaced.
 
     Raises:
         UsageError: `output` is taken, or is something that must not be replaced.
@@ -28,7 +31,7 @@ def published(output: Path, overwrite: bool) -> Iterator[Path]:
     try:
         output = output.resolve()  # a link keeps pointing where it points
         _clean_up(output)
-        _check_free(output, overwrite)
+        _check_free(output, overwrite, holds)
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = output.parent / f".{output.name}.incomplete-{os.getpid()}"
         folder.mkdir()
@@ -36,7 +39,7 @@ def published(output: Path, overwrite: bool) -> Iterator[Path]:
         raise CatpError(f"output {str(output)[:200]}: can't write there ({error.strerror})") from None
     try:
         yield folder
-        _move(folder, output)
+        _move(folder, output, holds)
     except OSError as error:
         raise CatpError(
             f"output {output}: writing failed ({error.strerror or error}); nothing was published"
@@ -45,7 +48,7 @@ def published(output: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_free(output: Path, overwrite: bool) -> None:
+def _check_free(output: Path, overwrite: bool, holds: str) -> None:
     if not output.exists():
         return
     if not output.is_dir():
@@ -54,8 +57,11 @@ def _check_free(output: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UsageError(f"output {output}: the folder is not empty; give another one, or --overwrite to replace it")
-    if not (output / MANIFEST_NAME).is_file():
-        raise UsageError(f"output {output}: it is not a bundle, so --overwrite does not replace it; give another one")
+    if not any(output.glob(holds)):
+        raise UsageError(
+            f"output {output}: it holds no {holds}, so it is none of ours and --overwrite does not replace it; "
+            "give another one"
+        )
 
 
 def _clean_up(output: Path) -> None:
@@ -87,12 +93,12 @@ def _in_use(pid: str) -> bool:
     return True
 
 
-def _move(folder: Path, output: Path) -> None:
+def _move(folder: Path, output: Path, holds: str) -> None:
     if not output.exists():
         folder.rename(output)
     elif not any(output.iterdir()):
         # Somebody's current folder, or a mount point: filled rather than replaced, manifest last.
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST_NAME):
+        for path in sorted(folder.iterdir(), key=lambda path: path.match(holds)):
             shutil.move(path, output / path.name)
     else:
         # Two renames: a folder that is not empty can't be replaced in one. The old one is deleted last.

@@ -5,14 +5,6 @@ from __future__ import annotations
 from catp.runtime.engines.base import DeviceTensor, Engine
 from catp.runtime.manifest import GraphSpec
 
-SLOT_BUCKET = 32
-"""Cache lengths are multiples of this: attention costs what the cache is long, so it is no longer than needed."""
-
-
-def bucket(slots: int) -> int:
-    """The cache length that `slots` tokens get."""
-    return -(-slots // SLOT_BUCKET) * SLOT_BUCKET
-
 
 class Cache:
     """KV cache buffers under the graph's input names and, the same ones, under its output names.
@@ -22,7 +14,7 @@ class Cache:
     """
 
     def __init__(self, engine: Engine, graph: GraphSpec, batch: int, slots: int) -> None:
-        self.slots = bucket(slots)
+        self.slots = engine.cache_slots(slots)
         self.inputs: dict[str, DeviceTensor] = {}
         self.outputs: dict[str, DeviceTensor] = {}
         for spec in graph.inputs:

@@ -73,21 +73,27 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, bundle: str | os.PathLike[str], provider: str = "cpu", verify: bool = True, threads: int | None = None
+        cls,
+        bundle: str | os.PathLike[str],
+        provider: str = "cpu",
+        verify: bool = True,
+        threads: int | None = None,
+        engines: str | None = None,
     ) -> Pipeline:
         """Open a bundle and load its graphs.
 
         Args:
             bundle: a folder written by catp-export.
-            provider: what executes the graphs, "cpu" or "cuda".
+            provider: what executes the graphs, one of `catp.runtime.engines.PROVIDERS`.
             verify: compare every file with the manifest's sha256 first.
             threads: CPU threads within an operator; None leaves it to the provider.
+            engines: name of an engine set (`catp-inspect` lists them); None: the newest that fits.
 
         Raises:
             UsageError: no such bundle or provider.
             BundleError: the bundle is incomplete or was altered.
         """
-        return cls(open_bundle(bundle, verify), open_provider(provider, threads))
+        return cls(open_bundle(bundle, verify), open_provider(provider, threads, engines))
 
     @property
     def manifest(self) -> Manifest:

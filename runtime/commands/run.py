@@ -31,6 +31,9 @@ def run(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens generated at most. Default: the bundle's.")
     ] = None,
+    engines: Annotated[
+        str | None, typer.Option(help="Engine set, as catp-inspect names it. Default: the newest that fits.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads within an operator.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object per pair on standard output.")] = False,
 ) -> None:
@@ -43,7 +46,7 @@ def run(
     if len(image) != len(prompt):
         raise UsageError(f"{len(image)} --image and {len(prompt)} --prompt: give one prompt per image")
     with busy("load the bundle"):
-        pipeline = Pipeline.load(bundle, provider, threads=threads)
+        pipeline = Pipeline.load(bundle, provider, threads=threads, engines=engines)
     with busy("answer"):
         answers = pipeline.generate(image, prompt, ratio, positions, max_new_tokens)
     for path, answer in zip(image, answers):

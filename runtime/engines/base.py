@@ -53,6 +53,14 @@ class Engine(Protocol):
         """A new tensor in the engine's memory."""
         ...
 
+    def cache_slots(self, needed: int) -> int:
+        """How many slots a KV cache for `needed` tokens gets.
+
+        Raises:
+            UsageError: more than this engine can have.
+        """
+        ...
+
     def bind(self, inputs: Mapping[str, Value], outputs: Mapping[str, DeviceTensor] | None = None) -> Step:
         """Prepare a step.
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime as a provider, on the CPU or on CUDA, with inputs and outputs bound to device memory."""
+"""ONNX Runtime as a provider, on the CPU, CUDA or its own TensorRT, with tensors bound to device memory."""
 
 from __future__ import annotations
 
@@ -16,8 +16,18 @@ try:
 except ImportError:
     ort = None
 
-_EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
+_EXECUTION_PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider"],
+    # Builds engines while it loads, for the parts of a graph that it knows; CUDA runs the rest.
+    "ort-tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
+}
+_DEVICES = {"cpu": "cpu", "cuda": "cuda", "ort-tensorrt": "cuda"}
+_EXTRAS = {"cpu": "cpu", "cuda": "gpu", "ort-tensorrt": "gpu"}
+
+SLOT_BUCKET = 32
+"""Cache lengths are multiples of this: attention costs what the cache is long, so it is no longer than needed."""
+
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 
 
@@ -78,6 +88,9 @@ class OrtEngine:
     def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
         return self.upload(np.zeros(shape, dtype))
 
+    def cache_slots(self, needed: int) -> int:
+        return -(-needed // SLOT_BUCKET) * SLOT_BUCKET
+
     def upload(self, array: np.ndarray[Any, Any]) -> OrtTensor:
         return OrtTensor(ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device, 0))
 
@@ -104,13 +117,13 @@ class OrtProvider:
     def __init__(self, name: str, threads: int | None = None) -> None:
         self.name = name
         self._threads = threads
-        self._execution_provider = _EXECUTION_PROVIDERS[name]
+        self._execution_providers = _EXECUTION_PROVIDERS[name]
         install = f"install this project's extra: pip install '.[{_EXTRAS[name]}]'"
         if ort is None:
             raise UsageError(f"provider {name}: ONNX Runtime is not installed; {install}")
-        if self._execution_provider not in ort.get_available_providers():
+        if self._execution_providers[0] not in ort.get_available_providers():
             raise UsageError(
-                f"provider {name}: this ONNX Runtime has no {self._execution_provider}; "
+                f"provider {name}: this ONNX Runtime has no {self._execution_providers[0]}; "
                 f"uninstall onnxruntime, then {install}"
             )
 
@@ -121,15 +134,15 @@ class OrtProvider:
             options.intra_op_num_threads = self._threads
         path = bundle.graph_file(graph)
         try:
-            session = ort.InferenceSession(str(path), options, providers=[self._execution_provider])
+            session = ort.InferenceSession(str(path), options, providers=self._execution_providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
             reason = str(error).splitlines()[0]
             raise BundleError(f"bundle {bundle.path}: ONNX Runtime can't load {path.name}: {reason}") from error
-        if session.get_providers()[0] != self._execution_provider:
-            # It falls back silently where CUDA or cuDNN libraries are missing; a benchmark must not.
+        if session.get_providers()[0] != self._execution_providers[0]:
+            # It falls back silently where CUDA, cuDNN or TensorRT libraries are missing; a benchmark must not.
             raise UsageError(
-                f"provider {self.name}: {self._execution_provider} could not start (are the CUDA and cuDNN libraries "
-                "of this ONNX Runtime installed?); use --provider cpu to run on the CPU"
+                f"provider {self.name}: {self._execution_providers[0]} could not start (are the CUDA, cuDNN and "
+                "TensorRT libraries of this ONNX Runtime installed?); use --provider cpu to run on the CPU"
             )
         _check_tensors(session, bundle, graph)
-        return OrtEngine(session, self.name)
+        return OrtEngine(session, _DEVICES[self.name])

@@ -1,0 +1,1 @@
+"""Engines from a bundle's graphs: ONNX to TensorRT plans, for both TensorRT products."""

@@ -1,0 +1,106 @@
+"""Optimization profiles: what each free dimension of a graph may be in each kind of call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from catp.runtime.errors import UsageError
+from catp.runtime.manifest import GraphSpec, Manifest, TensorSpec
+from catp.runtime.plans import Profile, Range
+from catp.runtime.pruning import num_kept
+
+_USUAL_PROMPT = 16
+"""Prompt length to optimise for, in tokens: a question."""
+
+Extent = tuple[int, int, int]
+"""min, opt, max."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large the calls may be that the engines must serve.
+
+    Raises:
+        UsageError: they contradict each other.
+    """
+
+    max_batch: int = 4
+    max_prompt: int = 64  # tokens
+    max_length: int = 128  # slots of the KV cache: kept tokens, prompt and answer
+    ratio: float | None = None  # to optimise for; None: the bundle's default
+    fixed_ratio: bool = False  # fold num_kept into the graph: faster, and the one ratio left
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_prompt", "max_length"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
+
+    def kept(self, manifest: Manifest) -> Extent:
+        """How many query tokens are kept."""
+        pruning = manifest.pruning
+        ratio = pruning.ratio if self.ratio is None else self.ratio
+        if pruning.method == "none" and ratio > 0:
+            raise UsageError(f"--ratio {ratio:g}: this bundle was exported with --method none and keeps every token")
+        best = num_kept(ratio, pruning.num_query_tokens)
+        if self.fixed_ratio or pruning.method == "none":
+            return best, best, best
+        return 1, best, pruning.num_query_tokens
+
+    def check(self, manifest: Manifest) -> None:
+        """Refuse a cache that the largest call does not fit.
+
+        Raises:
+            UsageError: with the smallest length that would do.
+        """
+        most = self.kept(manifest)[2]
+        if most + self.max_prompt > self.max_length:
+            raise UsageError(
+                f"--max-length {self.max_length}: {most} image tokens and a prompt of {self.max_prompt} do not fit; "
+                f"give at least {most + self.max_prompt}, plus the tokens to generate, or a smaller --max-prompt"
+            )
+
+    def fixed(self, graph: GraphSpec, manifest: Manifest) -> dict[str, int]:
+        """Free dimensions of a graph that become numbers."""
+        numbers = {"max_length": self.max_length}
+        if self.fixed_ratio and any(tensor.name == "num_kept" for tensor in graph.inputs):
+            numbers["num_kept"] = self.kept(manifest)[1]
+        return {name: number for name, number in numbers.items() if name in _dimensions(graph)}
+
+    def profiles(self, graph: GraphSpec, manifest: Manifest) -> tuple[Profile, ...]:
+        """One profile for every kind of call that the orchestrator makes of the graph."""
+        batch, kept = (1, 1, self.max_batch), self.kept(manifest)
+        prompt = (1, min(_USUAL_PROMPT, self.max_prompt), self.max_prompt)
+        fixed = self.fixed(graph, manifest)
+        if "seq" not in _dimensions(graph):
+            return (_profile("images", graph, {"batch": batch, "num_kept": kept}, fixed),)
+        return (
+            _profile("prefill", graph, {"batch": batch, "seq": prompt, "num_kept": kept}, fixed),
+            _profile("decode", graph, {"batch": batch, "seq": (1, 1, 1), "num_kept": (0, 0, 0)}, fixed),
+        )
+
+
+def _dimensions(graph: GraphSpec) -> set[str]:
+    return {d for tensor in (*graph.inputs, *graph.outputs) for d in tensor.shape if isinstance(d, str)}
+
+
+def _profile(name: str, graph: GraphSpec, extents: Mapping[str, Extent], fixed: Mapping[str, int]) -> Profile:
+    every = {**{dimension: (number,) * 3 for dimension, number in fixed.items()}, **extents}
+    inputs = [tensor for tensor in graph.inputs if tensor.name not in fixed]
+    # An input named like a dimension says how large that dimension is: TensorRT calls it a shape tensor.
+    return Profile(
+        name=name,
+        shapes={tensor.name: _range(tensor, every) for tensor in inputs if tensor.name not in every},
+        values={
+            tensor.name: Range(**{which: (extent,) for which, extent in zip(("min", "opt", "max"), every[tensor.name])})
+            for tensor in inputs
+            if tensor.name in every
+        },
+    )
+
+
+def _range(tensor: TensorSpec, extents: Mapping[str, Extent]) -> Range:
+    def shape(which: int) -> tuple[int, ...]:
+        return tuple(d if isinstance(d, int) else extents[d][which] for d in tensor.shape)
+
+    return Range(min=shape(0), opt=shape(1), max=shape(2))

@@ -1,0 +1,105 @@
+"""catp-inspect: what a bundle contains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from catp.runtime.bundle import Bundle, open_bundle
+from catp.runtime.commands.console import busy, make_app, print_json_line
+from catp.runtime.engine_sets import EngineSet, open_set, set_folders
+from catp.runtime.errors import BundleError
+from catp.runtime.manifest import TensorSpec
+from catp.runtime.pruning import num_kept
+
+
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="Folder written by catp-export.")],
+    json_output: Annotated[bool, typer.Option("--json", help="All of it as JSON on standard output.")] = False,
+) -> None:
+    """Show a bundle's graphs, their tensors, sizes and precision, and whether its engines are up to date.
+
+    Every file is compared with its hash. Needs neither a GPU nor torch.
+    """
+    with busy("check the bundle"):
+        opened = open_bundle(bundle)
+        engines = [_engine_set(opened, folder) for folder in set_folders(opened)]
+    if json_output:
+        print_json_line(
+            json.dumps(
+                {"bundle": str(opened.path), "manifest": opened.manifest.model_dump(mode="json"), "engines": engines}
+            )
+        )
+        return
+    _print(opened, engines)
+
+
+def _engine_set(bundle: Bundle, folder: Path) -> dict[str, Any]:
+    """What there is to say about one engine set; `state` is "current", "stale", or what is wrong with it."""
+    try:
+        found: EngineSet = open_set(bundle, folder)
+        for graph in found.plans:
+            found.plan(graph)
+    except BundleError as error:
+        return {"name": folder.name, "state": str(error)}
+    request = found.request
+    return {
+        "name": folder.name,
+        "state": "current" if found.is_current(bundle) else "stale: built from other graphs; run catp-build",
+        "target": request.target,
+        "target_version": request.target_version,
+        "compute_capabilities": request.compute_capabilities,
+        "built_at": found.built_at,
+        "fixed": {name: number for plan in found.plans.values() for name, number in plan.request.fixed.items()},
+        "bytes": sum(plan.plan.size for plan in found.plans.values()),
+        "plans": {graph: plan.model_dump(mode="json") for graph, plan in found.plans.items()},
+    }
+
+
+def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
+    """To standard output: this is the result."""
+    manifest = bundle.manifest
+    pruning = manifest.pruning
+    kept = num_kept(pruning.ratio, pruning.num_query_tokens)
+    typer.echo(f"{manifest.model.id}: {manifest.model.family}, {manifest.image.width} x {manifest.image.height} images")
+    typer.echo(
+        f"{pruning.method} keeps {kept} of {pruning.num_query_tokens} query tokens at the default ratio "
+        f"{pruning.ratio:g}, {pruning.positions} positions"
+    )
+    for name, graph in manifest.graphs.items():
+        size = graph.file.size + (graph.external_data.size if graph.external_data else 0)
+        typer.echo(f"\n{name}: {graph.precision}, {size / 1e6:,.1f} MB, {graph.operators:,} operators")
+        for label, tensors in (("in ", graph.inputs), ("out", graph.outputs)):
+            for line in _tensors(tensors):
+                typer.echo(f"  {label} {line}")
+    if not engines:
+        typer.echo("\nNo engines: the graphs run in ONNX Runtime; catp-build makes TensorRT engines.")
+    for found in engines:
+        typer.echo(f"\nengines {found['name']}: {found['state']}")
+        if "plans" in found:
+            baked = ", ".join(f"{name} {number}" for name, number in found["fixed"].items())
+            typer.echo(
+                f"  for {found['target']} {found['target_version']} at compute capability "
+                f"{', '.join(found['compute_capabilities'])}; {found['bytes'] / 1e6:,.1f} MB; baked in: {baked}"
+            )
+
+
+def _tensors(tensors: tuple[TensorSpec, ...]) -> Iterator[str]:
+    """One line each; the KV cache's many tensors in one."""
+    cache = [tensor for tensor in tensors if tensor.name.startswith(("past_key_values.", "present."))]
+    for tensor in tensors:
+        if tensor not in cache:
+            yield f"{tensor.name} {tensor.dtype} {_shape(tensor)}"
+    if cache:
+        yield f"{len(cache)} x {cache[0].name.partition('.')[0]}.* {cache[0].dtype} {_shape(cache[0])}"
+
+
+def _shape(tensor: TensorSpec) -> str:
+    return "[" + ", ".join(str(dimension) for dimension in tensor.shape) + "]"
+
+
+app = make_app(inspect)
