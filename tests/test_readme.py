@@ -84,6 +84,13 @@ def test_the_other_commands_do_what_they_say(outputs: dict[str, str]) -> None:
             assert line in {sample.answer for sample in samples()}
 
 
+def test_engines_are_built_and_shown(outputs: dict[str, str]) -> None:
+    (build,) = (output for command, output in outputs.items() if command.startswith("catp-build"))
+    (shown,) = (output for command, output in outputs.items() if command.startswith("catp-inspect"))
+    key = re.search(r"engines/(tensorrt-rtx-\S+)", "".join(build.split("\n")))
+    assert key is not None and f"engines {key[1]}: current" in shown
+
+
 def test_the_accuracy_table_is_what_the_command_prints(outputs: dict[str, str]) -> None:
     def figures(text: str) -> list[list[float]]:
         rows = [re.findall(r"\d+(?:\.\d+)?", line) for line in text.splitlines() if line.count("%") >= 2]

@@ -80,3 +80,7 @@ class Provider(Protocol):
     def engine(self, bundle: Bundle, graph: str) -> Engine:
         """Load one graph of a bundle."""
         ...
+
+    def synchronize(self) -> None:
+        """Wait until everything that was run is done."""
+        ...

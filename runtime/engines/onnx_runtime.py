@@ -127,6 +127,9 @@ class OrtProvider:
                 f"uninstall onnxruntime, then {install}"
             )
 
+    def synchronize(self) -> None:
+        """Nothing to wait for: a run returns when it is done."""
+
     def engine(self, bundle: Bundle, graph: str) -> OrtEngine:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; they come back as exceptions

@@ -241,6 +241,9 @@ class TensorRTProvider:
         self._runtime = self._trt.Runtime(self._logger)
         self._sets: dict[str, EngineSet] = {}
 
+    def synchronize(self) -> None:
+        self._device.synchronize()
+
     def engine(self, bundle: Bundle, graph: str) -> TrtEngine:
         """Load one plan, after checking that it belongs to this bundle, library and device.
 
