@@ -1,0 +1,37 @@
+"""What a bundle is asked to measure its accuracy: the demo's scenes, VQAv2, or a file of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from catp.calibration.data.dataset import DataSet, Question
+from catp.calibration.data.demo import DemoScenes
+from catp.calibration.data.errors import DataError
+from catp.calibration.data.jsonl import read_jsonl
+from catp.calibration.data.vqa_folder import open_vqa
+from catp.runtime.bundle import is_dir
+from catp.runtime.errors import UsageError
+
+__all__ = ["DataError", "DataSet", "Question", "open_data"]
+
+
+def open_data(name_or_path: str) -> DataSet:
+    """A data set by what it is: `demo`, a folder with VQAv2 (or one of its questions files), or a .jsonl file.
+
+    A folder of the name demo is written ./demo.
+
+    Raises:
+        UsageError: it is none of these, or something in the folder is missing or ambiguous.
+        DataError: a file is broken.
+    """
+    if name_or_path == "demo":
+        return DemoScenes()
+    path = Path(name_or_path)
+    if path.suffix.lower() == ".jsonl":
+        return read_jsonl(path)
+    if is_dir(path) or path.suffix.lower() == ".json":
+        return open_vqa(path)
+    raise UsageError(
+        f"data {name_or_path!r}: no such data set; accepted: demo, a folder with VQAv2 as its zip files unpack, "
+        "or a .jsonl file"
+    )

@@ -1,0 +1,35 @@
+"""The demo's data set: generated held-out scenes, each with one question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from catp.calibration.data.dataset import PROMPT_TEMPLATE, Question, subset_size
+from catp.export.demo import scenes
+
+DEMO_SEED = 2024
+DEMO_COUNT = 1000
+
+
+@dataclass(frozen=True)
+class DemoScenes:
+    """`count` scenes from the endless sequence that `seed` starts; every pass draws them anew."""
+
+    count: int = DEMO_COUNT
+    seed: int = DEMO_SEED
+    name = "demo"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Question]:
+        before, after = PROMPT_TEMPLATE.split("{}")
+        for index, example in enumerate(scenes.examples(self.count, self.seed)):
+            id = f"{self.seed}-{index}"
+            text = example.question.prompt.removeprefix(before).removesuffix(after)
+            yield Question(id, example.image, text, (example.question.answer,), "other", image_key=id)
+
+    def subset(self, limit: int | None, fraction: float | None, seed: int) -> DemoScenes:
+        """The first scenes of another sequence: there is no end to them, so `limit` may also exceed the length."""
+        return DemoScenes(subset_size(max(self.count, limit or 0), limit, fraction), seed)
