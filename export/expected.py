@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from catp.export.reference import Greedy, Reference, Votes, rank_points
-from catp.runtime.manifest import Method, Positions
+from catp.export.methods.base import VotingMethod
+from catp.export.reference import Greedy, Reference, Votes, count_votes
+from catp.runtime.manifest import Positions
 from catp.runtime.pruning import num_kept
 
 MAX_NEW_TOKENS = 12
@@ -36,8 +37,10 @@ class Expected:
     prompt_ids: list[list[int]]
     pixel_values: np.ndarray  # float32 [B, 3, H, W]
     image_embeds: np.ndarray  # float32 [B, I, Dv]
+    image_weights: np.ndarray  # float32 [B, I]
     query_embeds: np.ndarray  # float32 [B, N, Dl], all of them, projected
     votes: Votes
+    compared: dict[str, Votes]  # what the diagnostics should say of other methods
     kept_indices: np.ndarray  # int64 [B, k]: the top of `votes`
     pruned: dict[Positions, list[Greedy]]  # per position mode and row, after the kept tokens
     unpruned: list[list[int]]  # Hugging Face generate()
@@ -55,9 +58,10 @@ class Expected:
 def compute_expected(
     reference: Reference,
     samples: Sequence[Sample],
-    method: Method,
+    method: VotingMethod,
     ratio: float,
     image_embeds_dtype: torch.dtype,
+    compared: Sequence[VotingMethod] = (),
 ) -> Expected:
     """Run the checkpoint on the samples, with all query tokens and with some of them pruned, in both position modes.
 
@@ -68,11 +72,12 @@ def compute_expected(
     """
     prompt_ids = [reference.tokenize(sample.prompt) for sample in samples]
     pixel_values = reference.pixel_values([sample.image for sample in samples])
-    image_embeds = reference.image_embeds(pixel_values).to(image_embeds_dtype).float()
-    query_embeds, maps = reference.query_embeds(image_embeds)
-    batch, queries = query_embeds.shape[:2]
-    votes = rank_points(maps) if method == "catp" else Votes(*np.zeros((2, batch, queries), np.int64))
-    kept = queries if method == "none" else num_kept(ratio or 0.5, queries)
+    image_embeds, image_weights = reference.image_embeds(pixel_values)
+    image_embeds = image_embeds.to(image_embeds_dtype).float()
+    query_embeds, evidence = reference.query_embeds(image_embeds, image_weights)
+    queries = query_embeds.shape[1]
+    votes = count_votes(method, evidence)
+    kept = queries if method.name == "none" else num_kept(ratio or 0.5, queries)
     kept_indices = np.sort(np.argsort(-votes.scores, axis=1, kind="stable")[:, :kept], axis=1)
     pruned: dict[Positions, list[Greedy]] = {"original": [], "compact": []}
     for row, ids in enumerate(prompt_ids):
@@ -89,8 +94,10 @@ def compute_expected(
         prompt_ids=prompt_ids,
         pixel_values=pixel_values.numpy(),
         image_embeds=image_embeds.numpy(),
+        image_weights=image_weights.numpy(),
         query_embeds=query_embeds.numpy(),
         votes=votes,
+        compared={other.name: count_votes(other, evidence) for other in compared},
         kept_indices=kept_indices,
         pruned=pruned,
         unpruned=unpruned,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, cast
 
 import onnx
 import onnxruntime
@@ -18,7 +20,7 @@ import transformers
 from catp.export.checkpoint import Checkpoint, load_checkpoint
 from catp.export.demo import samples as demo_samples
 from catp.export.expected import Sample, compute_expected
-from catp.export.methods import METHODS
+from catp.export.methods import make_method
 from catp.export.parity import check_parity
 from catp.export.publish import published
 from catp.export.reference import Reference, eos_token_ids
@@ -38,12 +40,15 @@ from catp.runtime.manifest import (
     PruningSpec,
     TextSpec,
 )
-from catp.runtime.pruning import check_ratio
+from catp.runtime.pruning import check_mass, check_ratio
 
 Step = Callable[[str], AbstractContextManager[object]]
 """Called with what is being done; entered while it is."""
 
 LIBRARIES = (torch, transformers, onnx, onnxscript, onnxruntime)
+COMPARED = ("catp", "coverage", "distinct", "l2-norm", "self-attention")
+"""Methods, with their default options, whose scores diagnostics put out."""
+
 DEFAULT_NEW_TOKENS = 20  # what Hugging Face's generate() falls back to
 
 
@@ -53,9 +58,12 @@ def export_bundle(
     *,
     revision: str | None = None,
     ratio: float = 0.5,
-    method: Method = "catp",
+    method: str = "catp",
+    options: Mapping[str, Any] | None = None,
+    keep_mass: float | None = None,
     positions: Positions = "original",
     precision: Precision = "fp32",
+    diagnostics: bool = False,
     overwrite: bool = False,
     step: Step = lambda _: nullcontext(),
 ) -> Bundle:
@@ -67,8 +75,12 @@ def export_bundle(
         revision: branch, tag or commit of a Hub id.
         ratio: the bundle's default pruning ratio; every other ratio works too.
         method: one of METHODS.
+        options: of the method; its defaults stand for those left out.
+        keep_mass: the bundle's default share of the votes to keep, instead of the ratio.
         positions: the bundle's default positions of kept tokens.
         precision: of vision encoder and language model; Q-Former and votes stay float32.
+        diagnostics: the Q-Former graph also puts out the other methods' scores and the attention of every query, for
+            catp-eval, catp-explain and catp-calibrate.
         overwrite: replace an existing bundle.
         step: progress display.
 
@@ -78,24 +90,26 @@ def export_bundle(
         CatpError: the weights are broken, or the output can't be written.
     """
     check_ratio(ratio)
-    if method not in METHODS:
-        raise UsageError(f"method {method!r}: unknown; accepted: {', '.join(METHODS)}")
-    if method == "none" and ratio > 0:
+    check_mass(keep_mass)
+    voting = make_method(method, options)
+    compared = [make_method(name) for name in COMPARED] if diagnostics else None
+    if method == "none" and (ratio > 0 or keep_mass is not None):
         raise UsageError(f"ratio {ratio}: --method none keeps every token; give --ratio 0 or --method catp")
     open_provider("cpu")  # the verification needs it: fail now rather than after the export
     with published(output, overwrite) as folder:
         with step(f"load {model}"):
             checkpoint = load_checkpoint(model, revision)
+        voting.cross_layers(checkpoint.family.cross_layers(checkpoint.model))  # refuses layers that there aren't
         _check_disk(checkpoint, folder, precision)
         image, text = _image_spec(checkpoint), _text_spec(checkpoint)
         _write_files(checkpoint, folder)
         with step("run the samples in PyTorch"):
             dtype = torch.float16 if precision == "fp16" else torch.float32
-            expected = compute_expected(Reference(checkpoint), _samples(), method, ratio, dtype)
+            expected = compute_expected(Reference(checkpoint), _samples(), voting, ratio, dtype, compared or ())
         if precision == "fp16":
             checkpoint.family.to_half(checkpoint.model)
         graphs: dict[str, GraphSpec] = {}
-        for graph in checkpoint.family.graphs(checkpoint.model, METHODS[method]()):
+        for graph in checkpoint.family.graphs(checkpoint.model, voting, compared):
             with step(f"export {graph.name}"):
                 own = "fp32" if graph.name == "qformer_voting" else precision
                 graphs[graph.name] = write_graph(graph, folder, own)
@@ -103,8 +117,10 @@ def export_bundle(
         manifest = Manifest(
             model=ModelSpec(id=_name(model), revision=checkpoint.revision, family=checkpoint.family.name),
             pruning=PruningSpec(
-                method=method,
+                method=cast(Method, voting.name),
+                options=asdict(voting),  # type: ignore[call-overload]
                 ratio=ratio,
+                keep_mass=keep_mass,
                 positions=positions,
                 num_query_tokens=checkpoint.model.config.num_query_tokens,
             ),

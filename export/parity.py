@@ -12,7 +12,7 @@ from catp.runtime.bundle import Bundle
 from catp.runtime.engines import open_provider
 from catp.runtime.engines.base import Engine, to_host
 from catp.runtime.generation import bind_prefill
-from catp.runtime.manifest import ParityCheck
+from catp.runtime.manifest import ParityCheck, scores_of
 from catp.runtime.pipeline import Pipeline, Pruned
 
 RELATIVE_ERROR = {"fp32": 1e-4, "fp16": 3e-2}
@@ -30,7 +30,7 @@ def check_parity(bundle: Bundle, expected: Expected) -> list[ParityCheck]:
     provider = open_provider("cpu")
     limit = RELATIVE_ERROR[bundle.manifest.precision]
     checks = [
-        _vision(provider.engine(bundle, "vision_encoder"), expected, limit),
+        *_vision(provider.engine(bundle, "vision_encoder"), expected, limit),
         *_qformer(provider.engine(bundle, "qformer_voting"), bundle, expected, limit),
         _language_model(provider.engine(bundle, "language_model"), bundle, expected, limit),
     ]
@@ -48,26 +48,34 @@ def relative_error(actual: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.abs(actual - wanted).max() / max(np.abs(wanted).max(), 1e-30))
 
 
-def _vision(engine: Engine, expected: Expected, limit: float) -> ParityCheck:
-    actual = engine.bind({"pixel_values": expected.pixel_values}).run()["image_embeds"].numpy()
-    error = relative_error(actual, expected.image_embeds)
-    return _check("vision_encoder", "image_embeds: relative error", error, limit)
+def _vision(engine: Engine, expected: Expected, limit: float) -> Iterator[ParityCheck]:
+    outputs = engine.bind({"pixel_values": expected.pixel_values}).run()
+    wanted = {"image_embeds": expected.image_embeds, "image_weights": expected.image_weights}
+    for name, tensor in outputs.items():
+        error = relative_error(tensor.numpy(), wanted[name])
+        yield _check("vision_encoder", f"{name}: relative error", error, limit)
 
 
 def _qformer(engine: Engine, bundle: Bundle, expected: Expected, limit: float) -> Iterator[ParityCheck]:
     subject = "qformer_voting"
-    dtype = bundle.manifest.graphs[subject].input("image_embeds").dtype
-    inputs = {"image_embeds": expected.image_embeds.astype(dtype), "num_kept": np.array([expected.num_kept])}
+    spec = bundle.manifest.graphs[subject]
+    given = {
+        "image_embeds": expected.image_embeds.astype(spec.input("image_embeds").dtype),
+        "image_weights": expected.image_weights,
+        "num_kept": np.array([expected.num_kept]),
+    }
+    inputs = {tensor.name: given[tensor.name] for tensor in spec.inputs}
     outputs = {name: tensor.numpy() for name, tensor in engine.bind(inputs).run().items()}
     kept_indices, scores, votes = outputs["kept_indices"], outputs["token_scores"], expected.votes
     wanted = np.take_along_axis(expected.query_embeds, kept_indices[:, :, None], axis=1)
     yield _check(subject, "kept_embeds: relative error", relative_error(outputs["kept_embeds"], wanted), limit)
-    excess = np.abs(scores - votes.scores) - votes.slack
-    yield _check(subject, "token_scores: points off beyond near ties", excess.max(initial=0), 0)
+    for name, wanted_votes in (("token_scores", votes), *((scores_of(m), v) for m, v in expected.compared.items())):
+        excess = np.abs(outputs[name] - wanted_votes.scores) - wanted_votes.slack
+        yield _check(subject, f"{name}: points off beyond near ties", excess.max(), 0)
     wrong = sum(unexplained(kept_indices, expected.kept_indices, votes) > 0)
     yield _check(subject, "kept sets that differ beyond near ties", wrong, 0)
     # The two checks above hold of any kept set where every score is within rounding of every other: say so.
-    doubt = np.median(votes.slack) / max(np.median(votes.scores.std(1)), 1)
+    doubt = np.median(votes.slack) / max(np.median(votes.scores.std(1)), 1e-30) if votes.scores.any() else 0.0
     yield _check(subject, "near ties: median slack, of the scores' spread", doubt, 1).model_copy(
         update={"advisory": True}
     )

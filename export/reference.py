@@ -15,28 +15,77 @@ from PIL import Image
 from transformers import DynamicCache
 
 from catp.export.checkpoint import Checkpoint
+from catp.export.methods import RankPoints
+from catp.export.methods.base import Evidence, VotingMethod, weighted_maps
 
 NEAR_TIE = 1e-4
 """Two probabilities closer than this, relative to the larger, may change places between implementations."""
 
 
+ROUNDING = 1e-5
+"""Noise, relative to each value, that stands for what rounding does to attention and embeddings on the way."""
+
+
 @dataclass(frozen=True)
 class Votes:
-    """Rank points and how far float rounding could move them."""
+    """Scores and how far float rounding could move them."""
 
-    scores: np.ndarray  # int64 [B, N]
-    slack: np.ndarray  # int64 [B, N]: comparisons of this query that are near ties
+    scores: np.ndarray  # [B, N]
+    slack: np.ndarray  # [B, N]
 
 
-def rank_points(maps: Sequence[np.ndarray]) -> Votes:
-    """Rank points by sorting, from each layer's probabilities [B, H, N, I] (see export/methods/catp.py)."""
-    scores: np.ndarray | int = 0
-    slack: np.ndarray | int = 0
-    for layer in maps:
+def count_votes(method: VotingMethod, evidence: Evidence) -> Votes:
+    """What a method's scores should be.
+
+    Rank points, the default, are counted independently, by sorting. Other methods are run as they are, on the
+    attention and embeddings of Hugging Face's modules (numpy versions of them are in the tests), and again with noise:
+    a greedy choice may turn on a near tie, and then all that follows moves.
+    """
+    if isinstance(method, RankPoints) and method.points == "rank":
+        layers = weighted_maps(evidence, method.layers, method.layer_weights)
+        image_weights = evidence.image_weights.numpy() if method.reads_image_weights else None  # type: ignore[union-attr]
+        return rank_points([maps.numpy() for maps, _ in layers], [weight for _, weight in layers], image_weights)
+    batch = len(evidence.image_embeds)
+    scores = method.scores(evidence).expand(batch, -1).numpy()
+    generator = torch.Generator().manual_seed(0)
+    slack = np.full(scores.shape, 1e-4 * np.abs(scores).max(initial=1e-30))
+    for _ in range(4):
+        noisy = method.scores(_with_noise(evidence, generator)).expand(batch, -1).numpy()
+        slack = np.maximum(slack, 2 * np.abs(noisy - scores))
+    return Votes(scores, slack)
+
+
+def _with_noise(evidence: Evidence, generator: torch.Generator) -> Evidence:
+    def shaken(values: torch.Tensor) -> torch.Tensor:
+        return values * (1 + ROUNDING * torch.randn(values.shape, generator=generator))
+
+    return Evidence(
+        cross_attention=[None if layer is None else shaken(layer) for layer in evidence.cross_attention],
+        self_attention=[shaken(layer) for layer in evidence.self_attention],
+        query_embeds=shaken(evidence.query_embeds),
+        image_embeds=shaken(evidence.image_embeds),
+        image_weights=None if evidence.image_weights is None else shaken(evidence.image_weights),
+    )
+
+
+def rank_points(
+    maps: Sequence[np.ndarray], weights: Sequence[float] | None = None, image_weights: np.ndarray | None = None
+) -> Votes:
+    """Rank points by sorting (see export/methods/catp.py); slack: the comparisons of a query that are near ties.
+
+    Args:
+        maps: each layer's probabilities [B, H, N, I].
+        weights: of the layers; None: 1 each.
+        image_weights: [B, I]; None: 1 each.
+    """
+    scores: np.ndarray | float = 0.0
+    slack: np.ndarray | float = 0.0
+    voices = 1.0 if image_weights is None else image_weights[:, None, None, :].astype(np.float64)
+    for layer, weight in zip(maps, weights or [1.0] * len(maps)):
         queries = layer.shape[2]
         best_first = np.argsort(-layer, axis=2, kind="stable")
         rank = np.argsort(best_first, axis=2, kind="stable")
-        scores = scores + (queries - rank).sum((1, 3))
+        scores = scores + weight * (voices * (queries - rank)).sum((1, 3))
         ordered = np.sort(layer, axis=2)
         close = np.zeros(layer.shape, np.int64)
         for shift in range(1, queries):
@@ -46,7 +95,9 @@ def rank_points(maps: Sequence[np.ndarray]) -> Votes:
             close[:, :, shift:] += near
             close[:, :, :-shift] += near
         ascending_rank = queries - 1 - rank
-        slack = slack + np.take_along_axis(close, ascending_rank, axis=2).sum((1, 3))
+        slack = slack + weight * (voices * np.take_along_axis(close, ascending_rank, axis=2)).sum((1, 3))
+    if image_weights is not None:  # no whole numbers any more: sums round too
+        slack = slack + 1e-4 * np.abs(scores)
     return Votes(np.asarray(scores), np.asarray(slack))
 
 
@@ -72,14 +123,15 @@ class Reference:
         """float32 [B, 3, H, W]."""
         return self._checkpoint.image_processor(list(images), return_tensors="pt").pixel_values
 
-    def image_embeds(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """float32 [B, I, Dv]."""
+    def image_embeds(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 [B, I, Dv], and the image tokens' weights [B, I]."""
         return self._checkpoint.family.image_embeds(self._model, pixel_values)
 
-    def query_embeds(self, image_embeds: torch.Tensor) -> tuple[torch.Tensor, list[np.ndarray]]:
-        """Projected query tokens float32 [B, N, Dl], and the cross-attention maps [B, H, N, I] of each layer."""
-        embeds, maps = self._checkpoint.family.query_embeds(self._model, image_embeds)
-        return embeds, [m.numpy() for m in maps]
+    def query_embeds(
+        self, image_embeds: torch.Tensor, image_weights: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Evidence]:
+        """Projected query tokens float32 [B, N, Dl], and what a vote may read."""
+        return self._checkpoint.family.query_embeds(self._model, image_embeds, image_weights)
 
     @torch.no_grad()
     def generate(self, pixel_values: torch.Tensor, prompt_ids: Sequence[int], max_new_tokens: int) -> list[int]:

@@ -19,8 +19,17 @@ Positions = Literal["original", "compact"]
 Precision = Literal["fp32", "fp16"]
 """Of a graph's weights and activations."""
 
-Method = Literal["catp", "none"]
+Method = Literal["catp", "coverage", "distinct", "l2-norm", "self-attention", "random", "none"]
 """How query tokens are voted for."""
+
+QUERY_ATTENTION = "query_attention"
+LAYER_POINTS = "layer_points"
+"""Diagnostics of the Q-Former graph: mean cross-attention [B, N, I], and rank points by layer [B, L, N]."""
+
+
+def scores_of(method: str) -> str:
+    """The output with another method's scores, among the diagnostics."""
+    return f"token_scores.{method}"
 
 
 def _inside(path: str) -> str:
@@ -82,6 +91,9 @@ class PruningSpec(_Strict):
     method: Method
     options: dict[str, Any] = {}
     ratio: float = Field(ge=0, lt=1, description="default; `num_kept` is an input of the graph")
+    keep_mass: float | None = Field(
+        default=None, gt=0, le=1, description="default instead of the ratio: the share of the votes that is kept"
+    )
     positions: Positions = "original"
     num_query_tokens: int = Field(ge=1)
 

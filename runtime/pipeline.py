@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -17,7 +17,7 @@ from catp.runtime.errors import UsageError
 from catp.runtime.generation import Generation, LanguageModel
 from catp.runtime.images import ImageSource, load_image, preprocess
 from catp.runtime.manifest import Manifest, Positions
-from catp.runtime.pruning import check_ratio, num_kept
+from catp.runtime.pruning import check_mass, check_ratio, num_kept, num_kept_by_mass, top_indices
 from catp.runtime.text import TextCodec
 
 
@@ -54,6 +54,28 @@ class Pruned:
 
     kept_indices: Value  # int64 [B, k] ascending
     kept_embeds: Value  # [B, k, Dl]
+
+
+Encoded = Mapping[str, DeviceTensor]
+"""The vision encoder's outputs by name: image_embeds [B, I, Dv], and image_weights [B, I] where the vote reads them."""
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Every query token of a batch with its scores."""
+
+    embeds: np.ndarray  # [B, N, Dl]
+    outputs: dict[str, np.ndarray]  # token_scores float32 [B, N], and the diagnostics where the bundle has them
+
+    @property
+    def scores(self) -> np.ndarray:
+        """float32 [B, N], by the bundle's own method."""
+        return self.outputs["token_scores"]
+
+    def keep(self, indices: np.ndarray, rows: np.ndarray | None = None) -> Pruned:
+        """The query tokens `indices` int64 [b, k] of the images `rows` int64 [b] (None: all of them, in order)."""
+        rows = np.arange(len(self.embeds)) if rows is None else rows
+        return Pruned(indices, self.embeds[rows[:, None], indices])
 
 
 class Pipeline:
@@ -106,6 +128,7 @@ class Pipeline:
         ratio: float | None = None,
         positions: Positions | None = None,
         max_new_tokens: int | None = None,
+        keep_mass: float | None = None,
     ) -> list[Answer]:
         """Answer one prompt per image, all as one batch, greedily.
 
@@ -115,6 +138,7 @@ class Pipeline:
             ratio: fraction of query tokens removed, 0 <= ratio < 1; None: the bundle's default.
             positions: "original" or "compact"; None: the bundle's default.
             max_new_tokens: per prompt; None: the bundle's default.
+            keep_mass: instead of a ratio, keep for each image the fewest tokens that have this share of its votes.
 
         Raises:
             UsageError: an argument is out of range, or a prompt is too long for the model.
@@ -124,7 +148,12 @@ class Pipeline:
             raise UsageError(
                 f"{len(images)} images and {len(prompts)} prompts: give one prompt per image, at least one"
             )
+        if ratio is not None and keep_mass is not None:
+            raise UsageError(f"ratio {ratio} and keep mass {keep_mass}: give one of them")
+        if ratio is None and keep_mass is None:
+            keep_mass = self.manifest.pruning.keep_mass
         kept = self.num_kept(ratio)
+        self._check_mass(keep_mass)
         limit = self.manifest.text.max_new_tokens if max_new_tokens is None else max_new_tokens
         if limit < 1:
             raise UsageError(f"max_new_tokens {limit}: at least 1")
@@ -132,30 +161,45 @@ class Pipeline:
         clock = [time.perf_counter()]
         pixel_values = self.preprocess(images)
         clock.append(time.perf_counter())
-        image_embeds = self.encode(pixel_values)
+        encoded = self.encode(pixel_values)
         self.provider.synchronize()  # so that each stage's time is its own
         clock.append(time.perf_counter())
-        pruned = self.prune(image_embeds, kept)
-        kept_indices = to_host(pruned.kept_indices)
+        if keep_mass is None:
+            groups = [(list(range(len(images))), self.prune(encoded, kept))]
+        else:
+            groups = self._groups(self.votes(encoded), keep_mass)
+        kept_indices = {
+            row: indices.tolist() for rows, pruned in groups for row, indices in zip(rows, to_host(pruned.kept_indices))
+        }
         clock.append(time.perf_counter())
-        generation = self.decode(pruned, token_ids, limit, positions)
+        generations = [
+            (rows, self.decode(pruned, [token_ids[row] for row in rows], limit, positions)) for rows, pruned in groups
+        ]
         clock.append(time.perf_counter())
-        decode = generation.decode_seconds
+        generated = {row: ids for rows, generation in generations for row, ids in zip(rows, generation.token_ids)}
+        decode = [seconds for _, generation in generations for seconds in generation.decode_seconds]
         preprocess_ms, vision_ms, qformer_ms, _ = np.diff(clock) * 1e3
         timings = Timings(
             preprocess=float(preprocess_ms),
             vision=float(vision_ms),
             qformer=float(qformer_ms),
-            prefill=generation.prefill_seconds * 1e3,
+            prefill=sum(generation.prefill_seconds for _, generation in generations) * 1e3,
             decode_per_token=float(np.mean(decode)) * 1e3 if decode else 0.0,
             total=(clock[-1] - clock[0]) * 1e3,
         )
         return [
-            Answer(self._text.decode(ids), ids, indices.tolist(), kept, self.provider.name, timings)
-            for ids, indices in zip(generation.token_ids, kept_indices)
+            Answer(
+                self._text.decode(generated[row]),
+                generated[row],
+                kept_indices[row],
+                len(kept_indices[row]),
+                self.provider.name,
+                timings,
+            )
+            for row in range(len(images))
         ]
 
-    # --- the stages, for callers that share work between ratios ----------------------------------------
+    # --- the stages, for callers that share work between settings --------------------------------------
 
     def num_kept(self, ratio: float | None = None) -> int:
         """Query tokens left at a ratio (None: the bundle's default)."""
@@ -169,14 +213,43 @@ class Pipeline:
         """pixel_values float32 [B, 3, H, W]."""
         return preprocess([load_image(image) for image in images], self.manifest.image)
 
-    def encode(self, pixel_values: np.ndarray) -> DeviceTensor:
-        """image_embeds [B, I, Dv] of pixel_values float32 [B, 3, H, W]."""
-        return self._vision.bind({"pixel_values": pixel_values}).run()["image_embeds"]
+    def encode(self, pixel_values: np.ndarray) -> Encoded:
+        """What the vision encoder makes of pixel_values float32 [B, 3, H, W]."""
+        return self._vision.bind({"pixel_values": pixel_values}).run()
 
-    def prune(self, image_embeds: DeviceTensor, kept: int) -> Pruned:
-        """The `kept` query tokens that the image votes for most."""
-        outputs = self._qformer.bind({"image_embeds": image_embeds, "num_kept": np.array([kept], np.int64)}).run()
+    def prune(self, encoded: Encoded, kept: int) -> Pruned:
+        """The `kept` query tokens that the image votes for most, in the engine's memory."""
+        outputs = self._run_qformer(encoded, kept)
         return Pruned(outputs["kept_indices"], outputs["kept_embeds"])
+
+    def votes(self, encoded: Encoded) -> Votes:
+        """All query tokens and what is to be said about them, in host memory: for choices that the graph can't make."""
+        outputs = self._run_qformer(encoded, self.manifest.pruning.num_query_tokens)
+        left_out = ("kept_indices", "kept_embeds")
+        return Votes(
+            outputs["kept_embeds"].numpy(),
+            {name: tensor.numpy() for name, tensor in outputs.items() if name not in left_out},
+        )
+
+    def _run_qformer(self, encoded: Encoded, kept: int) -> Encoded:
+        inputs: dict[str, Value] = {"num_kept": np.array([kept], np.int64)}
+        for tensor in self.manifest.graphs["qformer_voting"].inputs:
+            if tensor.name not in inputs:
+                inputs[tensor.name] = encoded[tensor.name]
+        return self._qformer.bind(inputs).run()
+
+    def _check_mass(self, mass: float | None) -> None:
+        if check_mass(mass) is not None and self.manifest.pruning.method == "none":
+            raise UsageError(f"keep mass {mass}: this bundle was exported with --method none and keeps every token")
+
+    def _groups(self, votes: Votes, mass: float) -> list[tuple[list[int], Pruned]]:
+        """Rows that keep equally many tokens, together: the language model's prefix has one length for a batch."""
+        counts = num_kept_by_mass(votes.scores, mass)
+        groups = []
+        for kept in np.unique(counts):
+            rows = np.flatnonzero(counts == kept)
+            groups.append((rows.tolist(), votes.keep(top_indices(votes.scores[rows], int(kept)), rows)))
+        return groups
 
     def decode(
         self, pruned: Pruned, prompts: Sequence[Sequence[int]], max_new_tokens: int, positions: Positions | None = None

@@ -1,11 +1,14 @@
-"""Pruning ratio and number of kept tokens: the one place where one becomes the other."""
+"""From a pruning ratio, or a share of the votes, to the tokens that are kept: the one place that knows."""
 
 from __future__ import annotations
 
 import math
 import numbers
 
+import numpy as np
+
 from catp.runtime.errors import UsageError
+from catp.runtime.manifest import PruningSpec
 
 
 def check_ratio(ratio: float) -> float:
@@ -22,3 +25,41 @@ def check_ratio(ratio: float) -> float:
 def num_kept(ratio: float, num_query_tokens: int) -> int:
     """How many of `num_query_tokens` stay: round half up, at least one (32 -> 16 at 0.5, 3 at 0.9)."""
     return max(1, math.floor((1 - check_ratio(ratio)) * num_query_tokens + 0.5))
+
+
+def check_mass(mass: float | None) -> float | None:
+    """The share of the votes to keep itself.
+
+    Raises:
+        UsageError: it is not a number with 0 < mass <= 1.
+    """
+    if mass is not None and not (isinstance(mass, numbers.Real) and 0 < mass <= 1):
+        raise UsageError(f"keep mass {mass}: the share of the votes that is kept, 0 < mass <= 1")
+    return mass
+
+
+def num_kept_by_mass(token_scores: np.ndarray, mass: float) -> np.ndarray:
+    """How many tokens each image needs until those kept have `mass` of its votes, int64 [B], at least one.
+
+    Args:
+        token_scores: [B, N], none negative.
+    """
+    best_first = -np.sort(-token_scores.astype(np.float64), axis=1)
+    total = best_first.sum(1, keepdims=True)
+    reached = np.cumsum(best_first, axis=1) / np.where(total > 0, total, 1)
+    # A sum that should reach the mass exactly may fall short by its rounding.
+    short = (reached < mass * (1 - 1e-9)).sum(1)
+    return np.where(total[:, 0] > 0, np.minimum(short + 1, token_scores.shape[1]), token_scores.shape[1])
+
+
+def top_indices(token_scores: np.ndarray, kept: int) -> np.ndarray:
+    """Indices int64 [B, kept] of the highest scores, ascending, ties by lower index: what the graph's TopK keeps."""
+    return np.sort(np.argsort(-token_scores, axis=1, kind="stable")[:, :kept], axis=1)
+
+
+def describe_default(pruning: PruningSpec) -> str:
+    """What a bundle keeps where nothing else is asked for, in words."""
+    if pruning.keep_mass is not None:
+        return f"the query tokens with {100 * pruning.keep_mass:g} % of each image's votes"
+    kept = num_kept(pruning.ratio, pruning.num_query_tokens)
+    return f"{kept} of {pruning.num_query_tokens} query tokens at ratio {pruning.ratio:g}"

@@ -16,7 +16,7 @@ from catp.runtime.bundle import Bundle
 from catp.runtime.commands.console import busy, console, make_app, print_json_line
 from catp.runtime.errors import UsageError
 from catp.runtime.manifest import Method, Positions, Precision
-from catp.runtime.pruning import check_ratio, num_kept
+from catp.runtime.pruning import check_ratio, describe_default
 
 EXAMPLE_MODEL = "Salesforce/blip2-opt-2.7b"
 
@@ -33,10 +33,40 @@ def export(
         str | None, typer.Option(help=f"Checkpoint: a local folder or a Hub id ({EXAMPLE_MODEL}). Default: the demo.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
+    keep_mass: Annotated[
+        float | None,
+        typer.Option(help="Default instead of a ratio: keep the fewest tokens with this share of the votes per image."),
+    ] = None,
     method: Annotated[Method, typer.Option(help="How query tokens are voted for.")] = "catp",
+    points: Annotated[
+        str | None, typer.Option(help="catp: an image token gives points by rank (default) or its probability.")
+    ] = None,
+    image_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="What an image token's vote weighs. catp: uniform (default) or attention, which it receives in the "
+            "ViT's last layer; coverage: distinctness (default), attention or uniform."
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="catp, coverage: cross-attention layers that vote: all (default), first, last, or 0,2."),
+    ] = None,
+    layer_weights: Annotated[
+        str | None, typer.Option(help="catp, coverage: a weight for each of those layers: 1,0.5, or a JSON file.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="random: which order (default 0).")] = None,
     positions: Annotated[
         Positions, typer.Option(help="Default positions of kept tokens: as before pruning, or closing ranks.")
     ] = "original",
+    diagnostics: Annotated[
+        bool,
+        typer.Option(
+            "--diagnostics",
+            help="Let the Q-Former graph also put out other methods' scores and each query's attention, for catp-eval "
+            "and catp-explain.",
+        ),
+    ] = False,
     precision: Annotated[
         Precision, typer.Option(help="Of vision encoder and language model; Q-Former and votes stay float32.")
     ] = "fp32",
@@ -52,6 +82,14 @@ def export(
     if ratio is None:
         ratio = 0.0 if method == "none" else 0.5
     check_ratio(ratio)
+    options = {
+        "points": points,
+        "image_weights": image_weights,
+        "layers": layers,
+        "layer_weights": None if layer_weights is None else read_weights(layer_weights),
+        "seed": seed,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
     try:
         from catp.export.exporter import export_bundle
     except ImportError as error:
@@ -66,14 +104,33 @@ def export(
         revision=revision,
         ratio=ratio,
         method=method,
+        options=options,
+        keep_mass=keep_mass,
         positions=positions,
         precision=precision,
+        diagnostics=diagnostics,
         overwrite=overwrite,
         step=busy,
     )
     _report(bundle)
     if json_output:
         print_json_line(json.dumps({"bundle": str(bundle.path), **bundle.manifest.model_dump(mode="json")}))
+
+
+def read_weights(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas, or a JSON file with a list of them.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        path = Path(text)
+        found = json.loads(path.read_text()) if path.suffix == ".json" else [float(part) for part in text.split(",")]
+        return tuple(float(weight) for weight in found)
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"--layer-weights {text!r}: give numbers separated by commas, or a JSON file with a list ({error})"
+        ) from None
 
 
 def _report(bundle: Bundle) -> None:
@@ -102,9 +159,7 @@ def _report(bundle: Bundle) -> None:
             )
     pruning = manifest.pruning
     console.print(
-        f"Published {escape(str(bundle.path))}: {pruning.method} keeps "
-        f"{num_kept(pruning.ratio, pruning.num_query_tokens)} of {pruning.num_query_tokens} query tokens at ratio "
-        f"{pruning.ratio:g}. Next:",
+        f"Published {escape(str(bundle.path))}: {pruning.method} keeps {describe_default(pruning)}. Next:",
         soft_wrap=True,
     )
     sample = samples()[0]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from catp.export.graphs import Graph
-from catp.export.methods import VotingMethod
+from catp.export.methods.base import Evidence, VotingMethod
 
 
 class Family(Protocol):
@@ -30,14 +30,26 @@ class Family(Protocol):
         """Turns the parts whose graphs are float16 in a float16 bundle into float16, in place."""
         ...
 
-    def graphs(self, model: Any, method: VotingMethod) -> Iterator[Graph]:
-        """The graphs of the bundle, in the order of the pipeline. Each may be dropped before the next is made."""
+    def cross_layers(self, model: Any) -> int:
+        """How many of the Q-Former's layers read the image."""
         ...
 
-    def image_embeds(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-        """[B, I, Dv], by plain PyTorch."""
+    def graphs(
+        self, model: Any, method: VotingMethod, compared: Sequence[VotingMethod] | None = None
+    ) -> Iterator[Graph]:
+        """The graphs of the bundle, in the order of the pipeline. Each may be dropped before the next is made.
+
+        Args:
+            compared: with diagnostics, the methods whose scores the Q-Former graph puts out as well.
+        """
         ...
 
-    def query_embeds(self, model: Any, image_embeds: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Projected query tokens [B, N, Dl] and each cross-attention layer's probabilities [B, H, N, I]."""
+    def image_embeds(self, model: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, I, Dv] and image weights [B, I]: what each token receives in the last self-attention, mean over heads."""
+        ...
+
+    def query_embeds(
+        self, model: Any, image_embeds: torch.Tensor, image_weights: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Evidence]:
+        """Projected query tokens [B, N, Dl], and everything that a vote may read, by plain PyTorch."""
         ...

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import Blip2ForConditionalGeneration, DynamicCache
 
 from catp.export.graphs import Graph, language_model, qformer_voting, vision_encoder
-from catp.export.methods import VotingMethod
+from catp.export.methods.base import Evidence, VotingMethod
 from catp.runtime.errors import UsageError
 
 
@@ -42,38 +43,70 @@ class Blip2DecoderOnly:
         for part in (model.vision_model, model.language_projection, model.language_model):
             part.half()
 
-    def graphs(self, model: Any, method: VotingMethod) -> Iterator[Graph]:
+    def cross_layers(self, model: Any) -> int:
+        return len(_cross_attention(model.qformer))
+
+    def graphs(
+        self, model: Any, method: VotingMethod, compared: Sequence[VotingMethod] | None = None
+    ) -> Iterator[Graph]:
         config = model.config
         height, width = _pair(config.vision_config.image_size)
-        yield vision_encoder.graph(model.vision_model, height, width)
+        voting = qformer_voting.QFormerVoting(
+            model.query_tokens, model.qformer, model.language_projection, method, compared
+        )
+        yield vision_encoder.graph(model.vision_model, height, width, voting.reads_image_weights)
         patch_height, patch_width = _pair(config.vision_config.patch_size)
         image_tokens = (height // patch_height) * (width // patch_width) + 1  # CLS
-        voting = qformer_voting.QFormerVoting(model.query_tokens, model.qformer, model.language_projection, method)
         dtype = next(model.vision_model.parameters()).dtype
         yield qformer_voting.graph(voting, image_tokens, config.vision_config.hidden_size, dtype)
         yield language_model.graph(model.language_model, _cache_shapes(model.language_model))
 
     @torch.no_grad()
-    def image_embeds(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-        return model.vision_model(pixel_values).last_hidden_state
+    def image_embeds(self, model: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with _attention_of([model.vision_model.encoder.layers[-1].self_attn]) as (last,):
+            embeds = model.vision_model(pixel_values).last_hidden_state
+        return embeds, last[0].float().mean(1).sum(1)
 
     @torch.no_grad()
-    def query_embeds(self, model: Any, image_embeds: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        maps: list[torch.Tensor] = []
-        # Hooks on the modules themselves: what transformers records as `attentions` also holds other maps.
-        hooks = [
-            layer.crossattention.attention.register_forward_hook(lambda _, __, output: maps.append(output[1]))
-            for layer in model.qformer.encoder.layer
-            if layer.has_cross_attention
-        ]
-        try:
+    def query_embeds(
+        self, model: Any, image_embeds: torch.Tensor, image_weights: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Evidence]:
+        cross = _cross_attention(model.qformer)
+        own = [layer.attention.attention for layer in model.qformer.encoder.layer]
+        with _attention_of([*cross, *own]) as maps:
             embeds = model.qformer(
                 query_embeds=model.query_tokens.expand(len(image_embeds), -1, -1), encoder_hidden_states=image_embeds
             ).last_hidden_state
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return model.language_projection(embeds), maps
+        evidence = Evidence(
+            cross_attention=[layer[0] for layer in maps[: len(cross)]],
+            self_attention=[layer[0] for layer in maps[len(cross) :]],
+            query_embeds=embeds,
+            image_embeds=image_embeds,
+            image_weights=image_weights,
+        )
+        return model.language_projection(embeds), evidence
+
+
+def _cross_attention(qformer: Any) -> list[torch.nn.Module]:
+    return [layer.crossattention.attention for layer in qformer.encoder.layer if layer.has_cross_attention]
+
+
+@contextmanager
+def _attention_of(modules: Sequence[torch.nn.Module]) -> Iterator[list[list[torch.Tensor]]]:
+    """Per module, the probabilities of its calls.
+
+    Hooks on the modules themselves: what transformers records as `attentions` also holds other maps.
+    """
+    maps: list[list[torch.Tensor]] = [[] for _ in modules]
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, into=into: into.append(output[1]))
+        for module, into in zip(modules, maps)
+    ]
+    try:
+        yield maps
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -1,41 +1,75 @@
 """qformer_voting.onnx: image_embeds [B,I,Dv], num_kept int64 [1] -> kept_indices, kept_embeds, token_scores.
 
-`num_kept` (k) is an input, so one bundle serves every pruning ratio.
+`num_kept` (k) is an input, so one bundle serves every pruning ratio. A method that weighs image tokens takes them as a
+third input, `image_weights` [B,I]. With diagnostics the graph also puts out what other methods would score, the mean
+cross-attention of every query, and the rank points of each layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from catp.export import onnx_ops
 from catp.export.graphs import Graph
-from catp.export.methods import VotingMethod
+from catp.export.methods import RankPoints, VotingMethod
+from catp.export.methods.base import Evidence
+from catp.runtime.manifest import LAYER_POINTS, QUERY_ATTENTION, scores_of
 
 
 class QFormerVoting(torch.nn.Module):
     """Q-Former, voting head, choice of k tokens, and the projection of just those into the language model."""
 
     def __init__(
-        self, query_tokens: torch.Tensor, qformer: Any, projection: torch.nn.Module, method: VotingMethod
+        self,
+        query_tokens: torch.Tensor,
+        qformer: Any,
+        projection: torch.nn.Module,
+        method: VotingMethod,
+        compared: Sequence[VotingMethod] | None = None,
     ) -> None:
+        """Args: `compared`: methods whose scores are put out as well; None: no diagnostics."""
         super().__init__()
         self.query_tokens = query_tokens
         self.qformer = qformer
         self.projection = projection
         self.method = method
-        self.cross_attention = [
-            layer.crossattention.attention for layer in qformer.encoder.layer if layer.has_cross_attention
-        ]
+        self.compared = compared
+        layers = qformer.encoder.layer
+        self.cross_attention = [layer.crossattention.attention for layer in layers if layer.has_cross_attention]
+        self.self_attention = [layer.attention.attention for layer in layers]
+        methods = [method, *(compared or ())]
+        available = len(self.cross_attention)
+        self.cross_layers = {layer for method in methods for layer in method.cross_layers(available)}
+        if compared is not None:
+            self.cross_layers = set(range(available))
+        self.reads_self_attention = any(method.reads_self_attention for method in methods)
 
-    def forward(self, image_embeds: torch.Tensor, num_kept: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """kept_indices int64 [B,k] ascending, kept_embeds [B,k,Dl], token_scores float32 [B,N]."""
-        with onnx_ops.recorded_attention(self.cross_attention) as maps:
+    @property
+    def reads_image_weights(self) -> bool:
+        return any(method.reads_image_weights for method in (self.method, *(self.compared or ())))
+
+    def forward(
+        self, image_embeds: torch.Tensor, num_kept: torch.Tensor, image_weights: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """kept_indices int64 [B,k] ascending, kept_embeds [B,k,Dl], token_scores float32 [B,N], diagnostics."""
+        recorded = [self.cross_attention[layer] for layer in sorted(self.cross_layers)]
+        if self.reads_self_attention:
+            recorded += self.self_attention
+        with onnx_ops.recorded_attention(recorded) as maps:
             # One row of queries, not B: all that precedes the first cross-attention is the same for every image,
             # so it stays a constant, and broadcasting brings the batch in where the image does.
             embeds = self.qformer(query_embeds=self.query_tokens, encoder_hidden_states=image_embeds).last_hidden_state
-        scores = self.method.scores(list(maps.values()))
+        evidence = Evidence(
+            cross_attention=[maps.get(module) for module in self.cross_attention],
+            self_attention=[maps[module] for module in self.self_attention] if self.reads_self_attention else [],
+            query_embeds=embeds.float(),
+            image_embeds=image_embeds.float(),
+            image_weights=image_weights,
+        )
+        scores = self._scores(self.method, evidence)
         kept: Any = num_kept.item()  # a symbolic int while tracing
         torch._check(kept >= 1)
         torch._check(kept <= scores.shape[1])
@@ -45,16 +79,47 @@ class QFormerVoting(torch.nn.Module):
         indices = best.gather(1, order)
         chosen = embeds.gather(1, indices[:, :, None].expand(-1, -1, embeds.shape[-1]))
         weight = next(self.projection.parameters())
-        return indices, self.projection(chosen.to(weight.dtype)), scores
+        outputs = (indices, self.projection(chosen.to(weight.dtype)), scores)
+        return outputs if self.compared is None else (*outputs, *self._diagnostics(evidence))
+
+    def _scores(self, method: VotingMethod, evidence: Evidence) -> torch.Tensor:
+        """One row per image, also where a method scores every image alike."""
+        scores = method.scores(evidence)
+        return scores.expand(evidence.image_embeds.shape[0], -1)
+
+    def _diagnostics(self, evidence: Evidence) -> list[torch.Tensor]:
+        """In the order of `diagnostic_names`."""
+        maps = [layer for layer in evidence.cross_attention if layer is not None]
+        attention = torch.stack([layer.mean(1) for layer in maps]).mean(0)
+        points = [RankPoints(layers=str(layer)).scores(evidence) for layer in range(len(maps))]
+        return [
+            *(self._scores(method, evidence) for method in self.compared or ()),
+            attention,
+            torch.stack(points, 1),
+        ]
+
+    def diagnostic_names(self) -> list[str]:
+        """Names of the outputs beyond a deployed graph's."""
+        if self.compared is None:
+            return []
+        return [*(scores_of(method.name) for method in self.compared), QUERY_ATTENTION, LAYER_POINTS]
 
 
 def graph(module: QFormerVoting, image_tokens: int, vision_width: int, dtype: torch.dtype) -> Graph:
+    batch = torch.export.Dim("batch")
+    example: tuple[torch.Tensor, ...] = (torch.zeros(2, image_tokens, vision_width, dtype=dtype), torch.tensor([2]))
+    dynamic_shapes: dict[str, Any] = {"image_embeds": {0: batch}, "num_kept": None, "image_weights": None}
+    input_names = ["image_embeds", "num_kept"]
+    if module.reads_image_weights:
+        example = (*example, torch.ones(2, image_tokens))
+        input_names.append("image_weights")
+        dynamic_shapes["image_weights"] = {0: batch}
     return Graph(
         name="qformer_voting",
         module=module,
-        example=(torch.zeros(2, image_tokens, vision_width, dtype=dtype), torch.tensor([2])),
-        input_names=["image_embeds", "num_kept"],
-        output_names=["kept_indices", "kept_embeds", "token_scores"],
-        dynamic_shapes={"image_embeds": {0: torch.export.Dim("batch")}, "num_kept": None},
+        example=example,
+        input_names=input_names,
+        output_names=["kept_indices", "kept_embeds", "token_scores", *module.diagnostic_names()],
+        dynamic_shapes={name: dynamic_shapes[name] for name in input_names},
         dimension_names={"u0": "num_kept"},  # a size read from a tensor has no name while tracing
     )

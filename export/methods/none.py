@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 
+from catp.export.methods.base import Evidence
 
+
+@dataclass(frozen=True)
 class KeepAll:
     """All scores are 0. For bundles that never prune: the vote costs nothing where there is none."""
 
-    name = "none"
+    name: ClassVar[str] = "none"
+    reads_self_attention: ClassVar[bool] = False
+    reads_image_weights: ClassVar[bool] = False
 
-    def scores(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        batch, _, queries, _ = maps[0].shape
+    def cross_layers(self, available: int) -> tuple[int, ...]:
+        return ()
+
+    def scores(self, evidence: Evidence) -> torch.Tensor:
+        batch, queries, _ = evidence.query_embeds.shape
         return torch.zeros(batch, queries)

@@ -14,7 +14,7 @@ from catp.runtime.commands.console import busy, make_app, print_json_line
 from catp.runtime.engine_sets import EngineSet, open_set, set_folders
 from catp.runtime.errors import BundleError
 from catp.runtime.manifest import TensorSpec
-from catp.runtime.pruning import num_kept
+from catp.runtime.pruning import describe_default
 
 
 def inspect(
@@ -64,12 +64,8 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
     """To standard output: this is the result."""
     manifest = bundle.manifest
     pruning = manifest.pruning
-    kept = num_kept(pruning.ratio, pruning.num_query_tokens)
     typer.echo(f"{manifest.model.id}: {manifest.model.family}, {manifest.image.width} x {manifest.image.height} images")
-    typer.echo(
-        f"{pruning.method} keeps {kept} of {pruning.num_query_tokens} query tokens at the default ratio "
-        f"{pruning.ratio:g}, {pruning.positions} positions"
-    )
+    typer.echo(f"default: {pruning.method} keeps {describe_default(pruning)}, {pruning.positions} positions")
     for name, graph in manifest.graphs.items():
         size = graph.file.size + (graph.external_data.size if graph.external_data else 0)
         typer.echo(f"\n{name}: {graph.precision}, {size / 1e6:,.1f} MB, {graph.operators:,} operators")

@@ -24,6 +24,10 @@ def run(
     ratio: Annotated[
         float | None, typer.Option(help="Fraction of query tokens removed, 0 <= ratio < 1. Default: the bundle's.")
     ] = None,
+    keep_mass: Annotated[
+        float | None,
+        typer.Option(help="Instead of a ratio: keep the fewest tokens with this share of the votes, for each image."),
+    ] = None,
     positions: Annotated[
         Positions | None, typer.Option(help="Positions of kept tokens. Default: the bundle's.")
     ] = None,
@@ -48,7 +52,7 @@ def run(
     with busy("load the bundle"):
         pipeline = Pipeline.load(bundle, provider, threads=threads, engines=engines)
     with busy("answer"):
-        answers = pipeline.generate(image, prompt, ratio, positions, max_new_tokens)
+        answers = pipeline.generate(image, prompt, ratio, positions, max_new_tokens, keep_mass)
     for path, answer in zip(image, answers):
         if json_output:
             print_json_line(json.dumps(answer.to_dict()))

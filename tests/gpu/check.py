@@ -201,7 +201,9 @@ def compare(
                 for name in errors:
                     if name == "image_embeds" or overlap == 1:
                         scale = np.abs(wanted[name][row]).max()
-                        errors[name] = max(errors[name], float(np.abs(wanted[name][row] - got[name][row]).max() / scale))
+                        errors[name] = max(
+                            errors[name], float(np.abs(wanted[name][row] - got[name][row]).max() / scale)
+                        )
         shares = {"kept": kept / rows, "answers": same / rows}
         passed = all(shares[name] >= limit for name, limit in limits.items())
         report[f"{ratio:g}"] = {"equal": shares, "max_relative_error": errors, "passed": passed}
