@@ -71,7 +71,7 @@ def _qformer(engine: Engine, bundle: Bundle, expected: Expected, limit: float) -
     yield _check(subject, "kept_embeds: relative error", relative_error(outputs["kept_embeds"], wanted), limit)
     for name, wanted_votes in (("token_scores", votes), *((scores_of(m), v) for m, v in expected.compared.items())):
         excess = np.abs(outputs[name] - wanted_votes.scores) - wanted_votes.slack
-        yield _check(subject, f"{name}: points off beyond near ties", excess.max(), 0)
+        yield _check(subject, f"{name}: points off beyond near ties", np.maximum(excess.max(), 0), 0)
     wrong = sum(unexplained(kept_indices, expected.kept_indices, votes) > 0)
     yield _check(subject, "kept sets that differ beyond near ties", wrong, 0)
     # The two checks above hold of any kept set where every score is within rounding of every other: say so.

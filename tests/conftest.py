@@ -25,6 +25,14 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def diagnostics_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with every method's scores among the Q-Former's outputs."""
+    folder = tmp_path_factory.mktemp("diagnostics") / "bundle"
+    export_bundle(str(CHECKPOINT), folder, diagnostics=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def demo_checkpoint() -> Checkpoint:
     return load_checkpoint(str(CHECKPOINT))
 
@@ -44,4 +52,12 @@ def odd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def odd_bundle(odd_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("odd") / "bundle"
     export_bundle(str(odd_checkpoint), folder, ratio=0.3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def odd_diagnostics_bundle(odd_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its votes weigh layers and image tokens too."""
+    folder = tmp_path_factory.mktemp("odd-diagnostics") / "bundle"
+    export_bundle(str(odd_checkpoint), folder, diagnostics=True)
     return folder

@@ -5,6 +5,8 @@ Where the vote weighs image tokens, also image_weights float32 [B,I].
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import Blip2VisionModel
 
@@ -22,7 +24,7 @@ class VisionEncoder(torch.nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """image_embeds [B,I,Dv], and the attention each image token receives in the last layer, of mean 1."""
-        last = self.vision_model.encoder.layers[-1].self_attn
+        last: Any = self.vision_model.encoder.layers[-1].self_attn
         with onnx_ops.recorded_attention([last] if self.with_image_weights else []) as maps:
             image_embeds = self.vision_model(pixel_values).last_hidden_state
         return (image_embeds, maps[last].mean(1).sum(1)) if self.with_image_weights else image_embeds

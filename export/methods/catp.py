@@ -68,8 +68,8 @@ def _rank_points(maps: list[tuple[torch.Tensor, float]], image_weights: torch.Te
     total = sum(weight for _, weight in maps) * heads
     if image_weights is None:
         voices = None
-        columns: float | torch.Tensor = float(total * image_tokens)
-        points = torch.full((1, queries), columns)
+        columns: float | torch.Tensor = total * image_tokens
+        points = torch.full((1, queries), total * image_tokens)
     else:
         voices = image_weights.repeat(1, heads)
         columns = (total * image_weights.sum(1))[:, None, None]

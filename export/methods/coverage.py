@@ -20,7 +20,7 @@ from catp.export.methods.base import Evidence, choose_layers, weighted_maps
 
 @dataclass(frozen=True)
 class Coverage:
-    """A query's score is what it added when it was chosen; what is chosen later adds less, so the top k are the first k.
+    """A query's score is what it added when it was chosen. Later ones add less, so the top k are the first k.
 
     An image token is worth how distinct it is: its embedding's distance from the mean of the image's embeddings.
     """
@@ -65,7 +65,7 @@ class Coverage:
 
 
 def _greedy_cover(rows: torch.Tensor) -> torch.Tensor:
-    """What each of `rows` [B, N, columns] adds to the maximum of those chosen before it; the greedy choice, unrolled."""
+    """What each of `rows` [B, N, columns] adds to the maximum of those chosen before it, choosing greedily."""
     queries = rows.shape[1]
     index = torch.arange(queries)
     bound = rows.sum(2).amax(1, keepdim=True)  # of every gain

@@ -1,4 +1,4 @@
-"""A baseline of the paper (arXiv 2404.08567, section 4): query tokens that the other query tokens attend to are kept."""
+"""A baseline of the paper (arXiv 2404.08567, section 4): query tokens that other query tokens attend to are kept."""
 
 from __future__ import annotations
 
