@@ -48,9 +48,13 @@ def _attention(
     attributes: dict[str, Any] = {"scale": float(scaling)}
     if query.dtype != torch.float32:
         attributes["softmax_precision"] = _FLOAT
+    if isinstance(query.shape[0], int) and query.shape[0] == 1:
+        # Queries that are the same for every image meet the images' keys: the operator does not broadcast them.
+        query = query.expand(key.shape[0], -1, -1, -1)
     inputs = (query, key, value) if attention_mask is None else (query, key, value, attention_mask)
-    shape = (key.shape[0] if query.shape[0] == 1 else query.shape[0], *query.shape[1:])
-    output = torch.onnx.ops.symbolic("Attention", inputs, attributes, dtype=query.dtype, shape=shape, version=OPSET)
+    output = torch.onnx.ops.symbolic(
+        "Attention", inputs, attributes, dtype=query.dtype, shape=query.shape, version=OPSET
+    )
     return output.transpose(1, 2), None
 
 

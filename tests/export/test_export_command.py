@@ -16,8 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from catp.export import onnx_ops
-from catp.export.commands.export import app
-from catp.export.demo import CHECKPOINT, samples
+from catp.export.commands.export import app, read_weights
+from catp.export.demo import CHECKPOINT, samples, scenes
 from catp.export.graphs.vision_encoder import VisionEncoder
 from catp.export.methods import METHODS
 from catp.export.methods.catp import RankPoints
@@ -125,6 +125,59 @@ def test_half_precision_keeps_votes_in_float32(tmp_path: Path, demo_bundle: Path
     for a, b in zip(half.generate(images, prompts), full.generate(images, prompts)):
         assert a.answer == b.answer
         assert len(set(a.kept_indices) & set(b.kept_indices)) >= 15
+
+
+def test_options_reach_graphs_and_manifest(tmp_path: Path) -> None:
+    options = ["--method", "coverage", "--image-weights", "attention", "--layers", "last", "--keep-mass", "0.8"]
+    result = RUNNER.invoke(app, [*options, "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "keeps the query tokens with 80 % of each image's votes" in " ".join(result.stderr.split())
+    pipeline = Pipeline.load(tmp_path / "out")
+    pruning = pipeline.manifest.pruning
+    assert pruning.options == {"image_weights": "attention", "layers": "last", "layer_weights": []}
+    assert pruning.keep_mass == 0.8
+    assert pipeline.manifest.graphs["vision_encoder"].outputs[1].name == "image_weights"
+    # Only the layer that votes materialises its attention: the other three attend in one operator each.
+    graph = onnx.load(tmp_path / "out" / "qformer_voting.onnx", load_external_data=False).graph
+    assert [node.op_type for node in graph.node].count("Attention") == 5
+    weights = pipeline.encode(pipeline.preprocess([samples()[0].image]))["image_weights"].numpy()
+    assert weights.shape == (1, 37) and weights.sum() == pytest.approx(37, rel=1e-5)
+
+    examples = list(scenes.examples(6, seed=3))
+    images, prompts = [e.image for e in examples], [e.question.prompt for e in examples]
+    together = pipeline.generate(images, prompts)
+    assert len({answer.num_kept for answer in together}) > 1  # images differ in how many tokens they need
+    for answer, image, prompt in zip(together, images, prompts):
+        (alone,) = pipeline.generate([image], [prompt])
+        assert (answer.kept_indices, answer.token_ids) == (alone.kept_indices, alone.token_ids)
+        by_ratio = pipeline.generate([image], [prompt], ratio=1 - answer.num_kept / 32)[0]
+        assert (by_ratio.kept_indices, by_ratio.token_ids) == (answer.kept_indices, answer.token_ids)
+    with pytest.raises(UsageError, match="give one of them"):
+        pipeline.generate(images, prompts, ratio=0.5, keep_mass=0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "l2-norm", "--points", "rank"], "method l2-norm does not take it; it is for catp"),
+        (["--points", "probability"], "give --image-weights attention too"),
+        (["--layers", "7"], "cross-attention layers 0 to 1"),
+        (["--layer-weights", "1,x"], "give numbers separated by commas, or a JSON file"),
+        (["--keep-mass", "0"], "0 < mass <= 1"),
+        (["--method", "none", "--ratio", "0", "--keep-mass", "0.5"], "keeps every token"),
+    ],
+)
+def test_options_that_can_not_be_exit_2(tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = RUNNER.invoke(app, [*arguments, "-o", str(tmp_path / "out")])
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr and "Traceback" not in result.output
+    assert not any(tmp_path.iterdir())
+
+
+def test_layer_weights_from_a_file_or_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "weights.json"
+    path.write_text("[1, 0.5]")
+    assert read_weights(str(path)) == read_weights("1,0.5") == (1.0, 0.5)
 
 
 def test_method_none_keeps_every_token(tmp_path: Path, demo_bundle: Path) -> None:

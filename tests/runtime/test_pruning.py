@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from catp.runtime import UsageError
-from catp.runtime.pruning import check_ratio, num_kept
+from catp.runtime.pruning import check_mass, check_ratio, num_kept, num_kept_by_mass, top_indices
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,23 @@ def test_num_kept(ratio: float, queries: int, kept: int) -> None:
 def test_what_is_not_a_ratio_is_refused(ratio: float) -> None:
     with pytest.raises(UsageError, match="0 <= ratio < 1"):
         check_ratio(ratio)
+
+
+def test_mass_keeps_the_fewest_that_reach_it() -> None:
+    scores = np.array([[4, 3, 2, 1], [10, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], np.float32)
+    assert num_kept_by_mass(scores, 0.4).tolist() == [1, 1, 2, 4]
+    assert num_kept_by_mass(scores, 0.5).tolist() == [2, 1, 2, 4]
+    assert num_kept_by_mass(scores, 0.7).tolist() == [2, 1, 3, 4]
+    assert num_kept_by_mass(scores, 1.0).tolist() == [4, 1, 4, 4]
+    assert num_kept_by_mass(scores, 1e-9).tolist() == [1, 1, 1, 4]  # without any votes nothing is dropped
+
+
+@pytest.mark.parametrize("mass", [0, -0.5, 1.01, math.nan, "0.5"])
+def test_what_is_no_mass_is_refused(mass: float) -> None:
+    with pytest.raises(UsageError, match="0 < mass <= 1"):
+        check_mass(mass)
+
+
+def test_top_indices_are_ascending_and_ties_go_to_the_lower() -> None:
+    assert top_indices(np.array([[1, 5, 5, 5, 0]]), 2).tolist() == [[1, 2]]
+    assert top_indices(np.array([[1, 0, 3, 2, 0]]), 3).tolist() == [[0, 2, 3]]
