@@ -1,7 +1,8 @@
-"""How sure a mean over questions is: bootstrap intervals."""
+"""How sure a mean over questions is: its interval."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,12 +22,21 @@ class Difference:
     high: float
 
 
+def wilson_interval(right: float, total: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval for `right` of `total` questions, 95 % by default; sensible at 0 and 1 too."""
+    n, p = total, right / total
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # The ends at 0 and 1 are missed by a rounding.
+    return max(0.0, min(p, center - half)), min(1.0, max(p, center + half))
+
+
 def bootstrap_interval(
     values: ArrayLike,
     seed: int,
     confidence: float = 0.95,
     resamples: int = 2000,
-    clusters: Sequence[str] | None = None,
+    clusters: Sequence[str] | Sequence[int] | None = None,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of `values`, the same one for the same seed.
 
@@ -63,7 +73,7 @@ def paired_difference(
     seed: int,
     confidence: float = 0.95,
     resamples: int = 2000,
-    clusters: Sequence[str] | None = None,
+    clusters: Sequence[str] | Sequence[int] | None = None,
 ) -> Difference:
     """Mean of a - b with its bootstrap interval, where `a[i]` and `b[i]` belong to the same question.
 
@@ -85,7 +95,7 @@ def paired_difference(
 
 
 def _cluster_sums(
-    values: NDArray[np.float64], clusters: Sequence[str] | None
+    values: NDArray[np.float64], clusters: Sequence[str] | Sequence[int] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sum and number of the values of each cluster, float64 [clusters] each."""
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():

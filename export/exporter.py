@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from catp.export.checkpoint import Checkpoint, load_checkpoint
+from catp.export.demo import CHECKPOINT
 from catp.export.demo import samples as demo_samples
 from catp.export.expected import Sample, compute_expected
 from catp.export.methods import make_method
@@ -25,12 +26,11 @@ from catp.export.parity import check_parity
 from catp.export.publish import published
 from catp.export.reference import Reference, eos_token_ids
 from catp.export.writer import write_graph
-from catp.runtime.bundle import Bundle, file_spec
+from catp.runtime.bundle import Bundle, file_spec, write_manifest
 from catp.runtime.engines import open_provider
 from catp.runtime.errors import CatpError, ParityError, UsageError
 from catp.runtime.images import ImageSpec, load_image
 from catp.runtime.manifest import (
-    MANIFEST_NAME,
     GraphSpec,
     Manifest,
     Method,
@@ -144,7 +144,7 @@ def export_bundle(
                 + "; ".join(f"{c.subject}: {c.measure} is {c.value:.3g}, limit {c.limit:.3g}" for c in failed)
             )
         manifest = manifest.model_copy(update={"parity": tuple(checks)})
-        (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n")
+        write_manifest(folder, manifest)
     return Bundle(output, manifest)
 
 
@@ -154,6 +154,8 @@ def _versions() -> dict[str, str]:
 
 
 def _name(model: str) -> str:
+    if Path(model).resolve() == CHECKPOINT.resolve():
+        return "catp-demo"
     # A bundle travels: of a local folder only its name is of use elsewhere.
     return Path(model).resolve().name if Path(model).is_dir() else model
 

@@ -99,6 +99,13 @@ def _check_file(bundle: Bundle, spec: FileSpec, verify: bool) -> None:
         )
 
 
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write catp.json in one step: it is the old one or the new one, whatever happens meanwhile."""
+    temporary = folder / f".{MANIFEST_NAME}.{os.getpid()}"
+    temporary.write_text(manifest.model_dump_json(indent=2) + "\n")
+    temporary.replace(folder / MANIFEST_NAME)
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's content, read in blocks."""
     with path.open("rb") as file:

@@ -2,91 +2,218 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
-from rich.progress import Progress
-from rich.table import Table
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from catp.calibration.accuracy import Score, evaluate
-from catp.export.demo import scenes
-from catp.runtime.commands.console import console, make_app, print_json_line
+from catp.calibration.data import open_data
+from catp.calibration.data.demo import DEMO_SEED
+from catp.calibration.evaluation import BATCH_SIZE, evaluate
+from catp.calibration.report import Report
+from catp.calibration.settings import RANDOM, Grid, check_methods, score_outputs
+from catp.calibration.source import bundle_folder, is_bundle
+from catp.calibration.tables import difference_table, score_table, type_table
+from catp.runtime.bundle import is_dir
+from catp.runtime.commands.console import busy, console, make_app, print_json_line
 from catp.runtime.engines import PROVIDERS
-from catp.runtime.errors import UsageError
-from catp.runtime.manifest import Positions
+from catp.runtime.errors import CatpError, UsageError
+from catp.runtime.manifest import Manifest, Positions
 from catp.runtime.pipeline import Pipeline
-from catp.runtime.pruning import check_ratio
 
-DEMO_SEED = 2024
-POSITIONS: tuple[Positions, ...] = get_args(Positions)
+RATIOS = "0,0.25,0.5,0.75,0.9"
+NAMED = 3
+"""Reasons why questions were skipped that are named."""
+WIDTH = 200
 
 
 def evaluate_bundle(
-    bundle: Annotated[Path, typer.Argument(help="Folder written by catp-export.")],
-    data: Annotated[str, typer.Option(help="What to ask: demo (generated held-out scenes).")] = "demo",
-    ratios: Annotated[str, typer.Option(help="Pruning ratios, separated by commas.")] = "0,0.25,0.5,0.75,0.9",
-    limit: Annotated[int, typer.Option(min=1, help="Number of questions, each about another image.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Which questions: another seed, other scenes.")] = DEMO_SEED,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="BUNDLE|MODEL",
+            help="Folder written by catp-export; or a checkpoint, as a local folder or a Hub id, which is exported "
+            "for this run.",
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="demo|FOLDER|JSONL",
+            help="What to ask: demo (generated held-out scenes), a folder with VQAv2 as its zip files unpack (or a "
+            "questions file in it), or a .jsonl file with image, question and answers in each line.",
+        ),
+    ] = "demo",
+    ratios: Annotated[
+        str | None,
+        typer.Option(help=f"Fractions of query tokens removed, separated by commas. Default: {RATIOS}."),
+    ] = None,
+    keep_mass: Annotated[
+        str | None,
+        typer.Option(help="Also keep, for each image, the fewest tokens with these shares of its votes: 0.5,0.8."),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="How tokens are voted for, separated by commas: the bundle's own method, random (drawn for every "
+            "question), and those it was exported with --diagnostics for. Default: its own and random, with demo its "
+            "own; of a MODEL all."
+        ),
+    ] = None,
+    positions: Annotated[
+        Literal["original", "compact", "both"] | None,
+        typer.Option(help="Positions of kept tokens. Default: the bundle's; with demo both."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Number of questions, chosen by the seed. Default: all.")] = None,
+    fraction: Annotated[float | None, typer.Option(help="Instead of a number: this part of the questions.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of questions, random tokens and intervals.")] = DEMO_SEED,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images, and rows of the language model, at a time.")
+    ] = BATCH_SIZE,
     provider: Annotated[str, typer.Option(help=f"What executes the graphs: {', '.join(PROVIDERS)}.")] = "cpu",
-    json_output: Annotated[bool, typer.Option("--json", help="The scores as JSON on standard output.")] = False,
+    engines: Annotated[
+        str | None, typer.Option(help="Engine set, as catp-inspect names it. Default: the newest that fits.")
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help="Keep every answer in this .jsonl file; a run that was stopped goes on from it."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The report as a JSON file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Accuracy against ratio as a PNG file.")] = None,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="The report as one line of JSON on standard output.")
+    ] = False,
 ) -> None:
-    """Measure exact-match accuracy over pruning ratios, in both position modes, through the exported graphs."""
-    if data != "demo":
-        raise UsageError(f"data {data!r}: unknown; accepted: demo")
-    wanted = _parse_ratios(ratios)
-    pipeline = Pipeline.load(bundle, provider)
-    for ratio in wanted:
-        pipeline.num_kept(ratio)
-    examples = ((example.image, example.question) for example in scenes.examples(limit, seed))
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("questions", total=limit)
-        scores = evaluate(pipeline, examples, wanted, POSITIONS, batch_size, lambda done: progress.advance(task, done))
+    """Measure accuracy over pruning ratios, voting methods and position modes, through the exported graphs.
+
+    Vision encoder and Q-Former run once per image. Intervals are 95 %; methods are compared question by question.
+
+    catp-eval catp-bundle --data vqav2 --fraction 0.1 --predictions eval.jsonl -o eval.json --plot eval.png
+    """
+    _check_outputs(predictions, output, plot)
+    masses = _parse("keep mass", keep_mass) if keep_mass is not None else ()
+    wanted = _parse("ratios", ratios) if ratios is not None else None
+    questions = open_data(data)
+    of_bundle = is_bundle(source)
+    with bundle_folder(source) as folder:
+        with busy("load the bundle"):
+            pipeline = Pipeline.load(folder, provider, engines=engines)
+        chosen = _choose_methods(pipeline.manifest, methods, alone=of_bundle and data == "demo", all_=not of_bundle)
+        if wanted is None:
+            wanted = (0.0,) if chosen == ("none",) else _parse("ratios", RATIOS)
+        modes = _choose_positions(positions, pipeline.manifest, both=data == "demo")
+        grid = Grid(chosen, wanted, modes, masses)
+        with _counted() as advance:
+            report = evaluate(
+                pipeline,
+                questions,
+                grid,
+                seed=seed,
+                limit=limit,
+                fraction=fraction,
+                batch_size=batch_size,
+                engines=engines,
+                predictions=predictions,
+                advance=advance,
+            )
+    _show(report)
+    if output is not None:
+        _write(output, lambda: output.write_text(report.model_dump_json(indent=2) + "\n"))
+    if plot is not None:
+        from catp.calibration.curve import draw_curve
+
+        _write(plot, lambda: draw_curve(report, plot))
     if json_output:
-        print_json_line(json.dumps({"schema_version": 1, "data": data, "seed": seed, "scores": _to_json(scores)}))
-    else:
-        _print_table(scores)
+        print_json_line(report.model_dump_json())
 
 
-def _parse_ratios(text: str) -> list[float]:
+def _check_outputs(predictions: Path | None, output: Path | None, plot: Path | None) -> None:
+    """Before hours of work rather than after."""
+    for option, path in (("--predictions", predictions), ("--output", output), ("--plot", plot)):
+        if path is not None and (is_dir(path) or not is_dir(path.parent)):
+            reason = "it is a folder" if is_dir(path) else f"there is no folder {path.parent}"
+            raise UsageError(f"{option} {path}: {reason}; give a file to write")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot {plot}: it is written as PNG; give a name that ends in .png")
+    if plot is not None:
+        try:
+            import catp.calibration.curve  # noqa: F401
+        except ImportError as error:
+            raise UsageError(f"--plot: it needs {error.name}, which is not installed; pip install '.[eval]'") from None
+
+
+def _parse(name: str, text: str) -> tuple[float, ...]:
     try:
-        ratios = [float(part) for part in text.split(",")]
+        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
-        raise UsageError(f"ratios {text!r}: give numbers separated by commas, such as 0,0.25,0.5") from None
-    return [check_ratio(ratio) for ratio in dict.fromkeys(ratios)]
+        raise UsageError(f"{name} {text!r}: give numbers separated by commas, such as {RATIOS}") from None
 
 
-def _to_json(scores: Sequence[Score]) -> list[dict[str, object]]:
-    return [
-        {
-            "ratio": score.ratio,
-            "positions": score.positions,
-            "num_kept": score.num_kept,
-            "accuracy": score.accuracy,
-            "interval_95": score.interval(),
-            "questions": score.total,
-        }
-        for score in scores
-    ]
+def _choose_methods(manifest: Manifest, text: str | None, alone: bool, all_: bool) -> tuple[str, ...]:
+    own = manifest.pruning.method
+    if text is not None:
+        return check_methods(manifest, [part.strip() for part in text.split(",")])
+    if all_:
+        return (*score_outputs(manifest), RANDOM)
+    return (own,) if alone or own in ("none", RANDOM) else (own, RANDOM)
 
 
-def _print_table(scores: Sequence[Score]) -> None:
-    table = Table(title=f"Exact match, {scores[0].total:,} held-out questions (95 % interval)", title_justify="left")
-    table.add_column("ratio", justify="right")
-    table.add_column("tokens kept", justify="right")
-    for mode in POSITIONS:
-        table.add_column(f"{mode} positions", justify="right")
-    for ratio in dict.fromkeys(score.ratio for score in scores):
-        row = {score.positions: score for score in scores if score.ratio == ratio}
-        cells = []
-        for mode in POSITIONS:
-            low, high = row[mode].interval()
-            cells.append(f"{100 * row[mode].accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
-        table.add_row(f"{ratio:g}", str(row[POSITIONS[0]].num_kept), *cells)
-    console.print(table)
+def _choose_positions(choice: str | None, manifest: Manifest, both: bool) -> tuple[Positions, ...]:
+    every: tuple[Positions, ...] = get_args(Positions)
+    if choice is None:
+        return every if both else (manifest.pruning.positions,)
+    return tuple(mode for mode in every if choice in (mode, "both"))
+
+
+@contextmanager
+def _counted() -> Iterator[Callable[[int, int], None]]:
+    """A bar for people who wait; what it yields is called with the number of questions done, and of all."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        def advance(done: int, total: int) -> None:
+            if not progress.task_ids:
+                # What an earlier run did says nothing about the speed of this one.
+                progress.add_task("questions", total=total, completed=done)
+            else:
+                progress.update(progress.task_ids[0], completed=done)
+
+        yield advance
+
+
+def _show(report: Report) -> None:
+    # A file has no width that rows would have to be folded to.
+    wide = console if console.is_terminal else Console(stderr=True, highlight=False, width=WIDTH)
+    for table in (score_table(report), type_table(report), difference_table(report)):
+        if table is not None:
+            wide.print(table)
+    if report.skipped:
+        reasons = list(dict.fromkeys(skipped.reason for skipped in report.skipped_first))
+        more = ", ..." if len(reasons) > NAMED else ""
+        console.print(
+            f"[yellow]warning:[/] {report.skipped:,} of {report.evaluation.questions:,} questions could not be asked "
+            f"and count nowhere: {escape('; '.join(reasons[:NAMED]))}{more}",
+            soft_wrap=True,
+        )
+
+
+def _write(path: Path, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise CatpError(f"{path}: can't be written ({error.strerror})") from None
 
 
 app = make_app(evaluate_bundle)

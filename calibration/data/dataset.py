@@ -12,6 +12,7 @@ from typing import Protocol
 
 from PIL import Image
 
+from catp.calibration.metrics import Metric
 from catp.runtime.errors import UsageError
 
 PROMPT_TEMPLATE = "Question: {} Answer:"
@@ -52,6 +53,11 @@ class DataSet(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def metric(self) -> Metric:
+        """How its answers are judged."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Question]: ...
@@ -64,9 +70,15 @@ class DataSet(Protocol):
         """
         ...
 
+    def digest(self) -> str:
+        """sha256 in hex that differs where a question, its answers or their order do; pictures are not looked at."""
+        ...
+
 
 class QuestionList:
     """A data set that was read from files: texts in memory, images on disk."""
+
+    metric: Metric = "VQA accuracy"
 
     def __init__(self, name: str, questions: Iterable[Question]) -> None:
         self.name = name
@@ -92,6 +104,12 @@ class QuestionList:
         )
         chosen = set(ids)
         return QuestionList(self.name, (q for q in self if q.id in chosen))
+
+    def digest(self) -> str:
+        total = hashlib.sha256()
+        for q in self:
+            total.update(repr((q.id, q.question, q.answers, q.answer_type, q.image_key)).encode())
+        return total.hexdigest()
 
 
 def subset_size(total: int, limit: int | None, fraction: float | None) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from catp.calibration.data.dataset import PROMPT_TEMPLATE, Question, subset_size
+from catp.calibration.metrics import Metric
 from catp.export.demo import scenes
 
 DEMO_SEED = 2024
@@ -19,6 +22,7 @@ class DemoScenes:
     count: int = DEMO_COUNT
     seed: int = DEMO_SEED
     name = "demo"
+    metric: ClassVar[Metric] = "exact match"
 
     def __len__(self) -> int:
         return self.count
@@ -33,3 +37,6 @@ class DemoScenes:
     def subset(self, limit: int | None, fraction: float | None, seed: int) -> DemoScenes:
         """The first scenes of another sequence: there is no end to them, so `limit` may also exceed the length."""
         return DemoScenes(subset_size(max(self.count, limit or 0), limit, fraction), seed)
+
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.count} scenes from seed {self.seed}".encode()).hexdigest()

@@ -34,25 +34,56 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-class _OneLineErrors(typer.core.TyperCommand):
+@contextmanager
+def _one_line_errors(ctx: Any) -> Iterator[None]:
     """Arguments that can't be parsed are reported as every other mistake is: one line, exit code 2."""
+    try:
+        yield
+    except Exception as error:
+        # Typer's usage errors have no public base class; this method is what they share.
+        if not hasattr(error, "format_message"):
+            raise
+        message = f"{error.format_message().rstrip('.')}; see {ctx.command_path} --help"
+        console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+        raise typer.Exit(2) from None
 
+
+class _Command(typer.core.TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        try:
+        with _one_line_errors(ctx):
             return super().parse_args(ctx, args)
-        except Exception as error:
-            # Typer's usage errors have no public base class; this method is what they share.
-            if not hasattr(error, "format_message"):
-                raise
-            message = f"{error.format_message().rstrip('.')}; see {ctx.command_path} --help"
-            console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
-            raise typer.Exit(2) from None
+
+
+class _Group(typer.core.TyperGroup):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        with _one_line_errors(ctx):
+            return super().resolve_command(ctx, args)
+
+
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 def make_app(command: Callable[..., None]) -> typer.Typer:
     """A program with `command` as its only command."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    app.command(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})(reports_errors(command))
+    app.command(cls=_Command, context_settings=_SETTINGS)(reports_errors(command))
+    return app
+
+
+def make_group(help: str, commands: dict[str, Callable[..., None]]) -> typer.Typer:
+    """A program with a command for each thing it does."""
+    app = typer.Typer(
+        cls=_Group,
+        help=help,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings=_SETTINGS,
+    )
+    app.callback()(lambda: None)  # so that a single command is named, too
+    for name, command in commands.items():
+        app.command(name, cls=_Command, context_settings=_SETTINGS)(reports_errors(command))
     return app
 
 

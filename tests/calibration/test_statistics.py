@@ -1,9 +1,18 @@
 import numpy as np
 import pytest
 
-from catp.calibration.statistics import bootstrap_interval, paired_difference
+from catp.calibration.statistics import bootstrap_interval, paired_difference, wilson_interval
 
 RNG = np.random.default_rng(0)
+
+
+def test_wilson_interval_by_hand() -> None:
+    # 8 of 10: (0.8 + 1.92/10 ± 1.96 sqrt(0.16/10 + 3.8416/400)) / (1 + 3.8416/10) = 0.490 to 0.943
+    low, high = wilson_interval(8, 10)
+    assert (round(low, 3), round(high, 3)) == (0.49, 0.943)
+    for total in range(1, 200):
+        assert wilson_interval(total, total)[1] == 1.0
+        assert wilson_interval(0, total)[0] == 0.0
 
 
 def test_many_values_give_the_normal_interval() -> None:

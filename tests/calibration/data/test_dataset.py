@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,12 @@ def test_the_size_of_a_subset(limit: int | None, fraction: float | None, size: i
 def test_an_impossible_subset_is_refused(limit: int | None, fraction: float | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         QuestionList("x", [ask(1, "a")]).subset(limit, fraction, seed=0)
+
+
+def test_the_digest_tells_other_questions_and_answers() -> None:
+    questions = [ask(1, "a"), ask(2, "b")]
+    digest = QuestionList("x", questions).digest()
+    assert digest == QuestionList("y", questions).digest()
+    for others in (questions[:1], questions[::-1], [ask(1, "b"), ask(2, "b")], [ask(1, "a"), ask(3, "b")]):
+        assert QuestionList("x", others).digest() != digest
+    assert QuestionList("x", [questions[0], replace(questions[1], answers=("mug",))]).digest() != digest

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from transformers import AutoProcessor, Blip2ForConditionalGeneration
 
-from catp.calibration.accuracy import evaluate
+from catp.calibration.data import open_data
+from catp.calibration.evaluation import evaluate
+from catp.calibration.settings import Grid
 from catp.export.checkpoint import Checkpoint
 from catp.export.demo import CHECKPOINT, scenes
 from catp.export.demo.train import Recipe, train
@@ -27,16 +29,17 @@ def test_it_is_an_ordinary_checkpoint_of_at_most_ten_megabytes() -> None:
 
 
 def test_it_answers_held_out_questions(pipeline: Pipeline) -> None:
-    examples = ((e.image, e.question) for e in scenes.examples(1000, seed=31))
-    (score,) = evaluate(pipeline, examples, [0.0], ["original"], batch_size=16)
-    assert score.total == 1000
+    grid = Grid(("catp",), (0.0,), ("original",))
+    (score,) = evaluate(pipeline, open_data("demo"), grid, seed=31, batch_size=16).scores
+    assert score.questions == 1000
     assert score.accuracy >= 0.97
 
 
 def test_its_queries_stay_distinct(demo_checkpoint: Checkpoint) -> None:
     reference = Reference(demo_checkpoint)
     images = [e.image for e in scenes.examples(8, seed=1)]
-    embeds, maps = reference.query_embeds(reference.image_embeds(reference.pixel_values(images)))
+    embeds, evidence = reference.query_embeds(reference.image_embeds(reference.pixel_values(images))[0])
+    maps = [layer for layer in evidence.cross_attention if layer is not None]
     queries = embeds.numpy()
     spread = np.linalg.norm(queries - queries.mean(1, keepdims=True)) / np.linalg.norm(queries)
     assert spread >= 0.5

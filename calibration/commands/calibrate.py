@@ -1,0 +1,276 @@
+"""catp-calibrate: settings of a bundle, chosen from data."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from catp.calibration.data import open_data
+from catp.calibration.data.dataset import DataSet
+from catp.calibration.data.demo import DEMO_SEED
+from catp.calibration.evaluation import BATCH_SIZE
+from catp.calibration.layer_weights import LayerWeights
+from catp.calibration.ratio_search import UNSEEN, Drop, Half, Measured, half, measure
+from catp.calibration.settings import RANDOM, Setting, check_methods, score_outputs
+from catp.calibration.source import bundle_folder, is_bundle
+from catp.runtime.bundle import write_manifest
+from catp.runtime.commands.console import busy, console, make_group, print_json_line
+from catp.runtime.engines import PROVIDERS
+from catp.runtime.errors import CatpError, UsageError
+from catp.runtime.manifest import Positions
+from catp.runtime.pipeline import Pipeline
+from catp.runtime.pruning import check_ratio, num_kept
+
+RATIOS = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))  # 0.1 to 0.9
+
+
+def calibrate_ratio(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="BUNDLE|MODEL",
+            help="A bundle, whose manifest gets the ratio; or a checkpoint, which is exported to --output with the "
+            "best method and its ratio.",
+        ),
+    ],
+    data: Annotated[str, typer.Option(metavar="demo|FOLDER|JSONL", help="What to ask, as for catp-eval.")] = "demo",
+    max_accuracy_drop: Annotated[
+        float,
+        typer.Option(help="What pruning may cost, of 1, at the worse end of the 95 % interval."),
+    ] = 0.01,
+    ratios: Annotated[str | None, typer.Option(help="Ratios to try. Default: 0.1 to 0.9 in steps of 0.05.")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Methods to try, separated by commas. Default: a bundle's own; of a MODEL all."),
+    ] = None,
+    learn_layer_weights: Annotated[
+        bool,
+        typer.Option("--learn-layer-weights", help="Also learn how much each cross-attention layer's points count."),
+    ] = False,
+    positions: Annotated[
+        Positions | None, typer.Option(help="Positions of kept tokens. Default: the bundle's.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Number of questions, both halves together. Default: all.")] = None,
+    fraction: Annotated[float | None, typer.Option(help="Instead of a number: this part of the questions.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of questions, the halves and the intervals.")] = DEMO_SEED,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = BATCH_SIZE,
+    provider: Annotated[str, typer.Option(help=f"What executes the graphs: {', '.join(PROVIDERS)}.")] = "cpu",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Bundle to export a MODEL to.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    report: Annotated[Path | None, typer.Option(help="The report as a JSON file.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="The report as one line on standard output.")] = False,
+) -> None:
+    """Choose the largest pruning ratio that keeps accuracy within a budget.
+
+    Half of the images searches, the other half confirms the choice. What is not confirmed changes nothing and exits 1.
+
+    catp-calibrate ratio catp-bundle --data vqav2 --fraction 0.1 --max-accuracy-drop 0.01
+    """
+    if not 0 < max_accuracy_drop < 1:
+        raise UsageError(f"max accuracy drop {max_accuracy_drop}: of 1, so 0 < drop < 1, such as 0.01 for one point")
+    wanted = RATIOS if ratios is None else _parse_ratios(ratios)
+    of_bundle = is_bundle(source)
+    if of_bundle == (output is not None):
+        raise UsageError(
+            f"{source}: a bundle is changed in place, so leave --output out"
+            if of_bundle
+            else f"{source}: name the bundle that this checkpoint is exported to with --output"
+        )
+    asked = open_data(data).subset(limit, fraction, seed)
+    with bundle_folder(source) as folder:
+        with busy("load the bundle"):
+            pipeline = Pipeline.load(folder, provider)
+        manifest = pipeline.manifest
+        own = manifest.pruning.method
+        default = [own] if of_bundle else [method for method in score_outputs(manifest) if method != "none"]
+        tried = check_methods(manifest, methods.split(",") if methods else default)
+        if {RANDOM, "none"} & set(tried):
+            raise UsageError(f"methods {','.join(tried)}: choose among methods that look at the image")
+        mode = positions or manifest.pruning.positions
+        settings = [Setting(method, mode, ratio) for method in tried for ratio in wanted]
+        searched = _measure(pipeline, asked, "search", settings, seed, batch_size)
+        _print_search(searched, wanted, tried, max_accuracy_drop)
+        found = searched.best(max_accuracy_drop)
+        if found is None:
+            raise CatpError(
+                f"no ratio stays within {max_accuracy_drop:g} of the accuracy {searched.full_accuracy:.3f}; nothing "
+                f"was changed. {_few(searched, max_accuracy_drop)}Try smaller --ratios, or a larger --max-accuracy-drop"
+            )
+        learned = None
+        if learn_layer_weights:
+            learned = _learn(pipeline, asked, found, seed, batch_size)
+        confirmed = _measure(pipeline, asked, "confirmation", [found.setting], seed, batch_size).drops[0]
+    content = {
+        "schema_version": 1,
+        "model": manifest.model.id,
+        "data": asked.name,
+        "metric": asked.metric,
+        "seed": seed,
+        "max_accuracy_drop": max_accuracy_drop,
+        "search": _to_json(searched),
+        "chosen": asdict(found.setting),
+        "confirmation": asdict(confirmed),
+        "confirmed": confirmed.is_within(max_accuracy_drop),
+        "layer_weights": learned,
+    }
+    if report is not None:
+        report.write_text(json.dumps(content, indent=1) + "\n")
+    if json_output:
+        print_json_line(json.dumps(content))
+    setting = found.setting
+    assert setting.ratio is not None
+    console.print(
+        f"Confirmation on {confirmed.questions:,} other questions: {setting.method} at ratio {setting.ratio:g} costs "
+        f"{_lost(confirmed.difference)} points (at most {_lost(confirmed.low)} with 95 % confidence)",
+        soft_wrap=True,
+    )
+    if not confirmed.is_within(max_accuracy_drop):
+        raise CatpError(
+            f"ratio {setting.ratio:g} is not confirmed: it may cost {_lost(confirmed.low)} points, the budget is "
+            f"{100 * max_accuracy_drop:g}; nothing was changed. Try more questions or a larger --max-accuracy-drop"
+        )
+    _apply(source, pipeline, of_bundle, setting, output, overwrite)
+
+
+def _parse_ratios(text: str) -> tuple[float, ...]:
+    try:
+        found = sorted({check_ratio(float(part)) for part in text.split(",")})
+    except ValueError:
+        raise UsageError(f"ratios {text!r}: give numbers separated by commas, such as 0.25,0.5") from None
+    return tuple(ratio for ratio in found if ratio > 0) or _no_ratios(text)
+
+
+def _no_ratios(text: str) -> tuple[float, ...]:
+    raise UsageError(f"ratios {text!r}: at least one above 0")
+
+
+def _measure(
+    pipeline: Pipeline, asked: DataSet, which: Half, settings: Sequence[Setting], seed: int, batch_size: int
+) -> Measured:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(which, total=len(asked) // 2)
+        questions = half(asked, seed, which)
+        return measure(
+            pipeline, questions, settings, asked.metric, seed, batch_size, lambda done: progress.advance(task, done)
+        )
+
+
+def _learn(pipeline: Pipeline, asked: DataSet, found: Drop, seed: int, batch_size: int) -> dict[str, Any]:
+    """Learned on the searching half, compared with equal weights on the confirming one."""
+    assert found.setting.ratio is not None
+    kept = num_kept(found.setting.ratio, pipeline.manifest.pruning.num_query_tokens)
+
+    def on(which: Half) -> LayerWeights:
+        questions = half(asked, seed, which)
+        return LayerWeights(pipeline, questions, kept, found.setting.positions, asked.metric, batch_size)
+
+    with busy("learn layer weights"):
+        weights = on("search").learn()
+    other = on("confirmation")
+    default = (1.0,) * len(weights)
+    with_default, with_learned = other.accuracy(default), other.accuracy(weights)
+    listed = ",".join(f"{weight:g}" for weight in weights)
+    advice = (
+        f"to use them: catp-export --layer-weights {listed}" if with_learned > with_default else "no better: left out"
+    )
+    console.print(
+        f"Layer weights {listed} learned for catp at ratio {found.setting.ratio:g}: {100 * with_learned:.1f} % on the "
+        f"other half, {100 * with_default:.1f} % with equal ones; {advice}",
+        soft_wrap=True,
+    )
+    return {
+        "method": "catp",
+        "ratio": found.setting.ratio,
+        "learned": weights,
+        "confirmation_accuracy": {"default": with_default, "learned": with_learned},
+    }
+
+
+def _lost(difference: float) -> str:
+    """In points; a gain is negative."""
+    return f"{-100 * difference + 0.0:.1f}".replace("-0.0", "0.0")
+
+
+def _few(measured: Measured, budget: float) -> str:
+    if UNSEEN / measured.images <= budget:
+        return ""
+    return f"{measured.images} images can't show that so little is lost: give {2 * UNSEEN / budget:.0f} or more. "
+
+
+def _apply(
+    source: str, pipeline: Pipeline, of_bundle: bool, setting: Setting, output: Path | None, overwrite: bool
+) -> None:
+    manifest = pipeline.manifest
+    ratio = setting.ratio
+    assert ratio is not None
+    if of_bundle:
+        own = manifest.pruning.method
+        if setting.method != own:
+            command = ["catp-export", "--method", setting.method, "--ratio", f"{ratio:g}"]
+            console.print(
+                f"The bundle votes by {own}, so its manifest stays as it is. To use this choice: {shlex.join(command)} "
+                f"--model {escape(manifest.model.id)}",
+                soft_wrap=True,
+            )
+            return
+        pruning = manifest.pruning.model_copy(
+            update={"ratio": ratio, "keep_mass": None, "positions": setting.positions}
+        )
+        write_manifest(pipeline.bundle.path, manifest.model_copy(update={"pruning": pruning}))
+        console.print(f"{escape(source)}: its default ratio is now {ratio:g}", soft_wrap=True)
+        return
+    from catp.export.exporter import export_bundle
+
+    assert output is not None
+    export_bundle(
+        source,
+        output,
+        ratio=ratio,
+        method=setting.method,
+        positions=setting.positions,
+        overwrite=overwrite,
+        step=busy,
+    )
+    console.print(f"Published {escape(str(output))}: {setting.method} at ratio {ratio:g}", soft_wrap=True)
+
+
+def _to_json(measured: Measured) -> dict[str, Any]:
+    return {
+        "questions": measured.questions,
+        "images": measured.images,
+        "skipped": measured.skipped,
+        "full_accuracy": measured.full_accuracy,
+        "drops": [asdict(drop) for drop in measured.drops],
+    }
+
+
+def _print_search(measured: Measured, ratios: Sequence[float], methods: Sequence[str], budget: float) -> None:
+    table = Table(
+        title=f"Points lost, at most so many with 95 % confidence; {measured.questions:,} questions, unpruned "
+        f"{100 * measured.full_accuracy:.1f} %",
+        title_justify="left",
+    )
+    table.add_column("ratio", justify="right")
+    for method in methods:
+        table.add_column(method, justify="right")
+    drops = {(drop.setting.method, drop.setting.ratio): drop for drop in measured.drops}
+    for ratio in ratios:
+        cells = []
+        for method in methods:
+            drop = drops[method, ratio]
+            text = f"{_lost(drop.difference)} ({_lost(drop.low)})"
+            cells.append(f"[green]{text}[/]" if drop.is_within(budget) else text)
+        table.add_row(f"{ratio:g}", *cells)
+    console.print(table)
+
+
+app = make_group("Choose a bundle's settings from data.", {"ratio": calibrate_ratio})

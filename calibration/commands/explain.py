@@ -1,0 +1,119 @@
+"""catp-explain: a picture of what pruning keeps of one image, and what that does to the answer."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from catp.calibration.explanation import Explanation, explain
+from catp.runtime.commands.console import busy, console, make_app, print_json_line
+from catp.runtime.engines import PROVIDERS
+from catp.runtime.errors import CatpError, UsageError
+from catp.runtime.manifest import Positions
+from catp.runtime.pipeline import Pipeline
+
+
+def explain_bundle(
+    bundle: Annotated[Path, typer.Argument(help="Folder written by catp-export --diagnostics.")],
+    image: Annotated[Path, typer.Option("--image", help="Image file.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="Text for the image; an empty one asks for a caption.")],
+    ratio: Annotated[
+        float | None, typer.Option(help="Fraction of query tokens removed, 0 <= ratio < 1. Default: the bundle's.")
+    ] = None,
+    keep_mass: Annotated[
+        float | None, typer.Option(help="Instead of a ratio: keep the fewest tokens with this share of the votes.")
+    ] = None,
+    positions: Annotated[
+        Positions | None, typer.Option(help="Positions of kept tokens. Default: the bundle's.")
+    ] = None,
+    provider: Annotated[str, typer.Option(help=f"What executes the graphs: {', '.join(PROVIDERS)}.")] = "cpu",
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")] = Path("catp-explain.png"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Answers, kept indices and scores as one JSON line on standard output.")
+    ] = False,
+) -> None:
+    """Draw which query tokens are kept, where kept and dropped ones look, and both answers.
+
+    The bundle must have diagnostics:
+
+    catp-export --diagnostics -o bundle
+
+    catp-explain bundle --image a.png --prompt "Question: what is in the center? Answer:" -o explained.png
+    """
+    target = _free(output, overwrite)
+    try:
+        from catp.calibration.picture import draw
+    except ImportError as error:
+        raise UsageError(f"catp-explain needs {error.name}, which is not installed; pip install '.[eval]'") from None
+    with busy("load the bundle"):
+        pipeline = Pipeline.load(bundle, provider)
+    with busy("answer with all query tokens and with those kept"):
+        explanation = explain(pipeline, image, prompt, ratio, keep_mass, positions)
+    with busy("draw"):
+        # Beside its place and renamed: what is there already stays until the new picture is whole.
+        incomplete = target.with_name(f".catp-explain.incomplete-{os.getpid()}")
+        try:
+            draw(explanation, incomplete)
+            incomplete.replace(target)
+        except OSError as error:
+            raise CatpError(f"output {output}: can't write there ({error.strerror or error})") from None
+        finally:
+            incomplete.unlink(missing_ok=True)
+    if json_output:
+        print_json_line(json.dumps({**to_json(explanation), "image": str(image), "picture": str(output)}))
+    else:
+        total = len(explanation.scores)
+        typer.echo(f"all {total} query tokens: {explanation.full_answer}")
+        typer.echo(f"{len(explanation.kept)} of {total} ({explanation.kept_by}): {explanation.answer}")
+    console.print(f"Wrote {escape(str(output))}", soft_wrap=True)
+
+
+def _free(output: Path, overwrite: bool) -> Path:
+    """Where to write the picture: a link keeps pointing where it points.
+
+    Raises:
+        UsageError: not there.
+    """
+    if output.suffix.lower() != ".png":
+        raise UsageError(f"output {output}: only PNG is written; give a name that ends in .png")
+    try:
+        target = output.resolve()
+        if target.is_dir():
+            raise UsageError(f"output {output}: it is a folder; give a file")
+        if target.exists() and not overwrite:
+            raise UsageError(f"output {output}: the file exists; give another name, or --overwrite to replace it")
+        if not target.parent.is_dir():
+            raise UsageError(f"output {output}: there is no folder {target.parent}; make it first")
+    except OSError as error:
+        raise UsageError(f"output {str(output)[:200]}: can't write there ({error.strerror})") from None
+    return target
+
+
+def to_json(explanation: Explanation) -> dict[str, Any]:
+    """What the picture shows, as numbers and text."""
+    manifest = explanation.manifest
+    return {
+        "schema_version": 1,
+        "model": manifest.model.id,
+        "method": manifest.pruning.method,
+        "options": manifest.pruning.options,
+        "prompt": explanation.prompt,
+        "ratio": explanation.ratio,
+        "keep_mass": explanation.keep_mass,
+        "positions": explanation.positions,
+        "answer": explanation.answer,
+        "full_answer": explanation.full_answer,
+        "agree": explanation.agree,
+        "num_kept": len(explanation.kept),
+        "kept_indices": explanation.kept.tolist(),
+        "token_scores": explanation.scores.tolist(),
+    }
+
+
+app = make_app(explain_bundle)

@@ -1,0 +1,130 @@
+"""What pruning did to one question: the tokens kept, where each of them looks, and both answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from catp.runtime.errors import BundleError, UsageError
+from catp.runtime.images import ImageSource, ImageSpec, load_image
+from catp.runtime.manifest import QUERY_ATTENTION, Manifest, Positions
+from catp.runtime.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One image and prompt, answered with all N query tokens and with the k that were kept."""
+
+    manifest: Manifest
+    prompt: str
+    ratio: float | None  # None: the share of the votes below decided how many are kept
+    keep_mass: float | None
+    positions: Positions
+    pixels: np.ndarray  # uint8 [H, W, 3], resized as the model sees it
+    patch: int  # side in pixels
+    scores: np.ndarray  # float32 [N], by the bundle's method
+    kept: np.ndarray  # int64 [k] ascending
+    attention: np.ndarray  # float32 [N, 1 + patches]: CLS first, then patches row by row; sums to 1 over them
+    answer: str  # with the kept tokens
+    full_answer: str  # with all of them
+
+    @property
+    def agree(self) -> bool:
+        return self.answer == self.full_answer
+
+    @property
+    def dropped(self) -> np.ndarray:
+        """int64 [N - k] ascending."""
+        return np.setdiff1d(np.arange(len(self.scores)), self.kept)
+
+    @property
+    def best_first(self) -> np.ndarray:
+        """All N query tokens, int64 [N], kept ones first; ties by lower index, as in the vote."""
+        return np.argsort(-self.scores, kind="stable")
+
+    @property
+    def threshold(self) -> float:
+        """The lowest score that was kept."""
+        return float(self.scores[self.kept].min())
+
+    @property
+    def kept_by(self) -> str:
+        """What decided how many query tokens are kept, in words."""
+        if self.keep_mass is not None:
+            return f"{100 * self.keep_mass:g} % of the votes"
+        return f"ratio {self.ratio:g}"
+
+    def heat(self, tokens: np.ndarray) -> np.ndarray:
+        """Share of attention that falls on each patch, mean over `tokens` int64 [n], float32 [rows, columns]."""
+        height, width = self.pixels.shape[:2]
+        return self.attention[tokens, 1:].mean(0).reshape(height // self.patch, width // self.patch)
+
+    def cls_share(self, tokens: np.ndarray) -> float:
+        """Share of attention that falls on the CLS token, mean over `tokens`."""
+        return float(self.attention[tokens, 0].mean())
+
+
+def explain(
+    pipeline: Pipeline,
+    image: ImageSource,
+    prompt: str,
+    ratio: float | None = None,
+    keep_mass: float | None = None,
+    positions: Positions | None = None,
+) -> Explanation:
+    """Answer one prompt twice, and record what the vote between saw.
+
+    Args:
+        pipeline: of a bundle with diagnostics.
+        ratio, keep_mass, positions: as `Pipeline.generate` takes them.
+
+    Raises:
+        UsageError: the bundle has no diagnostics, or an argument is out of range.
+        ImageError: the image can't be read.
+    """
+    manifest = pipeline.manifest
+    if QUERY_ATTENTION not in {tensor.name for tensor in manifest.graphs["qformer_voting"].outputs}:
+        raise UsageError(
+            f"bundle {pipeline.bundle.path}: exported without diagnostics, so it can't show where query tokens look; "
+            "export with --diagnostics (catp-export --diagnostics ...)"
+        )
+    picture = load_image(image)
+    # The answer is asked for as catp-run does, so the picture can't show another one.
+    (answer,) = pipeline.generate([picture], [prompt], ratio, positions, keep_mass=keep_mass)
+    votes = pipeline.votes(pipeline.encode(pipeline.preprocess([picture])))
+    everything = votes.keep(np.arange(manifest.pruning.num_query_tokens)[None])
+    prompts, limit = [pipeline.tokenize(prompt)], manifest.text.max_new_tokens
+    full = pipeline.decode(everything, prompts, limit, positions)
+    if ratio is None and keep_mass is None:
+        ratio, keep_mass = manifest.pruning.ratio, manifest.pruning.keep_mass
+    (attention,) = votes.outputs[QUERY_ATTENTION]
+    spec = manifest.image
+    return Explanation(
+        manifest,
+        prompt,
+        ratio if keep_mass is None else None,
+        keep_mass,
+        positions or manifest.pruning.positions,
+        # As `preprocess` resizes, before pixels become numbers around 0.
+        np.asarray(picture.resize((spec.width, spec.height), Image.Resampling(spec.resample))),
+        patch_size(spec, attention.shape[1] - 1),
+        votes.scores[0],
+        np.array(answer.kept_indices),
+        attention,
+        answer.answer,
+        pipeline.detokenize(full.token_ids[0]),
+    )
+
+
+def patch_size(spec: ImageSpec, patches: int) -> int:
+    """Side in pixels of the square patches that an image is cut into; a margin too small for one is not looked at.
+
+    Raises:
+        BundleError: no square grid has so many patches.
+    """
+    for side in range(min(spec.height, spec.width), 0, -1):
+        if (spec.height // side) * (spec.width // side) == patches:
+            return side
+    raise BundleError(f"{patches} image tokens beside CLS: no grid of square patches in {spec.width} x {spec.height}")

@@ -1,0 +1,104 @@
+"""The largest pruning ratio within an accuracy budget: searched on one half of the images, confirmed on the other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from catp.calibration.answering import Answerer, in_batches
+from catp.calibration.data.dataset import Question
+from catp.calibration.metrics import Metric
+from catp.calibration.settings import Setting
+from catp.calibration.statistics import paired_difference
+from catp.runtime.errors import CatpError
+from catp.runtime.pipeline import Pipeline
+
+Half = Literal["search", "confirmation"]
+
+UNSEEN = 3.0
+"""Rule of three: what n images never showed may still happen to 3 / n of all, at 95 % (Hanley, Lippman-Hand 1983)."""
+
+
+def half(questions: Iterable[Question], seed: int, which: Half) -> Iterator[Question]:
+    """The questions of a half. Questions about one image are in the same one, or the halves would know each other."""
+    for question in questions:
+        digest = hashlib.sha256(f"{seed} {question.image_key}".encode()).digest()
+        if (digest[0] % 2 == 0) == (which == "search"):
+            yield question
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What a setting costs, on the same questions with and without pruning."""
+
+    setting: Setting
+    questions: int
+    accuracy: float
+    difference: float  # to the accuracy of all tokens; negative: pruning costs
+    low: float  # lower end of its 95 % interval
+
+    def is_within(self, budget: float) -> bool:
+        """Whether pruning costs at most `budget`, of 1, with confidence."""
+        return self.low >= -budget
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All settings on one half."""
+
+    questions: int
+    images: int
+    skipped: int
+    full_accuracy: float
+    drops: tuple[Drop, ...]
+
+    def best(self, budget: float) -> Drop | None:
+        """The largest ratio within the budget; of several at that ratio the most accurate."""
+        within = [drop for drop in self.drops if drop.is_within(budget)]
+        return max(within, key=lambda drop: (drop.setting.ratio or 0, drop.accuracy), default=None)
+
+
+def measure(
+    pipeline: Pipeline,
+    questions: Iterable[Question],
+    settings: Sequence[Setting],
+    metric: Metric,
+    seed: int,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Measured:
+    """Ask every question without pruning and in every setting.
+
+    Args:
+        advance: called with the number of questions just done.
+
+    Raises:
+        CatpError: no question could be asked.
+    """
+    full = Setting(settings[0].method, settings[0].positions, ratio=0.0)
+    answerer = Answerer(pipeline, [full, *settings], metric, seed, batch_size)
+    rows: list[tuple[float, ...]] = []
+    images: list[str] = []
+    skipped = 0
+    for batch in in_batches(questions, batch_size):
+        for prediction in answerer.answer(batch):
+            if prediction.error is None:
+                rows.append(prediction.accuracy)
+                images.append(prediction.image_key)
+            else:
+                skipped += 1
+        advance(len(batch))
+    if not rows:
+        raise CatpError(f"none of {skipped} questions could be asked; catp-eval on the same data says why")
+    accuracy = np.array(rows)
+    independent = len(set(images))
+    drops = []
+    for setting, values in zip(settings, accuracy.T[1:]):
+        found = paired_difference(values, accuracy[:, 0], seed, clusters=images)
+        low = min(found.low, found.mean - UNSEEN / independent)
+        drops.append(Drop(setting, len(rows), float(values.mean()), found.mean, low))
+    return Measured(len(rows), independent, skipped, float(accuracy[:, 0].mean()), tuple(drops))
