@@ -1,35 +1,74 @@
-"""Bundles and checkpoints that the tests share, each made once per run."""
+"""Bundles and checkpoints that the tests share, each made once per run, whatever the number of processes."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import save_odd_checkpoint
+from typer.testing import CliRunner
 
 from catp.export.checkpoint import Checkpoint, load_checkpoint
+from catp.export.commands.export import app as export_command
 from catp.export.demo import CHECKPOINT
 from catp.export.exporter import export_bundle
 from catp.runtime import Pipeline
 
 torch.set_num_threads(1)  # the models are small, and the tests run in two processes
 
+Shared = Callable[[str, Callable[[Path], object]], Path]
+
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Shared:
+    """`shared(name, make)`: a folder that the first process to ask for it makes, and the others wait for."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if hasattr(request.config, "workerinput") else base  # pytest-xdist: one base per process
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done, failed = root / name, root / f"{name}.done", root / f"{name}.failed"
+        try:
+            (root / f"{name}.begun").mkdir()
+        except FileExistsError:
+            while not done.exists():
+                assert not failed.exists(), f"{name} could not be made in another process"
+                time.sleep(0.1)
+            return folder
+        try:
+            make(folder)
+        except BaseException:
+            failed.touch()
+            raise
+        done.touch()
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(shared: Shared) -> Path:
     """The demo model, exported as a user would."""
-    folder = tmp_path_factory.mktemp("demo") / "bundle"
-    export_bundle(str(CHECKPOINT), folder)
-    return folder
+    return shared("demo-bundle", lambda folder: export_bundle(str(CHECKPOINT), folder))
 
 
 @pytest.fixture(scope="session")
-def diagnostics_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model with every method's scores among the Q-Former's outputs."""
-    folder = tmp_path_factory.mktemp("diagnostics") / "bundle"
-    export_bundle(str(CHECKPOINT), folder, diagnostics=True)
-    return folder
+def half_bundle(shared: Shared) -> Path:
+    """The demo model in half precision."""
+    return shared("half-bundle", lambda folder: export_bundle(str(CHECKPOINT), folder, precision="fp16"))
+
+
+@pytest.fixture(scope="session")
+def diagnostics_bundle(shared: Shared) -> Path:
+    """`catp-export --diagnostics`: every method's scores are among the Q-Former's outputs."""
+
+    def make(folder: Path) -> None:
+        result = CliRunner().invoke(export_command, ["--diagnostics", "-o", str(folder)])
+        assert result.exit_code == 0, result.output
+
+    return shared("diagnostics-bundle", make)
 
 
 @pytest.fixture(scope="session")
@@ -43,21 +82,12 @@ def pipeline(demo_bundle: Path) -> Pipeline:
 
 
 @pytest.fixture(scope="session")
-def odd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def odd_checkpoint(shared: Shared) -> Path:
     """A checkpoint unlike the demo in every dimension, with random weights and peaked attention."""
-    return save_odd_checkpoint(tmp_path_factory.mktemp("odd") / "checkpoint")
+    return shared("odd-checkpoint", save_odd_checkpoint)
 
 
 @pytest.fixture(scope="session")
-def odd_bundle(odd_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("odd") / "bundle"
-    export_bundle(str(odd_checkpoint), folder, ratio=0.3)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def odd_diagnostics_bundle(odd_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its votes weigh layers and image tokens too."""
-    folder = tmp_path_factory.mktemp("odd-diagnostics") / "bundle"
-    export_bundle(str(odd_checkpoint), folder, diagnostics=True)
-    return folder
+def odd_bundle(odd_checkpoint: Path, shared: Shared) -> Path:
+    """With diagnostics: every method is compared on a second checkpoint."""
+    return shared("odd-bundle", lambda folder: export_bundle(str(odd_checkpoint), folder, ratio=0.3, diagnostics=True))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from catp.calibration.report import Report
 from catp.export.demo import samples
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +26,9 @@ def blocks(language: str) -> list[str]:
 COMMANDS = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
 
 
+DIAGNOSTICS = "catp-export --diagnostics -o "
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory, odd_checkpoint: Path) -> Path:
     """A copy of the tree, with a local folder where the README names a model of the Hub."""
@@ -36,7 +40,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, odd_checkpoint: Path) -> Pat
 
 
 @pytest.fixture(scope="module")
-def outputs(clone: Path) -> dict[str, str]:
+def outputs(clone: Path, diagnostics_bundle: Path) -> dict[str, str]:
     """What each command printed on standard output and standard error, in the README's order."""
     environment = {
         **os.environ,
@@ -48,6 +52,10 @@ def outputs(clone: Path) -> dict[str, str]:
     for command in COMMANDS:
         if command == "make test":
             continue  # this very run
+        if command.startswith(DIAGNOSTICS):
+            # The fixture is what this very command made.
+            shutil.copytree(diagnostics_bundle, clone / command.removeprefix(DIAGNOSTICS))
+            continue
         # The tests' own environment stands in for the one that make would create.
         run = command.replace("make ", f"make -o {VENV}/.installed VENV={VENV} ", 1)
         result = subprocess.run(run, shell=True, cwd=clone, env=environment, capture_output=True, text=True)
@@ -89,6 +97,28 @@ def test_engines_are_built_and_shown(outputs: dict[str, str]) -> None:
     (shown,) = (output for command, output in outputs.items() if command.startswith("catp-inspect"))
     key = re.search(r"engines/(tensorrt-rtx-\S+)", "".join(build.split("\n")))
     assert key is not None and f"engines {key[1]}: current" in shown
+
+
+def test_a_picture_is_drawn_and_a_ratio_chosen(clone: Path, outputs: dict[str, str]) -> None:
+    (explained,) = (output for command, output in outputs.items() if command.startswith("catp-explain"))
+    assert samples()[0].answer in explained and (clone / "build" / "explain.png").is_file()
+    (chosen,) = (output for command, output in outputs.items() if command.startswith("catp-calibrate"))
+    assert "Confirmation on" in chosen
+
+
+def test_the_methods_table_is_the_recorded_report() -> None:
+    for seed in (0, 1):
+        report = Report.model_validate_json((ROOT / "export" / "demo" / "accuracy" / f"seed-{seed}.json").read_text())
+        assert report.questions == 1000 and report.evaluation.metric == "exact match"
+        scores = {(s.method, s.ratio, s.positions): 100 * s.accuracy for s in report.scores}
+        table = README[README.index(f"| seed {seed} |") :].partition("\n\n")[0]
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+        assert {row[0].strip("*") for row in rows} == set(report.evaluation.methods)
+        for method, *cells in rows:
+            for ratio, cell in zip((0.25, 0.5, 0.75, 0.9), cells, strict=True):
+                original, compact = (float(number) for number in cell.replace("*", "").split(" / "))
+                assert original == pytest.approx(scores[method.strip("*"), ratio, "original"], abs=0.051)
+                assert compact == pytest.approx(scores[method.strip("*"), ratio, "compact"], abs=0.051)
 
 
 def test_the_accuracy_table_is_what_the_command_prints(outputs: dict[str, str]) -> None:

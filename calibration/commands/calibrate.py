@@ -197,7 +197,7 @@ def _learn(pipeline: Pipeline, asked: DataSet, found: Drop, seed: int, batch_siz
 
 def _lost(difference: float) -> str:
     """In points; a gain is negative."""
-    return f"{-100 * difference + 0.0:.1f}".replace("-0.0", "0.0")
+    return f"{-100 * difference:.2f}".replace("-0.00", "0.00")
 
 
 def _few(measured: Measured, budget: float) -> str:

@@ -12,9 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from catp.export.commands.build import app, parse_size
-from catp.export.demo import CHECKPOINT
 from catp.export.engines import builder
-from catp.export.exporter import export_bundle
 from catp.runtime import BundleError, UsageError
 from catp.runtime.bundle import open_bundle, sha256
 from catp.runtime.commands.inspect import app as inspect_app
@@ -30,13 +28,6 @@ def build(bundle: Path, *arguments: str) -> dict[str, Any]:
     result = RUNNER.invoke(app, [str(bundle), *ARGUMENTS, *arguments, "--json"])
     assert result.exit_code == 0, result.output
     return dict(json.loads(result.stdout.splitlines()[-1]))
-
-
-@pytest.fixture(scope="module")
-def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("half") / "bundle"
-    export_bundle(str(CHECKPOINT), folder, precision="fp16")
-    return folder
 
 
 @pytest.fixture(scope="module")

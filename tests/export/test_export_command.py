@@ -22,6 +22,7 @@ from catp.export.graphs.vision_encoder import VisionEncoder
 from catp.export.methods import METHODS
 from catp.export.methods.catp import RankPoints
 from catp.runtime import Pipeline, UsageError
+from catp.runtime.bundle import open_bundle
 from catp.runtime.manifest import GRAPHS, Manifest, Method
 
 RUNNER = CliRunner()
@@ -111,14 +112,12 @@ def test_the_cache_is_scattered_and_nothing_grows(demo_bundle: Path) -> None:
     assert nodes.count("TensorScatter") == 4 and nodes.count("Attention") == 2
 
 
-def test_half_precision_keeps_votes_in_float32(tmp_path: Path, demo_bundle: Path) -> None:
-    result = RUNNER.invoke(app, ["--precision", "fp16", "-o", str(tmp_path / "half"), "--json"])
-    assert result.exit_code == 0, result.output
-    manifest = Manifest.model_validate({k: v for k, v in json.loads(result.stdout).items() if k != "bundle"})
+def test_half_precision_keeps_votes_in_float32(half_bundle: Path, demo_bundle: Path) -> None:
+    manifest = open_bundle(half_bundle).manifest
     dtypes = {t.name: t.dtype for g in manifest.graphs.values() for t in [*g.inputs, *g.outputs]}
     assert dtypes["image_embeds"] == dtypes["kept_embeds"] == dtypes["present.0.key"] == "float16"
     assert dtypes["token_scores"] == dtypes["logits"] == dtypes["pixel_values"] == "float32"
-    full, half = Pipeline.load(demo_bundle), Pipeline.load(tmp_path / "half")
+    full, half = Pipeline.load(demo_bundle), Pipeline.load(half_bundle)
     size = sum(g.external_data.size for g in half.manifest.graphs.values() if g.external_data)
     assert size < 0.75 * sum(g.external_data.size for g in full.manifest.graphs.values() if g.external_data)
     images, prompts = [s.image for s in samples()], [s.prompt for s in samples()]
@@ -128,11 +127,23 @@ def test_half_precision_keeps_votes_in_float32(tmp_path: Path, demo_bundle: Path
 
 
 def test_options_reach_graphs_and_manifest(tmp_path: Path) -> None:
-    options = ["--method", "coverage", "--image-weights", "attention", "--layers", "last", "--keep-mass", "0.8"]
+    options = [
+        "--json",
+        "--method",
+        "coverage",
+        "--image-weights",
+        "attention",
+        "--layers",
+        "last",
+        "--keep-mass",
+        "0.8",
+    ]
     result = RUNNER.invoke(app, [*options, "-o", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "keeps the query tokens with 80 % of each image's votes" in " ".join(result.stderr.split())
     pipeline = Pipeline.load(tmp_path / "out")
+    printed = Manifest.model_validate({k: v for k, v in json.loads(result.stdout).items() if k != "bundle"})
+    assert printed == pipeline.manifest
     pruning = pipeline.manifest.pruning
     assert pruning.options == {"image_weights": "attention", "layers": "last", "layer_weights": []}
     assert pruning.keep_mass == 0.8
