@@ -38,7 +38,7 @@ def test_what_is_not_a_bundle_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UsageError, match="not empty"), published(tmp_path, overwrite=False):
         pass
-    with pytest.raises(UsageError, match="not a bundle"), published(tmp_path, overwrite=True):
+    with pytest.raises(UsageError, match=r"it holds no catp\.json"), published(tmp_path, overwrite=True):
         pass
     with pytest.raises(UsageError, match="it is a file"), published(tmp_path / "thesis.txt", overwrite=True):
         pass

@@ -176,7 +176,7 @@ def answers(pipeline: Pipeline, questions: int) -> dict[float, list[dict[str, An
             results[ratio].append(
                 {
                     "kept": np.asarray(pruned.kept_indices.numpy()),  # type: ignore[union-attr]
-                    "image_embeds": np.asarray(embeds.numpy(), np.float64),
+                    "image_embeds": np.asarray(embeds["image_embeds"].numpy(), np.float64),
                     "kept_embeds": np.asarray(pruned.kept_embeds.numpy(), np.float64),  # type: ignore[union-attr]
                     "logits": np.asarray(prefill.run()["logits"].numpy(), np.float64),
                     "tokens": generation.token_ids,
