@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from catp.runtime.errors import BundleError, UsageError
-from catp.runtime.images import ImageSource, ImageSpec, load_image
+from catp.runtime.images import ImageSource, ImageSpec, load_image, resize
 from catp.runtime.manifest import QUERY_ATTENTION, Manifest, Positions
 from catp.runtime.pipeline import Pipeline
 
@@ -107,8 +106,7 @@ def explain(
         ratio if keep_mass is None else None,
         keep_mass,
         positions or manifest.pruning.positions,
-        # As `preprocess` resizes, before pixels become numbers around 0.
-        np.asarray(picture.resize((spec.width, spec.height), Image.Resampling(spec.resample))),
+        resize(picture, spec),
         patch_size(spec, attention.shape[1] - 1),
         votes.scores[0],
         np.array(answer.kept_indices),

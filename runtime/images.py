@@ -132,6 +132,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def resize(image: Image.Image, spec: ImageSpec) -> np.ndarray:
+    """The pixels that the model sees, uint8 [H, W, 3], of an RGB picture of any size."""
+    return np.asarray(image.resize((spec.width, spec.height), Image.Resampling(spec.resample)))
+
+
 def preprocess(images: Sequence[Image.Image], spec: ImageSpec) -> np.ndarray:
     """`pixel_values` float32 [B, 3, H, W] of RGB pictures of any size."""
     batch = np.empty((len(images), 3, spec.height, spec.width), np.float32)
@@ -142,6 +147,5 @@ def preprocess(images: Sequence[Image.Image], spec: ImageSpec) -> np.ndarray:
         mean, std = np.asarray(spec.image_mean, np.float32), np.asarray(spec.image_std, np.float32)
         scale, shift = scale / std, -mean / std
     for row, image in zip(batch, images):
-        resized = image.resize((spec.width, spec.height), Image.Resampling(spec.resample))
-        row[...] = (np.asarray(resized, np.float32) * scale + shift).transpose(2, 0, 1)
+        row[...] = (resize(image, spec).astype(np.float32) * scale + shift).transpose(2, 0, 1)
     return batch

@@ -1,8 +1,9 @@
-"""What the vote costs inside the Q-Former graph, form by form: `python tests/benchmarks/voting_head.py [--threads 1]`.
+"""What a vote costs inside the Q-Former graph: `python tests/benchmarks/voting_head.py [--threads 1]`.
 
 A Q-Former of BLIP-2's real size (12 layers of 768, 32 queries, 257 image tokens of 1408; random weights) is exported
-once without a vote and once with each form of it; all run in one interleaved loop in ONNX Runtime on the CPU.
-Quote the ratios: absolute times depend on the machine and on who else uses it.
+once without a vote, once with each method, and once with each of the forms of rank points that were rejected; all run
+in one interleaved loop in ONNX Runtime on the CPU. Quote the ratios: absolute times depend on the machine and on who
+else uses it.
 """
 
 from __future__ import annotations
@@ -21,39 +22,46 @@ from rich.table import Table
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from catp.export.graphs.qformer_voting import QFormerVoting, graph
-from catp.export.methods import METHODS
+from catp.export.methods import RankPoints, make_method
+from catp.export.methods.base import Evidence
 from catp.export.writer import write_graph
 
 QUERIES, IMAGE_TOKENS, VISION_WIDTH, LANGUAGE_WIDTH = 32, 257, 1408, 2560
 
 
-class DoubleArgsort:
+def maps_of(evidence: Evidence) -> list[torch.Tensor]:
+    return [layer for layer in evidence.cross_attention if layer is not None]
+
+
+class DoubleArgsort(RankPoints):
     """The textbook form: sort, then sort the order."""
 
     name = "double argsort"
 
-    def scores(self, maps: list[torch.Tensor]) -> torch.Tensor:
+    def scores(self, evidence: Evidence) -> torch.Tensor:
+        maps = maps_of(evidence)
         ranks = [m.argsort(2, descending=True).argsort(2) for m in maps]
         return torch.stack([(m.shape[2] - r).float().sum((1, 3)) for m, r in zip(maps, ranks)]).sum(0)
 
 
-class AllPairs:
+class AllPairs(RankPoints):
     """Every query against every other, in one comparison a layer; equal probabilities give no point."""
 
     name = "all pairs"
 
-    def scores(self, maps: list[torch.Tensor]) -> torch.Tensor:
+    def scores(self, evidence: Evidence) -> torch.Tensor:
+        maps = maps_of(evidence)
         return torch.stack([1 + (m[:, :, :, None] > m[:, :, None]).float().sum((1, 3, 4)) for m in maps]).sum(0)
 
 
-class PairsBelow:
+class PairsBelow(RankPoints):
     """Each query against those before it: every pair once, one comparison a query."""
 
     name = "pairs j < q"
 
-    def scores(self, maps: list[torch.Tensor]) -> torch.Tensor:
+    def scores(self, evidence: Evidence) -> torch.Tensor:
         total = 0
-        for layer in maps:
+        for layer in maps_of(evidence):
             batch, heads, queries, tokens = layer.shape
             rows = layer.transpose(1, 2).reshape(batch, queries, heads * tokens)
             wins = [(rows[:, q : q + 1] > rows[:, :q]).float().sum(2) for q in range(1, queries)]
@@ -81,7 +89,9 @@ def main(
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     sessions: dict[str, ort.InferenceSession] = {}
-    for method in (METHODS["none"](), METHODS["catp"](), PairsBelow(), AllPairs(), DoubleArgsort()):
+    methods = [make_method(name) for name in ("none", "catp", "coverage", "distinct", "l2-norm", "self-attention")]
+    rejected = [PairsBelow(), AllPairs(), DoubleArgsort()]
+    for method in [*methods, *rejected]:
         with tempfile.TemporaryDirectory() as folder:
             module = QFormerVoting(queries, qformer, projection, method)
             write_graph(graph(module, IMAGE_TOKENS, VISION_WIDTH, torch.float32), Path(folder), "fp32")
@@ -99,8 +109,8 @@ def main(
     for name, times in seconds.items():
         ratio = np.median(np.array(times) / np.array(seconds["none"]))
         # Up to a constant (some forms count points from 0) and the few ties.
-        same = np.ptp(scores[name] - scores["catp"]) <= 2
-        table.add_row(name, f"{np.median(times) * 1e3:.1f}", f"{ratio:.3f}", "-" if name == "none" else str(bool(same)))
+        same = str(bool(np.ptp(scores[name] - scores["catp"]) <= 2)) if name in {m.name for m in rejected} else "-"
+        table.add_row(name, f"{np.median(times) * 1e3:.1f}", f"{ratio:.3f}", same)
     Console().print(table)
 
 

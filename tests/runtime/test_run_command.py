@@ -94,3 +94,11 @@ def test_it_runs_where_torch_is_not_installed(demo_bundle: Path, tmp_path: Path)
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == SAMPLE.answer
+
+
+def test_keep_mass_instead_of_a_ratio(demo_bundle: Path) -> None:
+    result = RUNNER.invoke(app, [str(demo_bundle), *PAIR, "--keep-mass", "0.6", "--json"])
+    assert result.exit_code == 0, result.output
+    assert 10 < json.loads(result.stdout)["num_kept"] < 24
+    both = RUNNER.invoke(app, [str(demo_bundle), *PAIR, "--keep-mass", "0.6", "--ratio", "0.5"])
+    assert both.exit_code == 2 and "give one of them" in both.stderr
