@@ -106,19 +106,40 @@ def test_a_picture_is_drawn_and_a_ratio_chosen(clone: Path, outputs: dict[str, s
     assert "Confirmation on" in chosen
 
 
-def test_the_methods_table_is_the_recorded_report() -> None:
-    for seed in (0, 1):
-        report = Report.model_validate_json((ROOT / "export" / "demo" / "accuracy" / f"seed-{seed}.json").read_text())
-        assert report.questions == 1000 and report.evaluation.metric == "exact match"
-        scores = {(s.method, s.ratio, s.positions): 100 * s.accuracy for s in report.scores}
-        table = README[README.index(f"| seed {seed} |") :].partition("\n\n")[0]
-        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
-        assert {row[0].strip("*") for row in rows} == set(report.evaluation.methods)
-        for method, *cells in rows:
-            for ratio, cell in zip((0.25, 0.5, 0.75, 0.9), cells, strict=True):
-                original, compact = (float(number) for number in cell.replace("*", "").split(" / "))
-                assert original == pytest.approx(scores[method.strip("*"), ratio, "original"], abs=0.051)
-                assert compact == pytest.approx(scores[method.strip("*"), ratio, "compact"], abs=0.051)
+def recorded(seed: int) -> Report:
+    report = Report.model_validate_json((ROOT / "export" / "demo" / "accuracy" / f"seed-{seed}.json").read_text())
+    assert report.questions == 1000 and report.evaluation.metric == "exact match"
+    return report
+
+
+def rows_of(heading: str) -> list[tuple[str, list[list[float]]]]:
+    """Of the table with that first heading: per row its method, and the numbers of each cell."""
+    table = README[README.index(f"| {heading} |") :].partition("\n\n")[0]
+    rows = [line.replace("*", "").strip("|").split("|") for line in table.splitlines()[2:]]
+    return [(row[0].strip(), [[float(n) for n in re.findall(r"[\d.]+", cell)] for cell in row[1:]]) for row in rows]
+
+
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_the_methods_table_is_the_recorded_report(positions: str) -> None:
+    report = recorded(0)
+    scores = {(s.method, s.ratio): s for s in report.scores if s.positions == positions}
+    rows = rows_of(f"{positions} positions")
+    assert [method for method, _ in rows] == list(report.evaluation.methods)
+    for method, cells in rows:
+        for ratio, cell in zip(report.evaluation.ratios, cells, strict=True):
+            score = scores[method, ratio]
+            assert cell == pytest.approx([100 * x for x in (score.accuracy, *score.interval_95)], abs=0.051)
+
+
+def test_the_second_models_table_is_the_recorded_report() -> None:
+    report = recorded(1)
+    scores = {(s.method, s.ratio, s.positions): 100 * s.accuracy for s in report.scores}
+    rows = rows_of("second model")
+    assert [method for method, _ in rows] == list(report.evaluation.methods)
+    for method, cells in rows:
+        for ratio, cell in zip((0.25, 0.5, 0.75, 0.9), cells, strict=True):
+            wanted = [scores[method, ratio, positions] for positions in ("original", "compact")]
+            assert cell == pytest.approx(wanted, abs=0.051)
 
 
 def test_the_accuracy_table_is_what_the_command_prints(outputs: dict[str, str]) -> None:
