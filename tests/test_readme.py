@@ -114,7 +114,7 @@ def recorded(seed: int) -> Report:
 
 def rows_of(heading: str) -> list[tuple[str, list[list[float]]]]:
     """Of the table with that first heading: per row its method, and the numbers of each cell."""
-    table = README[README.index(f"| {heading} |") :].partition("\n\n")[0]
+    table = README[README.index(f"\n| {heading} |") + 1 :].partition("\n\n")[0]
     rows = [line.replace("*", "").strip("|").split("|") for line in table.splitlines()[2:]]
     return [(row[0].strip(), [[float(n) for n in re.findall(r"[\d.]+", cell)] for cell in row[1:]]) for row in rows]
 
