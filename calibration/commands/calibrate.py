@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
 
 from catp.calibration.data import open_data
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.evaluation import BATCH_SIZE
 from catp.calibration.layer_weights import LayerWeights
-from catp.calibration.ratio_search import UNSEEN, Drop, Half, Measured, half, measure
+from catp.calibration.ratio_report import LearnedWeights, RatioReport, points, search_table
+from catp.calibration.ratio_search import UNSEEN, Half, Measured, half, measure
 from catp.calibration.settings import RANDOM, Setting, check_methods, score_outputs
 from catp.calibration.source import bundle_folder, is_bundle
 from catp.runtime.bundle import write_manifest
@@ -98,47 +97,51 @@ def calibrate_ratio(
         mode = positions or manifest.pruning.positions
         settings = [Setting(method, mode, ratio) for method in tried for ratio in wanted]
         searched = _measure(pipeline, asked, "search", settings, seed, batch_size)
-        _print_search(searched, wanted, tried, max_accuracy_drop)
-        found = searched.best(max_accuracy_drop)
-        if found is None:
-            raise CatpError(
-                f"no ratio stays within {max_accuracy_drop:g} of the accuracy {searched.full_accuracy:.3f}; nothing "
-                f"was changed. {_few(searched, max_accuracy_drop)}Try smaller --ratios, or a larger --max-accuracy-drop"
-            )
-        learned = None
-        if learn_layer_weights:
-            learned = _learn(pipeline, asked, found, seed, batch_size)
-        confirmed = _measure(pipeline, asked, "confirmation", [found.setting], seed, batch_size).drops[0]
-    content = {
-        "schema_version": 1,
-        "model": manifest.model.id,
-        "data": asked.name,
-        "metric": asked.metric,
-        "seed": seed,
-        "max_accuracy_drop": max_accuracy_drop,
-        "search": _to_json(searched),
-        "chosen": asdict(found.setting),
-        "confirmation": asdict(confirmed),
-        "confirmed": confirmed.is_within(max_accuracy_drop),
-        "layer_weights": learned,
-    }
+        console.print(search_table(searched, wanted, tried, max_accuracy_drop))
+        found = RatioReport(
+            manifest.model.id,
+            asked.name,
+            asked.metric,
+            seed,
+            max_accuracy_drop,
+            searched,
+            chosen=searched.best(max_accuracy_drop),
+        )
+        if found.chosen is not None:
+            setting = found.chosen.setting
+            confirmation = _measure(pipeline, asked, "confirmation", [setting], seed, batch_size).drops[0]
+            learned = _learn(pipeline, asked, setting, seed, batch_size) if learn_layer_weights else None
+            found = replace(found, confirmation=confirmation, layer_weights=learned)
     if report is not None:
-        report.write_text(json.dumps(content, indent=1) + "\n")
+        report.write_text(json.dumps(found.to_dict(), indent=1) + "\n")
     if json_output:
-        print_json_line(json.dumps(content))
-    setting = found.setting
-    assert setting.ratio is not None
+        print_json_line(json.dumps(found.to_dict()))
+    _check(found)
+    _apply(source, pipeline, of_bundle, setting, output, overwrite)
+
+
+def _check(found: RatioReport) -> None:
+    """Raises CatpError where there is nothing to apply."""
+    budget = found.max_accuracy_drop
+    if found.chosen is None:
+        raise CatpError(
+            f"no ratio stays within {budget:g} of the accuracy {found.search.full_accuracy:.3f}; nothing was changed. "
+            f"{_few(found.search, budget)}Try smaller --ratios, or a larger --max-accuracy-drop"
+        )
+    if found.layer_weights is not None:
+        console.print(str(found.layer_weights), soft_wrap=True)
+    confirmed, setting = found.confirmation, found.chosen.setting
+    assert confirmed is not None
     console.print(
         f"Confirmation on {confirmed.questions:,} other questions: {setting.method} at ratio {setting.ratio:g} costs "
-        f"{_lost(confirmed.difference)} points (at most {_lost(confirmed.low)} with 95 % confidence)",
+        f"{points(confirmed.difference)} points (at most {points(confirmed.low)} with 95 % confidence)",
         soft_wrap=True,
     )
-    if not confirmed.is_within(max_accuracy_drop):
+    if not found.is_confirmed:
         raise CatpError(
-            f"ratio {setting.ratio:g} is not confirmed: it may cost {_lost(confirmed.low)} points, the budget is "
-            f"{100 * max_accuracy_drop:g}; nothing was changed. Try more questions or a larger --max-accuracy-drop"
+            f"ratio {setting.ratio:g} is not confirmed: it may cost {points(confirmed.low)} points, the budget is "
+            f"{100 * budget:g}; nothing was changed. Try more questions or a larger --max-accuracy-drop"
         )
-    _apply(source, pipeline, of_bundle, setting, output, overwrite)
 
 
 def _parse_ratios(text: str) -> tuple[float, ...]:
@@ -146,11 +149,9 @@ def _parse_ratios(text: str) -> tuple[float, ...]:
         found = sorted({check_ratio(float(part)) for part in text.split(",")})
     except ValueError:
         raise UsageError(f"ratios {text!r}: give numbers separated by commas, such as 0.25,0.5") from None
-    return tuple(ratio for ratio in found if ratio > 0) or _no_ratios(text)
-
-
-def _no_ratios(text: str) -> tuple[float, ...]:
-    raise UsageError(f"ratios {text!r}: at least one above 0")
+    if found[-1] <= 0:
+        raise UsageError(f"ratios {text!r}: at least one above 0")
+    return tuple(ratio for ratio in found if ratio > 0)
 
 
 def _measure(
@@ -164,40 +165,20 @@ def _measure(
         )
 
 
-def _learn(pipeline: Pipeline, asked: DataSet, found: Drop, seed: int, batch_size: int) -> dict[str, Any]:
+def _learn(pipeline: Pipeline, asked: DataSet, setting: Setting, seed: int, batch_size: int) -> LearnedWeights:
     """Learned on the searching half, compared with equal weights on the confirming one."""
-    assert found.setting.ratio is not None
-    kept = num_kept(found.setting.ratio, pipeline.manifest.pruning.num_query_tokens)
+    ratio = setting.ratio
+    assert ratio is not None
+    kept = num_kept(ratio, pipeline.manifest.pruning.num_query_tokens)
 
     def on(which: Half) -> LayerWeights:
         questions = half(asked, seed, which)
-        return LayerWeights(pipeline, questions, kept, found.setting.positions, asked.metric, batch_size)
+        return LayerWeights(pipeline, questions, kept, setting.positions, asked.metric, batch_size)
 
     with busy("learn layer weights"):
         weights = on("search").learn()
-    other = on("confirmation")
-    default = (1.0,) * len(weights)
-    with_default, with_learned = other.accuracy(default), other.accuracy(weights)
-    listed = ",".join(f"{weight:g}" for weight in weights)
-    advice = (
-        f"to use them: catp-export --layer-weights {listed}" if with_learned > with_default else "no better: left out"
-    )
-    console.print(
-        f"Layer weights {listed} learned for catp at ratio {found.setting.ratio:g}: {100 * with_learned:.1f} % on the "
-        f"other half, {100 * with_default:.1f} % with equal ones; {advice}",
-        soft_wrap=True,
-    )
-    return {
-        "method": "catp",
-        "ratio": found.setting.ratio,
-        "learned": weights,
-        "confirmation_accuracy": {"default": with_default, "learned": with_learned},
-    }
-
-
-def _lost(difference: float) -> str:
-    """In points; a gain is negative."""
-    return f"{-100 * difference:.2f}".replace("-0.00", "0.00")
+        other = on("confirmation")
+        return LearnedWeights(ratio, weights, other.accuracy(weights), other.accuracy((1.0,) * len(weights)))
 
 
 def _few(measured: Measured, budget: float) -> str:
@@ -215,10 +196,9 @@ def _apply(
     if of_bundle:
         own = manifest.pruning.method
         if setting.method != own:
-            command = ["catp-export", "--method", setting.method, "--ratio", f"{ratio:g}"]
             console.print(
-                f"The bundle votes by {own}, so its manifest stays as it is. To use this choice: {shlex.join(command)} "
-                f"--model {escape(manifest.model.id)}",
+                f"The bundle votes by {own}, so its manifest stays as it is. To use this choice, export "
+                f"{escape(manifest.model.id)} anew: catp-export --method {setting.method} --ratio {ratio:g}",
                 soft_wrap=True,
             )
             return
@@ -241,36 +221,6 @@ def _apply(
         step=busy,
     )
     console.print(f"Published {escape(str(output))}: {setting.method} at ratio {ratio:g}", soft_wrap=True)
-
-
-def _to_json(measured: Measured) -> dict[str, Any]:
-    return {
-        "questions": measured.questions,
-        "images": measured.images,
-        "skipped": measured.skipped,
-        "full_accuracy": measured.full_accuracy,
-        "drops": [asdict(drop) for drop in measured.drops],
-    }
-
-
-def _print_search(measured: Measured, ratios: Sequence[float], methods: Sequence[str], budget: float) -> None:
-    table = Table(
-        title=f"Points lost, at most so many with 95 % confidence; {measured.questions:,} questions, unpruned "
-        f"{100 * measured.full_accuracy:.1f} %",
-        title_justify="left",
-    )
-    table.add_column("ratio", justify="right")
-    for method in methods:
-        table.add_column(method, justify="right")
-    drops = {(drop.setting.method, drop.setting.ratio): drop for drop in measured.drops}
-    for ratio in ratios:
-        cells = []
-        for method in methods:
-            drop = drops[method, ratio]
-            text = f"{_lost(drop.difference)} ({_lost(drop.low)})"
-            cells.append(f"[green]{text}[/]" if drop.is_within(budget) else text)
-        table.add_row(f"{ratio:g}", *cells)
-    console.print(table)
 
 
 app = make_group("Choose a bundle's settings from data.", {"ratio": calibrate_ratio})

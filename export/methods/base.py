@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 
@@ -24,7 +25,7 @@ class Evidence:
     image_weights: torch.Tensor | None  # [B, I], mean about 1, where asked for
 
 
-class VotingMethod(Protocol):
+class VotingMethod(ABC):
     """Scores the query tokens inside the Q-Former graph; the highest `num_kept` are kept, ties by lower index.
 
     A method is a frozen dataclass whose fields are its options, as --method takes them and the manifest records them.
@@ -32,10 +33,11 @@ class VotingMethod(Protocol):
     """
 
     name: ClassVar[str]
-    reads_self_attention: ClassVar[bool]
+    reads_self_attention: ClassVar[bool] = False
 
     @property
-    def reads_image_weights(self) -> bool: ...
+    def reads_image_weights(self) -> bool:
+        return False
 
     def cross_layers(self, available: int) -> tuple[int, ...]:
         """Which of the Q-Former's `available` cross-attention layers must materialise their probabilities.
@@ -43,11 +45,11 @@ class VotingMethod(Protocol):
         Raises:
             UsageError: the options name layers that there aren't.
         """
-        ...
+        return ()
 
+    @abstractmethod
     def scores(self, evidence: Evidence) -> torch.Tensor:
         """float32 [B, N], none negative, so that a share of their sum means something; B may be 1."""
-        ...
 
 
 def choose_layers(layers: str, weights: tuple[float, ...], available: int) -> dict[int, float]:

@@ -12,12 +12,12 @@ from typing import ClassVar, Literal
 
 import torch
 
-from catp.export.methods.base import Evidence, choose_layers, weighted_maps
+from catp.export.methods.base import Evidence, VotingMethod, choose_layers, weighted_maps
 from catp.runtime.errors import UsageError
 
 
 @dataclass(frozen=True)
-class RankPoints:
+class RankPoints(VotingMethod):
     """Rank points as a count of won comparisons, each pair of queries compared once.
 
     Points are 1 + the number of queries beaten, so the score is a count over pairs. A sort is several times as
@@ -27,7 +27,6 @@ class RankPoints:
     """
 
     name: ClassVar[str] = "catp"
-    reads_self_attention: ClassVar[bool] = False
 
     points: Literal["rank", "probability"] = "rank"
     image_weights: Literal["uniform", "attention"] = "uniform"

@@ -15,18 +15,17 @@ from typing import ClassVar, Literal
 
 import torch
 
-from catp.export.methods.base import Evidence, choose_layers, weighted_maps
+from catp.export.methods.base import Evidence, VotingMethod, choose_layers, weighted_maps
 
 
 @dataclass(frozen=True)
-class Coverage:
+class Coverage(VotingMethod):
     """A query's score is what it added when it was chosen. Later ones add less, so the top k are the first k.
 
     An image token is worth how distinct it is: its embedding's distance from the mean of the image's embeddings.
     """
 
     name: ClassVar[str] = "coverage"
-    reads_self_attention: ClassVar[bool] = False
 
     image_weights: Literal["distinctness", "attention", "uniform"] = "distinctness"
     layers: str = "all"

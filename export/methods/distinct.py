@@ -11,19 +11,14 @@ from typing import ClassVar
 
 import torch
 
-from catp.export.methods.base import Evidence
+from catp.export.methods.base import Evidence, VotingMethod
 
 
 @dataclass(frozen=True)
-class Distinct:
+class Distinct(VotingMethod):
     """A query's score is the squared length of what the earlier ones left unexplained, of all N together 1 at most."""
 
     name: ClassVar[str] = "distinct"
-    reads_self_attention: ClassVar[bool] = False
-    reads_image_weights: ClassVar[bool] = False
-
-    def cross_layers(self, available: int) -> tuple[int, ...]:
-        return ()
 
     def scores(self, evidence: Evidence) -> torch.Tensor:
         rest = evidence.query_embeds - evidence.query_embeds.mean(1, keepdim=True)

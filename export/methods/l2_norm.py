@@ -7,19 +7,14 @@ from typing import ClassVar
 
 import torch
 
-from catp.export.methods.base import Evidence
+from catp.export.methods.base import Evidence, VotingMethod
 
 
 @dataclass(frozen=True)
-class L2Norm:
+class L2Norm(VotingMethod):
     """The Euclidean norm of each query's output embedding, before the projection."""
 
     name: ClassVar[str] = "l2-norm"
-    reads_self_attention: ClassVar[bool] = False
-    reads_image_weights: ClassVar[bool] = False
-
-    def cross_layers(self, available: int) -> tuple[int, ...]:
-        return ()
 
     def scores(self, evidence: Evidence) -> torch.Tensor:
         embeds = evidence.query_embeds

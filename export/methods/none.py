@@ -7,19 +7,14 @@ from typing import ClassVar
 
 import torch
 
-from catp.export.methods.base import Evidence
+from catp.export.methods.base import Evidence, VotingMethod
 
 
 @dataclass(frozen=True)
-class KeepAll:
+class KeepAll(VotingMethod):
     """All scores are 0. For bundles that never prune: the vote costs nothing where there is none."""
 
     name: ClassVar[str] = "none"
-    reads_self_attention: ClassVar[bool] = False
-    reads_image_weights: ClassVar[bool] = False
-
-    def cross_layers(self, available: int) -> tuple[int, ...]:
-        return ()
 
     def scores(self, evidence: Evidence) -> torch.Tensor:
         batch, queries, _ = evidence.query_embeds.shape

@@ -8,11 +8,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from catp.export.methods.base import Evidence
+from catp.export.methods.base import Evidence, VotingMethod
 
 
 @dataclass(frozen=True)
-class RandomOrder:
+class RandomOrder(VotingMethod):
     """One order of the queries, drawn from `seed` and the same for every image.
 
     So runs, batch splits and devices agree. `catp-eval` draws anew for every question, which says more about
@@ -20,13 +20,8 @@ class RandomOrder:
     """
 
     name: ClassVar[str] = "random"
-    reads_self_attention: ClassVar[bool] = False
-    reads_image_weights: ClassVar[bool] = False
 
     seed: int = 0
-
-    def cross_layers(self, available: int) -> tuple[int, ...]:
-        return ()
 
     def scores(self, evidence: Evidence) -> torch.Tensor:
         queries = evidence.query_embeds.shape[1]

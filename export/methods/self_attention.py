@@ -7,19 +7,15 @@ from typing import ClassVar
 
 import torch
 
-from catp.export.methods.base import Evidence
+from catp.export.methods.base import Evidence, VotingMethod
 
 
 @dataclass(frozen=True)
-class SelfAttention:
+class SelfAttention(VotingMethod):
     """The attention a query receives in the Q-Former's self-attention, summed over queries, heads and layers."""
 
     name: ClassVar[str] = "self-attention"
     reads_self_attention: ClassVar[bool] = True
-    reads_image_weights: ClassVar[bool] = False
-
-    def cross_layers(self, available: int) -> tuple[int, ...]:
-        return ()
 
     def scores(self, evidence: Evidence) -> torch.Tensor:
         scores = evidence.self_attention[0].sum((1, 2))

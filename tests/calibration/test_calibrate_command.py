@@ -26,7 +26,7 @@ def test_the_confirmed_ratio_goes_into_the_manifest(copy: Path, tmp_path: Path) 
     assert result.exit_code == 0, result.output
     written = json.loads(report.read_text())
     assert written == json.loads(result.stdout.splitlines()[-1])
-    assert written["chosen"] == {"method": "catp", "positions": "original", "ratio": 0.1, "keep_mass": None}
+    assert written["chosen"]["setting"] == {"method": "catp", "positions": "original", "ratio": 0.1, "keep_mass": None}
     assert written["confirmed"] and written["confirmation"]["questions"] + written["search"]["questions"] == 120
     manifest = open_bundle(copy).manifest
     assert manifest.pruning.ratio == 0.1
