@@ -32,6 +32,27 @@ def in_batches(questions: Iterable[Question], size: int) -> Iterator[list[Questi
         yield batch
 
 
+def read_images(pipeline: Pipeline, batch: Sequence[Question]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """By image key, pixel_values [1, 3, H, W] or what is wrong; one decoded picture is held at a time."""
+    pixels: dict[str, np.ndarray] = {}
+    errors: dict[str, str] = {}
+    for question in batch:
+        key = question.image_key
+        if key not in pixels and key not in errors:
+            try:
+                pixels[key] = pipeline.preprocess([question.image])
+            except ImageError as error:
+                errors[key] = str(error)
+    return pixels, errors
+
+
+def too_long(pipeline: Pipeline, token_ids: Sequence[int]) -> str | None:
+    """Why a prompt can't be asked; None where it fits."""
+    manifest = pipeline.manifest
+    room = manifest.text.max_positions - manifest.pruning.num_query_tokens
+    return f"prompt of {len(token_ids)} tokens: this model takes {room}" if len(token_ids) > room else None
+
+
 class Answerer:
     """Asks batches of questions.
 
@@ -59,8 +80,8 @@ class Answerer:
             UsageError: the engines were built for one ratio, or for smaller batches.
         """
         prompts = [self._pipeline.tokenize(question.prompt) for question in batch]
-        pixels, errors = self._read_images(batch)
-        reasons = [errors.get(q.image_key) or self._too_long(ids) for q, ids in zip(batch, prompts)]
+        pixels, errors = read_images(self._pipeline, batch)
+        reasons = [errors.get(q.image_key) or too_long(self._pipeline, ids) for q, ids in zip(batch, prompts)]
         rows = [row for row, reason in enumerate(reasons) if reason is None]
         cases: list[list[Case]] = []
         answers: dict[Case, str] = {}
@@ -77,23 +98,6 @@ class Answerer:
             else self._predict(question, next(asked), answers)
             for question, reason in zip(batch, reasons)
         ]
-
-    def _read_images(self, batch: Sequence[Question]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """By image key, pixel_values [1, 3, H, W] or what is wrong; one decoded picture is held at a time."""
-        pixels: dict[str, np.ndarray] = {}
-        errors: dict[str, str] = {}
-        for question in batch:
-            key = question.image_key
-            if key not in pixels and key not in errors:
-                try:
-                    pixels[key] = self._pipeline.preprocess([question.image])
-                except ImageError as error:
-                    errors[key] = str(error)
-        return pixels, errors
-
-    def _too_long(self, token_ids: Sequence[int]) -> str | None:
-        room = self._pipeline.manifest.text.max_positions - self._num_query_tokens
-        return f"prompt of {len(token_ids)} tokens: this model takes {room}" if len(token_ids) > room else None
 
     def _cases(self, questions: Sequence[Question], votes: Votes, images: np.ndarray) -> list[list[Case]]:
         """For each question, its case in each setting.

@@ -19,11 +19,12 @@ class LearnedWeights:
     learned: tuple[float, ...]
     accuracy: float  # with them, of 1
     default_accuracy: float  # with equal weights
+    gain_95: tuple[float, float]  # interval of the difference
 
     def __str__(self) -> str:
         listed = ",".join(f"{weight:g}" for weight in self.learned)
-        better = self.accuracy > self.default_accuracy
-        advice = f"to use them: catp-export --layer-weights {listed}" if better else "no better, so left out"
+        better = self.gain_95[0] > 0
+        advice = f"to use them: catp-export --layer-weights {listed}" if better else "not clearly better, so left out"
         return (
             f"Layer weights {listed} learned for catp at ratio {self.ratio:g}: {100 * self.accuracy:.1f} % on the "
             f"other half, {100 * self.default_accuracy:.1f} % with equal ones; {advice}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,14 +14,30 @@ from catp.calibration.answering import Answerer, in_batches
 from catp.calibration.data.dataset import Question
 from catp.calibration.metrics import Metric
 from catp.calibration.settings import Setting
-from catp.calibration.statistics import paired_difference
+from catp.calibration.statistics import paired_difference, wilson_interval
 from catp.runtime.errors import CatpError
 from catp.runtime.pipeline import Pipeline
 
 Half = Literal["search", "confirmation"]
 
-UNSEEN = 3.0
-"""Rule of three: what n images never showed may still happen to 3 / n of all, at 95 % (Hanley, Lippman-Hand 1983)."""
+
+def unseen_losses(differences: np.ndarray, images: Sequence[str]) -> float:
+    """What share of images may lose beyond the share that did: the upper end of its Wilson interval, 95 %, above it.
+
+    A bootstrap knows only losses that it has seen; of few losses, or none, it is far too sure.
+
+    Args:
+        differences: [n] accuracy with pruning minus without, per question.
+        images: [n] the image of each question: one that loses on any question counts as lost.
+    """
+    lost = len({image for image, difference in zip(images, differences) if difference < 0})
+    total = len(set(images))
+    return wilson_interval(lost, total)[1] - lost / total
+
+
+def images_needed(budget: float) -> int:
+    """How many images without any loss show that losses are rarer than `budget`: where Wilson's interval ends there."""
+    return math.ceil(1.96**2 * (1 - budget) / budget)
 
 
 def half(questions: Iterable[Question], seed: int, which: Half) -> Iterator[Question]:
@@ -95,10 +112,9 @@ def measure(
     if not rows:
         raise CatpError(f"none of {skipped} questions could be asked; catp-eval on the same data says why")
     accuracy = np.array(rows)
-    independent = len(set(images))
     drops = []
     for setting, values in zip(settings, accuracy.T[1:]):
         found = paired_difference(values, accuracy[:, 0], seed, clusters=images)
-        low = min(found.low, found.mean - UNSEEN / independent)
+        low = min(found.low, found.mean - unseen_losses(values - accuracy[:, 0], images))
         drops.append(Drop(setting, len(rows), float(values.mean()), found.mean, low))
-    return Measured(len(rows), independent, skipped, float(accuracy[:, 0].mean()), tuple(drops))
+    return Measured(len(rows), len(set(images)), skipped, float(accuracy[:, 0].mean()), tuple(drops))

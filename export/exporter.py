@@ -23,10 +23,11 @@ from catp.export.demo import samples as demo_samples
 from catp.export.expected import Sample, compute_expected
 from catp.export.methods import make_method
 from catp.export.parity import check_parity
-from catp.export.publish import published
+from catp.export.publish import link_or_copy, published
 from catp.export.reference import Reference, eos_token_ids
 from catp.export.writer import write_graph
 from catp.runtime.bundle import Bundle, file_spec, write_manifest
+from catp.runtime.engine_sets import ENGINES, reusable_sets
 from catp.runtime.engines import open_provider
 from catp.runtime.errors import CatpError, ParityError, UsageError
 from catp.runtime.images import ImageSpec, load_image
@@ -94,7 +95,10 @@ def export_bundle(
     voting = make_method(method, options)
     compared = [make_method(name) for name in COMPARED] if diagnostics else None
     if method == "none" and (ratio > 0 or keep_mass is not None):
-        raise UsageError(f"ratio {ratio}: --method none keeps every token; give --ratio 0 or --method catp")
+        given = f"ratio {ratio}" if keep_mass is None else f"keep mass {keep_mass}"
+        raise UsageError(f"{given}: --method none keeps every token; leave it out, or give --method catp")
+    if method == "random" and keep_mass is not None:
+        raise UsageError(f"keep mass {keep_mass}: random tokens have no votes to keep a share of; give a --ratio")
     open_provider("cpu")  # the verification needs it: fail now rather than after the export
     with published(output, overwrite) as folder:
         with step(f"load {model}"):
@@ -144,6 +148,9 @@ def export_bundle(
                 + "; ".join(f"{c.subject}: {c.measure} is {c.value:.3g}, limit {c.limit:.3g}" for c in failed)
             )
         manifest = manifest.model_copy(update={"parity": tuple(checks)})
+        for engines in reusable_sets(Bundle(folder, manifest), output):
+            # An export over an old one: plans of graphs that stayed the same need not be built again.
+            shutil.copytree(engines, folder / ENGINES / engines.name, copy_function=link_or_copy)
         write_manifest(folder, manifest)
     return Bundle(output, manifest)
 

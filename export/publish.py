@@ -14,7 +14,7 @@ from catp.runtime.manifest import MANIFEST_NAME
 
 
 @contextmanager
-def published(output: Path, overwrite: bool, holds: str = MANIFEST_NAME) -> Iterator[Path]:
+def published(output: Path, overwrite: bool, holds: str | None = MANIFEST_NAME) -> Iterator[Path]:
     """A temporary folder beside `output` that is renamed to it on success and removed on failure.
 
     A process killed meanwhile leaves the temporary folder (`.NAME.incomplete-PID`), which the next export to the same
@@ -22,7 +22,7 @@ def published(output: Path, overwrite: bool, holds: str = MANIFEST_NAME) -> Iter
     next export puts back. Whoever fills the folder writes what nothing loads without last.
 
     Args:
-        holds: pattern of a file by which a folder of ours is known: only such a one is replaced.
+        holds: a file by which a folder of ours is known: only such a one is replaced. None: by its place it is ours.
 
     Raises:
         UsageError: `output` is taken, or is something that must not be replaced.
@@ -31,7 +31,7 @@ def published(output: Path, overwrite: bool, holds: str = MANIFEST_NAME) -> Iter
     try:
         output = output.resolve()  # a link keeps pointing where it points
         _clean_up(output)
-        _check_free(output, overwrite, holds)
+        check_free(output, overwrite, holds)
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = output.parent / f".{output.name}.incomplete-{os.getpid()}"
         folder.mkdir()
@@ -48,7 +48,16 @@ def published(output: Path, overwrite: bool, holds: str = MANIFEST_NAME) -> Iter
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_free(output: Path, overwrite: bool, holds: str) -> None:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A second name for the same file, which is never written again; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def check_free(output: Path, overwrite: bool, holds: str | None = MANIFEST_NAME) -> None:
+    """Raises UsageError where `output` is taken: worth knowing before the work is done."""
     if not output.exists():
         return
     if not output.is_dir():
@@ -57,7 +66,7 @@ def _check_free(output: Path, overwrite: bool, holds: str) -> None:
         return
     if not overwrite:
         raise UsageError(f"output {output}: the folder is not empty; give another one, or --overwrite to replace it")
-    if not any(output.glob(holds)):
+    if holds is not None and not (output / holds).is_file():
         raise UsageError(
             f"output {output}: it holds no {holds}, so it is none of ours and --overwrite does not replace it; "
             "give another one"
@@ -93,12 +102,12 @@ def _in_use(pid: str) -> bool:
     return True
 
 
-def _move(folder: Path, output: Path, holds: str) -> None:
+def _move(folder: Path, output: Path, holds: str | None) -> None:
     if not output.exists():
         folder.rename(output)
     elif not any(output.iterdir()):
         # Somebody's current folder, or a mount point: filled rather than replaced, manifest last.
-        for path in sorted(folder.iterdir(), key=lambda path: path.match(holds)):
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == holds):
             shutil.move(path, output / path.name)
     else:
         # Two renames: a folder that is not empty can't be replaced in one. The old one is deleted last.

@@ -100,10 +100,18 @@ def _check_file(bundle: Bundle, spec: FileSpec, verify: bool) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write catp.json in one step: it is the old one or the new one, whatever happens meanwhile."""
+    """Write catp.json in one step: it is the old one or the new one, whatever happens meanwhile.
+
+    Raises:
+        BundleError: it can't be written.
+    """
     temporary = folder / f".{MANIFEST_NAME}.{os.getpid()}"
-    temporary.write_text(manifest.model_dump_json(indent=2) + "\n")
-    temporary.replace(folder / MANIFEST_NAME)
+    try:
+        temporary.write_text(manifest.model_dump_json(indent=2) + "\n")
+        temporary.replace(folder / MANIFEST_NAME)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise BundleError(f"bundle {folder}: its manifest can't be written ({error.strerror})") from None
 
 
 def sha256(path: Path) -> str:

@@ -42,11 +42,8 @@ class EngineSet:
             for name, plan in self.plans.items()
         )
 
-    def plan(self, graph: str, verify: bool = True) -> Path:
-        """The plan file of a graph, after comparing it with the sidecar.
-
-        Args:
-            verify: compare its content too, and not only its size.
+    def plan(self, graph: str) -> Path:
+        """The plan file of a graph, after comparing its content with the sidecar.
 
         Raises:
             BundleError: missing or altered.
@@ -54,7 +51,7 @@ class EngineSet:
         path, spec = plan_file(self.folder, graph), self.plans[graph].plan
         if not path.is_file():
             raise BundleError(f"{path}: missing; {REBUILD}")
-        if path.stat().st_size != spec.size or (verify and sha256(path) != spec.sha256):
+        if path.stat().st_size != spec.size or sha256(path) != spec.sha256:
             raise BundleError(f"{path}: it was altered (its sha256 is not the sidecar's); {REBUILD}")
         return path
 
@@ -89,6 +86,21 @@ def open_set(bundle: Bundle, folder: Path) -> EngineSet:
 def set_folders(bundle: Bundle) -> list[Path]:
     """The folders of all engine sets, sound or not."""
     return sorted(path for path in (bundle.path / ENGINES).glob("[!.]*") if path.is_dir())
+
+
+def reusable_sets(bundle: Bundle, folder: Path) -> list[Path]:
+    """Engine sets of the bundle in `folder` that have a plan for a graph of this one: worth taking along."""
+    found = []
+    for path in sorted((folder / ENGINES).glob("[!.]*")):
+        for graph in bundle.manifest.graphs:
+            try:
+                request = read_sidecar(path, graph).request
+            except BundleError:
+                continue
+            if _sources(bundle, graph) == (request.onnx_sha256, request.weights_sha256):
+                found.append(path)
+                break
+    return found
 
 
 def choose_set(bundle: Bundle, target: str, version: str, compute_capability: str, key: str | None = None) -> EngineSet:

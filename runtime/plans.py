@@ -20,6 +20,9 @@ Target = Literal["tensorrt", "tensorrt-rtx"]
 MODULES: Final[dict[str, str]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """One Python API under two names."""
 
+REPEATED = "decode"
+"""The profile whose calls are repeated with the same shapes and memory."""
+
 REBUILD = "build again with catp-build --overwrite"
 
 Capability = Annotated[str, Field(pattern=r"^\d+\.\d$")]

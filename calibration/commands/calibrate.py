@@ -16,13 +16,15 @@ from catp.calibration.data import open_data
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.evaluation import BATCH_SIZE
-from catp.calibration.layer_weights import LayerWeights
+from catp.calibration.layer_weights import LayerWeights, check_layer_points
 from catp.calibration.ratio_report import LearnedWeights, RatioReport, points, search_table
-from catp.calibration.ratio_search import UNSEEN, Half, Measured, half, measure
+from catp.calibration.ratio_search import Half, Measured, half, images_needed, measure
 from catp.calibration.settings import RANDOM, Setting, check_methods, score_outputs
 from catp.calibration.source import bundle_folder, is_bundle
+from catp.calibration.statistics import paired_difference
+from catp.export.publish import check_free
 from catp.runtime.bundle import write_manifest
-from catp.runtime.commands.console import busy, console, make_group, print_json_line
+from catp.runtime.commands.console import busy, check_file_output, console, make_group, print_json_line, write_file
 from catp.runtime.engines import PROVIDERS
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.manifest import Positions
@@ -60,7 +62,9 @@ def calibrate_ratio(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Number of questions, both halves together. Default: all.")] = None,
     fraction: Annotated[float | None, typer.Option(help="Instead of a number: this part of the questions.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of questions, the halves and the intervals.")] = DEMO_SEED,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the choice of questions, the halves and the intervals.")
+    ] = DEMO_SEED,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = BATCH_SIZE,
     provider: Annotated[str, typer.Option(help=f"What executes the graphs: {', '.join(PROVIDERS)}.")] = "cpu",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Bundle to export a MODEL to.")] = None,
@@ -84,6 +88,9 @@ def calibrate_ratio(
             if of_bundle
             else f"{source}: name the bundle that this checkpoint is exported to with --output"
         )
+    check_file_output("--report", report)
+    if output is not None:
+        check_free(output, overwrite)
     asked = open_data(data).subset(limit, fraction, seed)
     with bundle_folder(source) as folder:
         with busy("load the bundle"):
@@ -94,6 +101,8 @@ def calibrate_ratio(
         tried = check_methods(manifest, methods.split(",") if methods else default)
         if {RANDOM, "none"} & set(tried):
             raise UsageError(f"methods {','.join(tried)}: choose among methods that look at the image")
+        if learn_layer_weights:
+            check_layer_points(pipeline)
         mode = positions or manifest.pruning.positions
         settings = [Setting(method, mode, ratio) for method in tried for ratio in wanted]
         searched = _measure(pipeline, asked, "search", settings, seed, batch_size)
@@ -113,7 +122,7 @@ def calibrate_ratio(
             learned = _learn(pipeline, asked, setting, seed, batch_size) if learn_layer_weights else None
             found = replace(found, confirmation=confirmation, layer_weights=learned)
     if report is not None:
-        report.write_text(json.dumps(found.to_dict(), indent=1) + "\n")
+        write_file(report, lambda: report.write_text(json.dumps(found.to_dict(), indent=1) + "\n"))
     if json_output:
         print_json_line(json.dumps(found.to_dict()))
     _check(found)
@@ -178,13 +187,16 @@ def _learn(pipeline: Pipeline, asked: DataSet, setting: Setting, seed: int, batc
     with busy("learn layer weights"):
         weights = on("search").learn()
         other = on("confirmation")
-        return LearnedWeights(ratio, weights, other.accuracy(weights), other.accuracy((1.0,) * len(weights)))
+        found, equal = other.right(weights), other.right((1.0,) * len(weights))
+        gain = paired_difference(found, equal, seed, clusters=other.images)
+        return LearnedWeights(ratio, weights, float(found.mean()), float(equal.mean()), (gain.low, gain.high))
 
 
 def _few(measured: Measured, budget: float) -> str:
-    if UNSEEN / measured.images <= budget:
+    needed = images_needed(budget)
+    if measured.images >= needed:
         return ""
-    return f"{measured.images} images can't show that so little is lost: give {2 * UNSEEN / budget:.0f} or more. "
+    return f"{measured.images} images can't show that so little is lost: give {2 * needed} or more. "
 
 
 def _apply(
@@ -206,7 +218,10 @@ def _apply(
             update={"ratio": ratio, "keep_mass": None, "positions": setting.positions}
         )
         write_manifest(pipeline.bundle.path, manifest.model_copy(update={"pruning": pruning}))
-        console.print(f"{escape(source)}: its default ratio is now {ratio:g}", soft_wrap=True)
+        console.print(
+            f"{escape(source)}: by default it now keeps tokens at ratio {ratio:g}, {setting.positions} positions",
+            soft_wrap=True,
+        )
         return
     from catp.export.exporter import export_bundle
 

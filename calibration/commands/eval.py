@@ -19,10 +19,9 @@ from catp.calibration.report import Report
 from catp.calibration.settings import RANDOM, Grid, check_methods, score_outputs
 from catp.calibration.source import bundle_folder, is_bundle
 from catp.calibration.tables import difference_table, score_table, type_table
-from catp.runtime.bundle import is_dir
-from catp.runtime.commands.console import busy, console, make_app, print_json_line
+from catp.runtime.commands.console import busy, check_file_output, console, make_app, print_json_line, write_file
 from catp.runtime.engines import PROVIDERS
-from catp.runtime.errors import CatpError, UsageError
+from catp.runtime.errors import UsageError
 from catp.runtime.manifest import Manifest, Positions
 from catp.runtime.pipeline import Pipeline
 
@@ -71,7 +70,9 @@ def evaluate_bundle(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Number of questions, chosen by the seed. Default: all.")] = None,
     fraction: Annotated[float | None, typer.Option(help="Instead of a number: this part of the questions.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of questions, random tokens and intervals.")] = DEMO_SEED,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the choice of questions, random tokens and intervals.")
+    ] = DEMO_SEED,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images, and rows of the language model, at a time.")
     ] = BATCH_SIZE,
@@ -123,11 +124,11 @@ def evaluate_bundle(
             )
     _show(report)
     if output is not None:
-        _write(output, lambda: output.write_text(report.model_dump_json(indent=2) + "\n"))
+        write_file(output, lambda: output.write_text(report.model_dump_json(indent=2) + "\n"))
     if plot is not None:
         from catp.calibration.curve import draw_curve
 
-        _write(plot, lambda: draw_curve(report, plot))
+        write_file(plot, lambda: draw_curve(report, plot))
     if json_output:
         print_json_line(report.model_dump_json())
 
@@ -135,9 +136,7 @@ def evaluate_bundle(
 def _check_outputs(predictions: Path | None, output: Path | None, plot: Path | None) -> None:
     """Before hours of work rather than after."""
     for option, path in (("--predictions", predictions), ("--output", output), ("--plot", plot)):
-        if path is not None and (is_dir(path) or not is_dir(path.parent)):
-            reason = "it is a folder" if is_dir(path) else f"there is no folder {path.parent}"
-            raise UsageError(f"{option} {path}: {reason}; give a file to write")
+        check_file_output(option, path)
     if plot is not None and plot.suffix.lower() != ".png":
         raise UsageError(f"--plot {plot}: it is written as PNG; give a name that ends in .png")
     if plot is not None:
@@ -207,13 +206,6 @@ def _show(report: Report) -> None:
             f"and count nowhere: {escape('; '.join(reasons[:NAMED]))}{more}",
             soft_wrap=True,
         )
-
-
-def _write(path: Path, write: Callable[[], object]) -> None:
-    try:
-        write()
-    except OSError as error:
-        raise CatpError(f"{path}: can't be written ({error.strerror})") from None
 
 
 app = make_app(evaluate_bundle)

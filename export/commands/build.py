@@ -62,6 +62,7 @@ def build(
         from catp.export.engines.builder import build_engines, plan_requests
         from catp.export.engines.equivalents import commands
         from catp.export.engines.profiles import Limits
+        from catp.export.engines.targets import choose_capabilities, open_target
     except ImportError as error:
         raise UsageError(f"catp-build needs {error.name}, which is not installed; pip install '.[build]'") from None
     if fixed_ratio and ratio is None:
@@ -72,7 +73,9 @@ def build(
     capabilities = compute_capability or ()
     workspace_bytes = None if workspace is None else parse_size(workspace)
     if print_commands:
-        for request in plan_requests(open_bundle(bundle, verify=False), target, capabilities, limits, workspace_bytes):
+        opened, of_bundle = open_target(target), open_bundle(bundle, verify=False)
+        chosen = choose_capabilities(opened, capabilities)
+        for request in plan_requests(of_bundle, opened, chosen, limits, workspace_bytes):
             for line in commands(bundle, request):
                 typer.echo(line)
         return
@@ -107,9 +110,9 @@ def parse_size(text: str) -> int:
     try:
         assert match is not None
         size = int(float(match[1]) * units[match[2]])
-    except (AssertionError, ValueError, KeyError):
+    except (AssertionError, ValueError, KeyError, OverflowError):
         size = 0
-    if size < 1:
+    if not 1 <= size < 2**63:
         raise UsageError(f"size {text!r}: give a number and a unit, such as 4GiB or 512MiB")
     return size
 

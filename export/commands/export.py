@@ -55,7 +55,7 @@ def export(
     layer_weights: Annotated[
         str | None, typer.Option(help="catp, coverage: a weight for each of those layers: 1,0.5, or a JSON file.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="random: which order (default 0).")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="random: which order (default 0).")] = None,
     positions: Annotated[
         Positions, typer.Option(help="Default positions of kept tokens: as before pruning, or closing ranks.")
     ] = "original",
@@ -126,6 +126,8 @@ def read_weights(text: str) -> tuple[float, ...]:
     try:
         path = Path(text)
         found = json.loads(path.read_text()) if path.suffix == ".json" else [float(part) for part in text.split(",")]
+        if not isinstance(found, list) or not all(type(weight) in (int, float) for weight in found):
+            raise ValueError("not a list of numbers")
         return tuple(float(weight) for weight in found)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(

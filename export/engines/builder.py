@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from catp.export.engines.network import Network, parse
 from catp.export.engines.prepare import prepare
 from catp.export.engines.profiles import Limits
 from catp.export.engines.targets import Builder, check_types, choose_capabilities, open_target
-from catp.export.publish import published
+from catp.export.publish import link_or_copy, published
 from catp.runtime.bundle import Bundle, file_spec, open_bundle
 from catp.runtime.engine_sets import ENGINES, EngineSet, open_set, set_folders, set_key
 from catp.runtime.errors import BundleError, CatpError
@@ -36,26 +35,20 @@ class Built:
 
 def plan_requests(
     bundle: Bundle,
-    target: Target,
-    compute_capabilities: Sequence[str],
+    target: Builder,
+    capabilities: Sequence[str],
     limits: Limits,
     workspace_bytes: int | None = None,
 ) -> list[PlanRequest]:
-    """What has to be built for every graph of a bundle.
-
-    Raises:
-        UsageError: the target is not installed or can't build for the device, or the limits contradict each other.
-    """
+    """What has to be built for every graph of a bundle; raises UsageError where the limits contradict each other."""
     manifest = bundle.manifest
     limits.check(manifest)
-    opened = open_target(target)
-    capabilities = choose_capabilities(opened, compute_capabilities)
     return [
         PlanRequest(
             graph=name,
-            target=target,
-            target_version=opened.version,
-            compute_capabilities=capabilities,
+            target=target.name,
+            target_version=target.version,
+            compute_capabilities=tuple(capabilities),
             onnx_sha256=graph.file.sha256,
             weights_sha256=graph.external_data.sha256 if graph.external_data else None,
             fixed=limits.fixed(graph, manifest),
@@ -92,28 +85,30 @@ def build_engines(
         CatpError: a graph can't be built, or can't be written.
     """
     bundle = open_bundle(path, verify=False)
-    requests = plan_requests(bundle, target, compute_capabilities, limits or Limits(), workspace_bytes)
+    opened = open_target(target)
+    capabilities = choose_capabilities(opened, compute_capabilities)
+    requests = plan_requests(bundle, opened, capabilities, limits or Limits(), workspace_bytes)
     folder = bundle.path / ENGINES / set_key(requests)
     if folder.exists() and not overwrite:
         try:
             found = open_set(bundle, folder)
-            for request in requests:
-                found.plan(request.graph, verify=False)  # to hash gigabytes again is for whoever loads them
+            # Gigabytes are hashed faster side by side: hashing lets other threads run.
+            with ThreadPoolExecutor() as threads:
+                list(threads.map(found.plan, found.plans))
         except BundleError:
             pass  # it is rebuilt as far as it was damaged
         else:
             return Built(found, ())
     with step("check the bundle"):
         bundle = open_bundle(path)
-    opened = open_target(target)
     for request in requests:
         check_types(request.graph, _load(bundle, request), request.compute_capabilities)
     new = []
-    with published(folder, overwrite=True, holds="*.engine") as temporary:
+    with published(folder, overwrite=True, holds=None) as temporary:
         for request in requests:
             if overwrite or not _take_over(bundle, request, temporary):
                 with step(f"build {request.graph}"):
-                    _build(bundle, opened, request, temporary)
+                    build_plan(bundle, opened, request, temporary)
                 new.append(request.graph)
     return Built(open_set(bundle, folder), tuple(new))
 
@@ -134,15 +129,13 @@ def _take_over(bundle: Bundle, request: PlanRequest, folder: Path) -> bool:
         except BundleError:
             continue
         for source in (path, sidecar_file(other, request.graph)):
-            try:
-                os.link(source, folder / source.name)
-            except OSError:  # not every file system has links
-                shutil.copy2(source, folder / source.name)
+            link_or_copy(source, folder / source.name)
         return True
     return False
 
 
-def _build(bundle: Bundle, target: Builder, request: PlanRequest, folder: Path) -> None:
+def build_plan(bundle: Bundle, target: Builder, request: PlanRequest, folder: Path) -> None:
+    """Build one graph, and write its plan and sidecar into `folder`; raises CatpError where TensorRT can't."""
     graph = bundle.manifest.graphs[request.graph]
     started = time.monotonic()
     model = _load(bundle, request)
@@ -199,12 +192,18 @@ def _serialized(target: Builder, request: PlanRequest, network: Network) -> Any:
         from polygraphy.backend.tensorrt_rtx.config import CreateConfigRTX
 
         pairs = [tuple(map(int, capability.split("."))) for capability in request.compute_capabilities]
-        config = CreateConfigRTX(compute_capabilities=pairs, **options)
+        if all(f"SM{major}{minor}" in target.trt.ComputeCapability.__members__ for major, minor in pairs):
+            config = CreateConfigRTX(compute_capabilities=pairs, **options)
+        else:  # not listed: `make gpu-check` asks for the device at hand all the same
+            config = CreateConfigRTX(use_gpu=True, **options)
     else:
         config = CreateConfig(**options)
     parsed = (network.builder, network.definition, network.parser)
+    network.logger.messages.clear()
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         try:
             return EngineBytesFromNetwork(parsed, config)()
-        except PolygraphyException as error:
-            raise CatpError(f"{request.graph}: {target.name} {target.version} can't build it: {error}") from None
+        except PolygraphyException:
+            raise CatpError(
+                f"{request.graph}: {target.name} {target.version} can't build it: {network.complaints}"
+            ) from None

@@ -20,11 +20,17 @@ _DROPPED = ("unused input", "ignor", "not supported", "unsupported")
 
 @dataclass(frozen=True)
 class Network:
-    """A parsed network; the builder and parser belong to it, and TensorRT wants all three alive."""
+    """A parsed network; builder, parser and logger belong to it, and TensorRT wants them all alive."""
 
     builder: Any
     definition: Any
     parser: Any
+    logger: Any
+
+    @property
+    def complaints(self) -> str:
+        """What TensorRT had to say, other than that all is well."""
+        return "; ".join(dict.fromkeys(self.logger.messages))
 
     def tensors(self, dimensions: Mapping[str, tuple[int | str, ...]]) -> tuple[tuple[TensorSpec, ...], ...]:
         """Inputs and outputs as the network has them; free dimensions get the names of `dimensions`.
@@ -62,13 +68,14 @@ def parse(target: Builder, model: onnx.ModelProto, path: Path, graph: GraphSpec,
     Raises:
         CatpError: the parser refused something or left something out; the message has its words.
     """
-    from polygraphy.backend.trt import CreateNetwork, set_decomposable_attentions
+    from polygraphy.backend.trt import set_decomposable_attentions
 
     trt = target.trt
     # TensorRT 10 has a flag for it; later ones and TensorRT-RTX type strongly anyway, and some lost the flag.
-    flag = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-    builder, definition = CreateNetwork(strongly_typed=flag)()
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     logger = _collector(trt)
+    builder = trt.Builder(logger)
+    definition = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(definition, logger)
     name = path.stem
     # Bytes, because dimensions were fixed in memory; the path tells the parser where the weights are.
@@ -78,7 +85,7 @@ def parse(target: Builder, model: onnx.ModelProto, path: Path, graph: GraphSpec,
     dropped = [message for message in logger.messages if any(word in message.lower() for word in _DROPPED)]
     if dropped:
         raise CatpError(f"{name}: {target.name} {target.version} would leave something out: {'; '.join(dropped)}")
-    network = Network(builder, definition, parser)
+    network = Network(builder, definition, parser, logger)
     _compare(name, network, graph, fixed)
     # No device has a fused float32 attention; where one has a fused half-precision one, it is still used.
     set_decomposable_attentions((builder, definition, parser))

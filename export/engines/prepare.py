@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +11,7 @@ import onnx
 import typer
 from onnx import numpy_helper
 
+from catp.export.publish import link_or_copy
 from catp.runtime.bundle import open_bundle
 from catp.runtime.commands.console import make_app
 from catp.runtime.errors import UsageError
@@ -75,10 +74,7 @@ def write_prepared(
         # A file of its own name beside the graph: ONNX tools refuse weights that lie elsewhere.
         target = output / weights.path
         target.unlink(missing_ok=True)
-        try:
-            os.link(opened.file(weights), target)
-        except OSError:  # another file system
-            shutil.copy2(opened.file(weights), target)
+        link_or_copy(opened.file(weights), target)
 
 
 def _dimension(text: str) -> tuple[str, int]:

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 from catp.runtime.errors import UsageError
 from catp.runtime.manifest import GraphSpec, Manifest, TensorSpec
-from catp.runtime.plans import Profile, Range
+from catp.runtime.plans import REPEATED, Profile, Range
 from catp.runtime.pruning import num_kept
 
 _USUAL_PROMPT = 16
 """Prompt length to optimise for, in tokens: a question."""
+
+_MOST = 1 << 20
+"""Of anything; TensorRT's own limit is a tensor's size."""
 
 Extent = tuple[int, int, int]
 """min, opt, max."""
@@ -33,8 +36,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_prompt", "max_length"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
+            if not 1 <= getattr(self, name) <= _MOST:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 to {_MOST:,}")
 
     def kept(self, manifest: Manifest) -> Extent:
         """How many query tokens are kept."""
@@ -53,6 +56,11 @@ class Limits:
         Raises:
             UsageError: with the smallest length that would do.
         """
+        if self.fixed_ratio and manifest.pruning.keep_mass is not None:
+            raise UsageError(
+                "--fixed-ratio: this bundle keeps a share of each image's votes by default, so differently many "
+                "tokens; leave --fixed-ratio out, or export with --ratio"
+            )
         most = self.kept(manifest)[2]
         if most + self.max_prompt > self.max_length:
             raise UsageError(
@@ -76,7 +84,7 @@ class Limits:
             return (_profile("images", graph, {"batch": batch, "num_kept": kept}, fixed),)
         return (
             _profile("prefill", graph, {"batch": batch, "seq": prompt, "num_kept": kept}, fixed),
-            _profile("decode", graph, {"batch": batch, "seq": (1, 1, 1), "num_kept": (0, 0, 0)}, fixed),
+            _profile(REPEATED, graph, {"batch": batch, "seq": (1, 1, 1), "num_kept": (0, 0, 0)}, fixed),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -51,7 +52,10 @@ def open_target(name: Target) -> Builder:
     Raises:
         UsageError: the library or polygraphy is not installed; the message names the extra.
     """
-    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if name == "tensorrt-rtx" else "0"
+    wanted = "1" if name == "tensorrt-rtx" else "0"
+    if "polygraphy" in sys.modules and os.environ.get("POLYGRAPHY_USE_TENSORRT_RTX", "0") != wanted:
+        raise UsageError(f"target {name}: this process built for the other target before; build in a new one")
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = wanted
     for module in (MODULES[name], "polygraphy"):
         try:
             importlib.import_module(module)

@@ -12,9 +12,10 @@ from catp.runtime.engines.staging import StagingBuffer, StagingPool
 from catp.runtime.errors import CatpError, UsageError
 
 try:
+    from cuda.bindings import driver
     from cuda.bindings import runtime as cudart
 except ImportError:
-    cudart = None
+    driver = cudart = None
 
 ALIGNMENT = 256
 """Bytes of the smallest allocation: even an empty tensor has an address, which TensorRT asks for."""
@@ -72,8 +73,16 @@ class Device:
         properties = _check(cudart.cudaGetDeviceProperties(0), "reading the device's properties")
         self.name = properties.name.decode()
         self.compute_capability = f"{properties.major}.{properties.minor}"
+        self._keep_freed_memory()
         self.stream = _check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking), "creating a stream")
         self._staging = StagingPool(_pinned)
+
+    def _keep_freed_memory(self) -> None:
+        """Otherwise every synchronisation gives freed memory back to the system, and a decode step synchronises."""
+        pool = _check(cudart.cudaDeviceGetDefaultMemPool(0), "finding the memory pool")
+        attribute = cudart.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
+        everything = driver.cuuint64_t(2**64 - 1)
+        _check(cudart.cudaMemPoolSetAttribute(pool, attribute, everything), "setting up the memory pool")
 
     @property
     def stream_handle(self) -> int:

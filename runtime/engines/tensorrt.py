@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from catp.runtime.engines.base import DeviceTensor, Value
 from catp.runtime.engines.cuda import Allocation, CapturedGraph, Device
 from catp.runtime.engines.launch import Launch, plan_launch, shared_addresses
 from catp.runtime.errors import BundleError, CatpError, UsageError
-from catp.runtime.plans import MODULES, REBUILD, PlanSpec
+from catp.runtime.plans import MODULES, REBUILD, REPEATED, PlanSpec
 
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 
@@ -47,8 +48,8 @@ class TrtTensor:
 class TrtStep:
     """One way to call a plan, bound to memory.
 
-    The first run queues every kernel; TensorRT's second run records them as a CUDA graph, and from then on one launch
-    replays it. TensorRT-RTX captures by itself (`_Context`).
+    The first run queues every kernel. Of steps that repeat, TensorRT's second run records them as a CUDA graph, and
+    from then on one launch replays it; TensorRT-RTX captures by itself (`_Context`).
     """
 
     def __init__(
@@ -93,40 +94,51 @@ class TrtStep:
 
 
 class _Context:
-    """An execution context for one profile, and the step it is set up for."""
+    """An execution context for one profile, and the step it is set up for.
 
-    def __init__(self, trt: Any, engine: Any, device: Device, profile: int, graph: str) -> None:
+    Args:
+        repeats: steps of this profile run many times unchanged: worth a CUDA graph.
+    """
+
+    def __init__(self, trt: Any, engine: Any, device: Device, profile: int, graph: str, repeats: bool) -> None:
         self._device = device
         self._graph = graph
-        if hasattr(trt, "CudaGraphStrategy"):
+        self.records = False
+        if not hasattr(trt, "CudaGraphStrategy"):
+            self._context = engine.create_execution_context()
+            self.records = repeats
+        else:
             # TensorRT-RTX compiles kernels for a shape while it runs, and knows best when a capture is worth it:
             # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-cuda-graphs.html
             config = engine.create_runtime_config()
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if repeats:
+                config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             self._context = engine.create_execution_context(config)
-            self.records = False
-        else:
-            self._context = engine.create_execution_context()
-            self.records = True
         if self._context is None:
             raise CatpError(f"{graph}: no execution context could be made (too little device memory?)")
         self._require(self._context.set_optimization_profile_async(profile, device.stream_handle), "its profile")
-        self._owner: TrtStep | None = None
+        self._host_values: dict[str, np.ndarray[Any, Any]] = {}
+        self._owner: weakref.ref[TrtStep] | None = None  # weak: a finished batch's cache must not wait for the next
 
     def apply(self, step: TrtStep) -> bool:
         """Set shapes and addresses of a step; whether another step was set up before."""
-        if self._owner is step:
+        if self._owner is not None and self._owner() is step:
             return False
+        self._owner = None  # whatever fails below, nothing is set up
         for name, shape in step.launch.inputs.items():
             self._require(self._context.set_input_shape(name, shape), f"shape {shape} of {name}")
         for name, address in step.addresses.items():
             self._require(self._context.set_tensor_address(name, address), f"an address of {name}")
-        missing = self._context.infer_shapes()
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise CatpError(f"{self._graph}: TensorRT can't infer shapes: {error}") from None
         self._require(not missing, f"a call without {', '.join(missing)}")
         for name, shape in step.launch.outputs.items():
             actual = tuple(self._context.get_tensor_shape(name))
             self._require(actual == shape, f"{name} as {shape}: the plan makes {actual}")
-        self._owner = step
+        self._owner = weakref.ref(step)
+        self._host_values = step.host_values  # may be read as long as work is queued
         return True
 
     def queue(self) -> None:
@@ -210,7 +222,8 @@ class TrtEngine:
 
     def _context(self, profile: int) -> _Context:
         if profile not in self._contexts:
-            self._contexts[profile] = _Context(self._trt, self._engine, self._device, profile, self.spec.graph)
+            repeats = self.spec.request.profiles[profile].name == REPEATED
+            self._contexts[profile] = _Context(self._trt, self._engine, self._device, profile, self.spec.graph, repeats)
         return self._contexts[profile]
 
 

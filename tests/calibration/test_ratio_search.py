@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from catp.calibration.data.dataset import Question
-from catp.calibration.ratio_search import Drop, Measured, half, measure
+from catp.calibration.ratio_search import Drop, Measured, half, images_needed, measure, unseen_losses
 from catp.calibration.settings import Setting
 from catp.export.demo import scenes
 from catp.runtime import CatpError, Pipeline
@@ -53,11 +53,32 @@ def test_measured_losses_are_those_of_answering_one_by_one(pipeline: Pipeline) -
     for found, ratio in zip(measured.drops, (0.25, 0.9)):
         assert found.accuracy == pytest.approx(right(ratio).mean())
         assert found.difference == pytest.approx(right(ratio).mean() - right(0).mean())
-        # 24 images without a loss do not show that losses are rarer than 3 in 24.
-        assert found.low <= found.difference - 3 / 24 + 1e-12
+        assert found.low <= found.difference
     assert not measured.drops[1].is_within(0.2)
 
 
 def test_nothing_to_ask_is_an_error(pipeline: Pipeline) -> None:
     with pytest.raises(CatpError, match="none of 0 questions"):
         measure(pipeline, [], [Setting("catp", "original", 0.5)], "exact match", 0, 8)
+
+
+def test_few_losses_do_not_make_sure() -> None:
+    """At most 5 % of all draws confirm a setting that loses more than the budget."""
+    rng = np.random.default_rng(0)
+    images = [str(i) for i in range(250)]
+    for expected_losses in (2, 4.05, 7.05):
+        rate = expected_losses / 250
+        confirmed = 0
+        for _ in range(400):
+            differences = -(rng.random(250) < rate).astype(float)
+            low = differences.mean() - unseen_losses(differences, images)
+            confirmed += low >= -0.999 * rate
+        assert confirmed <= 0.05 * 400
+
+
+def test_images_needed_without_a_loss() -> None:
+    for budget in (0.01, 0.05, 0.2):
+        needed = images_needed(budget)
+        images = [str(i) for i in range(needed)]
+        assert unseen_losses(np.zeros(needed), images) <= budget + 1e-12
+        assert unseen_losses(np.zeros(needed - 1), images[:-1]) > budget

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from catp.export.commands.build import app, parse_size
+from catp.export.commands.export import app as export_app
 from catp.export.engines import builder
 from catp.runtime import BundleError, UsageError
 from catp.runtime.bundle import open_bundle, sha256
@@ -152,7 +153,7 @@ def test_a_flipped_byte_in_a_plan_is_refused_and_mended(copy: Path, builds: list
         open_set(bundle, folder).plan("language_model")
     inspected = RUNNER.invoke(inspect_app, [str(copy)])
     assert "language_model.engine: it was altered" in inspected.stdout
-    assert set(build(copy, "--overwrite")["built"]) == set(GRAPHS)
+    assert build(copy)["built"] == builds == ["language_model"]
     open_set(bundle, folder).plan("language_model")
 
 
@@ -194,6 +195,36 @@ def test_the_set_that_fits_is_chosen(copy: Path) -> None:
     assert choose_set(bundle, "tensorrt-rtx", trt.__version__, "8.6").folder == newer
 
 
+def test_a_new_export_takes_along_the_plans_that_it_can_use(copy: Path, builds: list[str]) -> None:
+    result = RUNNER.invoke(export_app, ["--method", "l2-norm", "-o", str(copy), "--overwrite"])
+    assert result.exit_code == 0, result.output
+    assert build(copy)["built"] == builds == ["qformer_voting"]
+
+
+def test_plans_that_were_deleted_are_built_again(copy: Path, builds: list[str]) -> None:
+    for path in copy.glob("engines/*/*.engine"):
+        path.unlink()
+    assert set(build(copy)["built"]) == set(GRAPHS)
+
+
+def test_a_bundle_that_keeps_a_share_of_the_votes_needs_every_ratio(copy: Path) -> None:
+    manifest = json.loads((copy / "catp.json").read_text())
+    manifest["pruning"]["keep_mass"] = 0.9
+    (copy / "catp.json").write_text(json.dumps(manifest))
+    result = RUNNER.invoke(app, [str(copy), *ARGUMENTS, "--fixed-ratio"])
+    assert result.exit_code == 2 and "leave --fixed-ratio out" in " ".join(result.stderr.split())
+
+
+def test_a_process_builds_for_one_target(demo_bundle: Path) -> None:
+    code = (
+        "import sys, types; from catp.export.engines.targets import open_target\n"
+        "sys.modules['tensorrt'] = types.SimpleNamespace(__version__='11')\n"
+        "open_target('tensorrt-rtx')\nopen_target('tensorrt')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "this process built for the other target before" in result.stderr
+
+
 def test_a_baked_ratio_is_recorded(copy: Path) -> None:
     plans = build(copy, "--ratio", "0.75", "--fixed-ratio")["plans"]
     assert plans["qformer_voting"]["request"]["fixed"] == {"num_kept": 8}
@@ -219,7 +250,7 @@ def test_an_interrupted_build_leaves_nothing_that_loads(
     [
         (["--compute-capability", "9.0"], "Hopper is not listed"),
         (["--max-length", "64"], "do not fit; give at least 96"),
-        (["--max-batch", "0"], "--max-batch 0: at least 1"),
+        (["--max-batch", "0"], "--max-batch 0: give 1 to"),
         (["--ratio", "1.5"], "ratio 1.5"),
         (["--workspace", "much"], "such as 4GiB"),
         (["--target", "openvino"], "tensorrt-rtx"),
@@ -262,7 +293,7 @@ def test_sizes() -> None:
         2 * 10**9,
         64 * 2**10,
     ]
-    for wrong in ("", "GiB", "4 parsecs", "0", "-1", "1..2"):
+    for wrong in ("1e400", "1e30", "", "GiB", "4 parsecs", "0", "-1", "1..2"):
         with pytest.raises(UsageError, match="give a number and a unit"):
             parse_size(wrong)
 

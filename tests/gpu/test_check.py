@@ -1,12 +1,16 @@
 """`make gpu-check` on a machine without a GPU: it says precisely what did not run, and does not pass."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 
+from catp.runtime import Pipeline
 from catp.runtime.engines import PROVIDERS
 from catp.runtime.engines.cuda import compute_capability
 
@@ -19,10 +23,53 @@ def test_without_a_gpu_it_fails_and_says_why(demo_bundle: Path, tmp_path: Path) 
     command = [sys.executable, str(CHECK), "--bundle", str(demo_bundle), "--questions", "4", "-o", str(record)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "nothing ran on a GPU" in result.stderr and "Traceback" not in result.stderr
+    assert "no provider ran on a GPU" in result.stderr and "Traceback" not in result.stderr
     written = json.loads(record.read_text())
     assert written["device"] is None
-    runs = written["bundles"][0]["providers"]
-    assert [run["provider"] for run in runs] == [name for name in PROVIDERS if name != "cpu"]
-    assert all(run["outcome"].startswith("not run: ") for run in runs)
+    runs = written["runs"]
+    assert [run["provider"] for run in runs[:-1]] == [name for name in PROVIDERS if name != "cpu"]
+    assert runs[-1]["provider"] == "tensorrt-rtx-current-device"
+    assert all(run["outcome"].startswith("not available: ") for run in runs)
     assert not any("latency_ms" in run for run in runs)
+
+
+@pytest.fixture(scope="module")
+def check() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_check", CHECK)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_provider_that_agrees_and_ones_that_do_not(check: ModuleType, pipeline: Pipeline) -> None:
+    limits = check.LIMITS["fp32"]
+    expected = check.answers(pipeline, 4)
+    report = check.compare(expected, check.answers(pipeline, 4), limits)
+    assert all(ratio["passed"] and not any(ratio["max_relative_error"].values()) for ratio in report.values())
+    for name, change in (
+        ("logits", lambda values: values * 1.5),
+        ("kept_embeds", lambda values: values * np.nan),
+        ("kept", lambda values: values[:, ::-1] * 0),
+        ("tokens", lambda rows: [[*ids, 1] for ids in rows]),
+    ):
+        other = check.answers(pipeline, 4)
+        for batches in other.values():
+            for batch in batches:
+                batch[name] = change(batch[name])
+        report = check.compare(expected, other, limits)
+        assert not report["0.5"]["passed"], name
+    assert check.relative_error(np.ones(3), np.array([1.0, np.nan, 1.0])) is None
+
+
+def test_a_provider_that_breaks_is_a_failure(check: ModuleType, tmp_path: Path) -> None:
+    run = check.run_provider(tmp_path / "nowhere", "cpu", 4, 1)
+    assert run["outcome"].startswith("not available: ")  # no such bundle is a mistake of the call
+    (tmp_path / "catp.json").write_text("{")
+    assert check.run_provider(tmp_path, "cpu", 4, 1)["outcome"].startswith("failed: BundleError")
+
+
+def test_every_stage_is_timed(check: ModuleType, pipeline: Pipeline) -> None:
+    found = check.latency(pipeline, 3)
+    assert set(found) == {"preprocess", "vision", "qformer", "prefill", "decode_per_token", "total"}
+    assert all(0 < stage["p50"] <= stage["p95"] for stage in found.values())

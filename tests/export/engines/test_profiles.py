@@ -57,5 +57,5 @@ def test_limits_that_contradict_each_other_are_named(manifest: Manifest) -> None
     Limits(max_length=96).check(manifest)
     Limits(max_length=72, ratio=0.75, fixed_ratio=True).check(manifest)
     for name in ("max_batch", "max_prompt", "max_length"):
-        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} 0: at least 1"):
+        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} 0: give 1 to"):
             Limits(**{name: 0})

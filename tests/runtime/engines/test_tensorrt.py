@@ -4,16 +4,17 @@ Nothing here runs a plan. The context below only writes down what it is asked to
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from plans import language_model
 
-from catp.runtime import Pipeline, UsageError
+from catp.runtime import CatpError, Pipeline, UsageError
 from catp.runtime.engines import cuda, open_provider
 from catp.runtime.engines.launch import Launch
-from catp.runtime.engines.tensorrt import TrtEngine, TrtStep
+from catp.runtime.engines.tensorrt import TrtEngine, TrtStep, _Context
 
 needs_no_gpu = pytest.mark.skipif(cuda.compute_capability() is not None, reason="there is a GPU")
 
@@ -69,6 +70,70 @@ def test_a_context_that_records_by_itself_is_only_queued() -> None:
     for _ in range(3):
         decode.run()
     assert context.calls == ["apply", "queue", "queue", "queue"]
+
+
+class Recorder:
+    """Stands where TensorRT's engine and execution context stand; runs nothing, writes down every call."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], refuses: str = "") -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self._shapes = shapes
+        self._refuses = refuses
+
+    def create_execution_context(self) -> "Recorder":
+        return self
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def infer_shapes(self) -> list[str]:
+        self.calls.append(("infer_shapes",))
+        return []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> bool:
+            self.calls.append((name, *arguments))
+            return name != self._refuses
+
+        return call
+
+
+def bound_step(recorder: Recorder, repeats: bool = True) -> tuple[_Context, TrtStep]:
+    stream = SimpleNamespace(stream_handle=7)
+    context = _Context(SimpleNamespace(), recorder, stream, 1, "language_model", repeats)  # type: ignore[arg-type]
+    cache, logits = SimpleNamespace(address=4096), SimpleNamespace(address=8192)
+    launch = Launch(1, {"past": (1, 4)}, {"num_kept": (8,)}, {"present": (1, 4), "logits": (1, 9)})
+    return context, TrtStep(context, launch, {"past": cache}, {"present": cache, "logits": logits})  # type: ignore[dict-item]
+
+
+def test_profile_then_shapes_then_addresses_then_inference_then_the_queue() -> None:
+    recorder = Recorder({"present": (1, 4), "logits": (1, 9)})
+    context, decode = bound_step(recorder)
+    assert context.records
+    decode.run()
+    host = decode.host_values["num_kept"].ctypes.data
+    assert recorder.calls == [
+        ("set_optimization_profile_async", 1, 7),
+        ("set_input_shape", "past", (1, 4)),
+        ("set_tensor_address", "past", 4096),
+        ("set_tensor_address", "present", 4096),  # the cache is written where it is read
+        ("set_tensor_address", "logits", 8192),
+        ("set_tensor_address", "num_kept", host),
+        ("infer_shapes",),
+        ("execute_async_v3", 7),
+    ]
+    assert not bound_step(Recorder({}), repeats=False)[0].records
+
+
+def test_a_plan_of_other_shapes_is_refused_and_nothing_stays_set_up() -> None:
+    recorder = Recorder({"present": (1, 4), "logits": (1, 10)})
+    context, decode = bound_step(recorder)
+    with pytest.raises(CatpError, match=r"refused logits as \(1, 9\): the plan makes \(1, 10\)"):
+        decode.run()
+    assert context._owner is None
+    _, refused = bound_step(Recorder({"present": (1, 4), "logits": (1, 9)}, refuses="execute_async_v3"))
+    with pytest.raises(CatpError, match="TensorRT refused to run"):
+        refused.run()
 
 
 def test_shape_tensors_are_read_from_host_memory() -> None:
