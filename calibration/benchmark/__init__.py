@@ -1,0 +1,1 @@
+"""How long a bundle takes, stage by stage, against what the machine could do and against other runtimes."""

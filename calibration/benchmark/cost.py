@@ -1,0 +1,165 @@
+"""What each stage has to compute and to move, from the model's sizes alone.
+
+Floating-point operations are those of matrix products, 2 m n k each. Left out are the vote (its comparisons are
+counted apart), softmax, normalisation, activations, biases, and attention to cache slots that hold no token; of causal
+attention the masked half is counted, as dense kernels compute it. Bytes are those that no cache can avoid moving: a
+stage's weights, its inputs and outputs, the keys and values it writes and reads; not tensors between operators.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from catp.calibration.benchmark.geometry import Geometry, LanguageGeometry, QFormerGeometry, VisionGeometry
+from catp.runtime.manifest import GraphSpec, Manifest
+
+
+class StageCost(BaseModel):
+    """One run of one stage for a whole batch; of decode one step, the mean over the steps of an answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    flops: int = Field(description="floating-point operations of matrix products")
+    bytes: int = Field(description="bytes that must be moved")
+
+    def fastest_ms(self, flops_per_second: float, bytes_per_second: float) -> float:
+        """The roofline: no faster than its arithmetic, and no faster than its traffic."""
+        return 1e3 * max(self.flops / flops_per_second, self.bytes / bytes_per_second)
+
+
+class Cost(BaseModel):
+    """One batch at one ratio."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch: int
+    ratio: float
+    num_kept: int
+    stages: dict[str, StageCost]
+    cache_bytes: int = Field(description="keys and values when the answer is complete")
+    vote_comparisons: int = Field(description="pairs of queries compared by rank points; 0 with other methods")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is asked of the model."""
+
+    batch: int
+    num_kept: int
+    prompt_tokens: int
+    new_tokens: int
+
+
+def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: float) -> Cost:
+    """Of every stage that runs on an engine: vision, qformer, prefill, and decode (one step, where there is one)."""
+    batch, kept = workload.batch, workload.num_kept
+    vision, qformer, language = geometry.vision, geometry.qformer, geometry.language
+    graphs = manifest.graphs
+    seen = kept + workload.prompt_tokens
+    # Step j of new_tokens - 1 sees the prefix and the j tokens before it, which are on average new_tokens / 2.
+    context = seen + workload.new_tokens / 2
+    token_bytes = cache_bytes_per_token(language, graphs["language_model"])
+    weights = language_weight_bytes(language, graphs["language_model"])
+    embeds = batch * vision.tokens * vision.width * _item_size(graphs["vision_encoder"], "image_embeds")
+    prefix = batch * kept * language.width * _item_size(graphs["language_model"], "prefix_embeds")
+    cost = Cost(
+        batch=batch,
+        ratio=ratio,
+        num_kept=kept,
+        stages={
+            "vision": StageCost(
+                flops=batch * vision_flops(vision),
+                bytes=weight_bytes(graphs["vision_encoder"]) + batch * _pixels(manifest) * 4 + embeds,
+            ),
+            "qformer": StageCost(
+                flops=batch * qformer_flops(qformer, vision, kept, language.width),
+                bytes=weight_bytes(graphs["qformer_voting"]) + embeds + prefix,
+            ),
+            "prefill": StageCost(
+                flops=batch * language_flops(language, seen, seen),
+                bytes=weights + prefix + batch * seen * token_bytes,
+            ),
+        },
+        cache_bytes=batch * (seen + workload.new_tokens - 1) * token_bytes,
+        vote_comparisons=batch * _comparisons(qformer, vision) if manifest.pruning.method == "catp" else 0,
+    )
+    if workload.new_tokens > 1:
+        cost.stages["decode"] = StageCost(
+            flops=batch * language_flops(language, 1, context), bytes=weights + round(batch * context * token_bytes)
+        )
+    return cost
+
+
+def vision_flops(vision: VisionGeometry) -> int:
+    """Of one image."""
+    tokens, width = vision.tokens, vision.width
+    patches = 2 * vision.patches * 3 * vision.patch**2 * width
+    attention = 2 * tokens * width * 4 * width + 2 * (2 * tokens * tokens * width)
+    feed_forward = 2 * (2 * tokens * width * vision.feed_forward)
+    return patches + vision.layers * (attention + feed_forward)
+
+
+def qformer_flops(qformer: QFormerGeometry, vision: VisionGeometry, kept: int, language_width: int) -> int:
+    """Of one image, the projection of the kept tokens included.
+
+    What precedes the first cross-attention does not depend on the image: the first layer's self-attention and the
+    projection of its queries are constants, which engines fold when they load the graph.
+    """
+    queries, width, tokens = qformer.queries, qformer.width, vision.tokens
+    square = 2 * queries * width * width  # one projection of the queries
+    own = 4 * square + 2 * (2 * queries * queries * width)
+    keys_values = 2 * (2 * tokens * vision.width * width)
+    cross = 2 * square + keys_values + 2 * (2 * queries * tokens * width)
+    feed_forward = 2 * (2 * queries * width * qformer.feed_forward)
+    folded = own + square
+    projection = 2 * kept * width * language_width
+    return qformer.layers * (own + feed_forward) + qformer.cross_layers * cross - folded + projection
+
+
+def language_flops(language: LanguageGeometry, tokens: int, context: float) -> int:
+    """Of one row: `tokens` new ones that see `context` tokens each, themselves included; one of them gets logits."""
+    heads_width = language.heads * language.head_width
+    cache_width = language.key_value_heads * language.head_width
+    projections = 2 * tokens * language.width * (2 * heads_width + 2 * cache_width)
+    attention = 2 * (2 * tokens * context * heads_width)
+    matrices = 3 if language.gated else 2
+    feed_forward = matrices * 2 * tokens * language.width * language.feed_forward
+    head = 2 * language.vocabulary * language.width
+    return round(language.layers * (projections + attention + feed_forward)) + head
+
+
+def cache_bytes_per_token(language: LanguageGeometry, graph: GraphSpec) -> int:
+    """Keys and values of all layers."""
+    item = _item_size(graph, "past_key_values.0.key")
+    return 2 * language.layers * language.key_value_heads * language.head_width * item
+
+
+def weight_bytes(graph: GraphSpec) -> int:
+    """Of a graph that reads all its weights."""
+    return (graph.external_data or graph.file).size
+
+
+def language_weight_bytes(language: LanguageGeometry, graph: GraphSpec) -> int:
+    """All weights, less tables of which a few rows are read: positions, and embeddings that are not the head."""
+    looked_up = language.positions * language.width
+    if not language.tied:
+        looked_up += language.vocabulary * language.width
+    total = weight_bytes(graph)
+    return total - round(total * looked_up / graph.parameters)
+
+
+def _comparisons(qformer: QFormerGeometry, vision: VisionGeometry) -> int:
+    pairs = qformer.queries * (qformer.queries - 1) // 2
+    return qformer.cross_layers * qformer.heads * vision.tokens * pairs
+
+
+def _pixels(manifest: Manifest) -> int:
+    return 3 * manifest.image.height * manifest.image.width
+
+
+def _item_size(graph: GraphSpec, name: str) -> int:
+    dtype = next(tensor.dtype for tensor in (*graph.inputs, *graph.outputs) if tensor.name == name)
+    return np.dtype(dtype).itemsize

@@ -1,0 +1,128 @@
+"""The sizes of a BLIP-2 model that decide what it costs, read from a bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from catp.runtime.bundle import Bundle
+from catp.runtime.errors import BundleError
+
+
+@dataclass(frozen=True)
+class VisionGeometry:
+    """A vision transformer."""
+
+    layers: int
+    width: int
+    feed_forward: int
+    patch: int  # pixels, of a side
+    patches: int  # of an image
+
+    @property
+    def tokens(self) -> int:
+        """Patches and the class token."""
+        return self.patches + 1
+
+
+@dataclass(frozen=True)
+class QFormerGeometry:
+    """A Q-Former."""
+
+    layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    queries: int
+    cross_every: int  # layers
+
+    @property
+    def cross_layers(self) -> int:
+        """Layers that read the image: the first, and every `cross_every`-th after it."""
+        return -(-self.layers // self.cross_every)
+
+
+@dataclass(frozen=True)
+class LanguageGeometry:
+    """A decoder-only language model."""
+
+    layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    key_value_heads: int
+    head_width: int
+    vocabulary: int
+    gated: bool  # three feed-forward matrices rather than two
+    tied: bool  # the head is the embedding table
+    positions: int  # rows of a table of learnt positions; 0 where there is none
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The whole model."""
+
+    vision: VisionGeometry
+    qformer: QFormerGeometry
+    language: LanguageGeometry
+
+
+def read_geometry(bundle: Bundle) -> Geometry:
+    """From the bundle's config.json, which is Hugging Face's.
+
+    Raises:
+        BundleError: it is missing, or is not a BLIP-2 configuration.
+    """
+    try:
+        config = json.loads((bundle.path / "config.json").read_text())
+        image = bundle.manifest.image
+        return Geometry(
+            _vision(config["vision_config"], image.height, image.width),
+            _qformer(config["qformer_config"], bundle.manifest.pruning.num_query_tokens),
+            _language(config["text_config"]),
+        )
+    except (OSError, ValueError) as error:
+        raise BundleError(f"bundle {bundle.path}: config.json can't be read ({error}); export it again") from None
+    except (KeyError, TypeError) as error:
+        raise BundleError(f"bundle {bundle.path}: config.json has no {error} as BLIP-2 has; export it again") from None
+
+
+def _vision(config: Mapping[str, Any], height: int, width: int) -> VisionGeometry:
+    patch = config["patch_size"]
+    return VisionGeometry(
+        layers=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        feed_forward=config["intermediate_size"],
+        patch=patch,
+        patches=(height // patch) * (width // patch),
+    )
+
+
+def _qformer(config: Mapping[str, Any], queries: int) -> QFormerGeometry:
+    return QFormerGeometry(
+        layers=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        feed_forward=config["intermediate_size"],
+        heads=config["num_attention_heads"],
+        queries=queries,
+        cross_every=config["cross_attention_frequency"],
+    )
+
+
+def _language(config: Mapping[str, Any]) -> LanguageGeometry:
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    is_opt = config["model_type"] == "opt"
+    return LanguageGeometry(
+        layers=config["num_hidden_layers"],
+        width=width,
+        feed_forward=config["ffn_dim"] if is_opt else config["intermediate_size"],
+        heads=heads,
+        key_value_heads=config.get("num_key_value_heads") or heads,
+        head_width=config.get("head_dim") or width // heads,
+        vocabulary=config["vocab_size"],
+        gated=not is_opt,
+        tied=bool(config.get("tie_word_embeddings", is_opt)),
+        positions=config["max_position_embeddings"] + 2 if is_opt else 0,  # OPT's table begins two rows early
+    )

@@ -1,0 +1,74 @@
+"""The picture of a report: where the time of an answer goes, at each ratio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from catp.calibration.benchmark.report import Report, Result
+from catp.calibration.benchmark.subject import OURS, STAGES
+from catp.calibration.benchmark.tables import TITLES
+
+PANEL, LEGEND = (4.6, 4.6), 1.9
+"""Size of a panel and width of the legend in inches."""
+DPI = 150
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+COLORS = ("#56B4E9", "#0072B2", "#009E73", "#E69F00", "#D55E00", "#999999")
+
+
+def draw_latency(report: Report, path: Path) -> None:
+    """Write a PNG with one panel per batch size: medians of all stages stacked, a bar for each ratio and contender.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    # A user's matplotlibrc (LaTeX, dark styles) must not decide whether the labels can be read.
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        batches = report.setup.batches
+        figure = Figure(figsize=(PANEL[0] * len(batches) + LEGEND, PANEL[1]), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, len(batches), squeeze=False)[0]
+        for panel, batch in zip(panels, batches):
+            _draw_panel(panel, [result for result in report.results if result.batch == batch])
+            panel.set_title(f"batch {batch}", fontsize="medium")
+        panels[0].set_ylabel("median, ms")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles[::-1], labels[::-1], frameon=False, loc="outside right center")
+        noisy = ", noisy" if report.noisy else ""
+        title = (
+            f"{report.bundle.model.id} {report.bundle.precision}, {report.setup.new_tokens} new tokens; "
+            f"{report.machine.cpu}, {report.setup.threads} threads, {report.rounds} rounds{noisy}"
+        )
+        figure.suptitle(title, fontsize="small", parse_math=False, wrap=True)
+        figure.savefig(path, format="png")
+
+
+def _draw_panel(panel: Axes, results: list[Result]) -> None:
+    places = np.arange(len(results))
+    bottom = np.zeros(len(results))
+    for stage, color in zip(STAGES, COLORS):
+        heights = np.array([_height(result, stage) for result in results])
+        label = "decode, all tokens" if stage == "decode" else TITLES[stage]
+        panel.bar(places, heights, bottom=bottom, color=color, label=label, width=0.7)
+        bottom += heights
+    totals = [result.milliseconds["total"] for result in results]
+    spread = [[t.p50 - t.min for t in totals], [(t.p90 or t.p50) - t.p50 for t in totals]]
+    medians = [t.p50 for t in totals]
+    panel.errorbar(places, medians, spread, linestyle="none", color="black", capsize=3, label="total, min to p90")
+    names = [f"ratio {r.ratio:g}" if r.subject == OURS else r.subject for r in results]
+    panel.set_xticks(places, names, rotation=30, ha="right", fontsize="small")
+    for side in ("top", "right"):
+        panel.spines[side].set_visible(False)
+
+
+def _height(result: Result, stage: str) -> float:
+    if stage not in result.milliseconds:
+        return 0.0
+    steps = len(result.token_ids[0]) - 1 if stage == "decode" else 1
+    return steps * result.milliseconds[stage].p50

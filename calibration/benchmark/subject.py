@@ -1,0 +1,118 @@
+"""What is timed: anything that answers the same question about the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from catp.runtime.errors import UsageError
+from catp.runtime.manifest import Manifest
+
+OURS = "catp"
+STAGES = ("preprocess", "vision", "qformer", "prefill", "decode", "host")
+"""Parts of an answer; decode is one step, host what lies between the parts (allocation, binding, loops)."""
+WHOLE = ("time_to_first_token", "time_per_output_token", "total")
+IMAGE_SIZE = (640, 480)
+"""Width and height of the pictures, as most photographs of COCO have them."""
+
+
+@dataclass(frozen=True, order=True)
+class Case:
+    """One setting that is timed."""
+
+    batch: int
+    subject: str
+    ratio: float
+
+    def __str__(self) -> str:
+        ratio = f", ratio {self.ratio:g}" if self.subject == OURS else ""
+        return f"{self.subject}, batch {self.batch}{ratio}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer to one batch: milliseconds by stage, and the tokens."""
+
+    milliseconds: dict[str, float]  # STAGES and WHOLE, without those of decode where one token is generated
+    token_ids: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """The same for everyone: made of a seed, so that nothing needs to be fetched."""
+
+    images: list[Image.Image]
+    prompt_ids: list[int]  # one prompt for every image
+    new_tokens: int  # exactly: an end token ends nothing
+
+
+class Subject(Protocol):
+    """A runtime with the model loaded."""
+
+    name: str
+
+    def run(self, question: Question, case: Case) -> Sample:
+        """Answer about the first `case.batch` images, from pictures in memory to token ids in host memory."""
+        ...
+
+
+def make_question(
+    manifest: Manifest, vocabulary: int, batch: int, prompt_tokens: int, new_tokens: int, seed: int
+) -> Question:
+    """Pictures with structure and grain, and a prompt of ordinary token ids.
+
+    Raises:
+        UsageError: prompt and answer do not fit the model's positions.
+    """
+    text = manifest.text
+    # The last token generated is never fed back, and needs no position.
+    needed = manifest.pruning.num_query_tokens + prompt_tokens + new_tokens - 1
+    if needed > text.max_positions:
+        raise UsageError(
+            f"{prompt_tokens} prompt tokens and {new_tokens} new ones need {needed} positions with the image's; "
+            f"this model has {text.max_positions}: give fewer"
+        )
+    rng = np.random.default_rng(seed)
+    special = {text.pad_token_id, *text.eos_token_ids}
+    # The first ids are special in most vocabularies, the last ones often added tokens (<image>).
+    ordinary = [token for token in range(4, max(5, vocabulary - 8)) if token not in special]
+    prompt = [ordinary[i] for i in rng.integers(len(ordinary), size=prompt_tokens)]
+    return Question([_picture(rng) for _ in range(batch)], prompt, new_tokens)
+
+
+def _picture(rng: np.random.Generator) -> Image.Image:
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize(IMAGE_SIZE, Image.Resampling.BICUBIC), np.int16)
+    return Image.fromarray(np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8))
+
+
+def make_sample(clock: Sequence[float], prefill: float, decode: Sequence[float], token_ids: list[list[int]]) -> Sample:
+    """From the moments at which preprocessing, vision, Q-Former and language model began, and the last one ended.
+
+    What the language model's loop spends outside prefill and decode steps lies partly before the first token (cache)
+    and partly after it; as long as a loop does not tell, all of it counts as before.
+
+    Args:
+        clock: five moments in seconds.
+        prefill: seconds.
+        decode: seconds of each step.
+    """
+    preprocess, vision, qformer, language = np.diff(clock) * 1e3
+    total = (clock[-1] - clock[0]) * 1e3
+    steps = [1e3 * seconds for seconds in decode]
+    found = {
+        "preprocess": preprocess,
+        "vision": vision,
+        "qformer": qformer,
+        "prefill": 1e3 * prefill,
+        "host": language - 1e3 * prefill - sum(steps),
+        "time_to_first_token": total - sum(steps),
+        "total": total,
+    }
+    if steps:
+        found |= {"decode": sum(steps) / len(steps), "time_per_output_token": sum(steps) / len(steps)}
+    return Sample({name: float(found[name]) for name in (*STAGES, *WHOLE) if name in found}, token_ids)

@@ -1,0 +1,223 @@
+"""A report as tables on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from catp.calibration.benchmark.compare import Change, Comparison
+from catp.calibration.benchmark.cost import Cost
+from catp.calibration.benchmark.intervals import Ratio
+from catp.calibration.benchmark.machine import Machine
+from catp.calibration.benchmark.rates import Rates
+from catp.calibration.benchmark.report import Report, Result, Subject
+from catp.calibration.benchmark.subject import OURS
+
+TITLES = {
+    "preprocess": "preprocess",
+    "vision": "vision",
+    "qformer": "qformer+vote",
+    "prefill": "prefill",
+    "decode": "decode/token",
+    "host": "host",
+    "time_to_first_token": "first token",
+    "time_per_output_token": "per output token",
+    "total": "total",
+}
+GRAPH_OF = {
+    "vision": "vision_encoder",
+    "qformer": "qformer_voting",
+    "prefill": "language_model",
+    "decode": "language_model",
+}
+MISSING = "too few"
+
+
+def cost_table(bundle: Subject, costs: Sequence[Cost], rates: Rates, machine: Machine) -> Table:
+    """What each stage has to do at each ratio, and the least time that takes here; no stage has run yet."""
+    title = (
+        f"Cost of {escape(bundle.model.id)}, {bundle.precision}; {escape(machine.cpu)}, {rates.threads} threads: "
+        f"{rates.gflops:,.0f} GFLOP/s, {rates.bytes_per_second / 1e9:.1f} GB/s (measured, float32)"
+    )
+    table = Table(title=title, title_justify="left")
+    table.add_column("batch", justify="right")
+    table.add_column("stage")
+    table.add_column("parameters, M", justify="right")
+    for ratio in dict.fromkeys(cost.ratio for cost in costs):
+        table.add_column(f"ratio {ratio:g}: GFLOP", justify="right")
+        table.add_column("MB", justify="right")
+        table.add_column("least ms", justify="right")
+    for batch in dict.fromkeys(cost.batch for cost in costs):
+        table.add_section()
+        row = [cost for cost in costs if cost.batch == batch]
+        for stage in row[0].stages:
+            cells = []
+            for cost in row:
+                part = cost.stages[stage]
+                least = part.fastest_ms(rates.flops_per_second, rates.bytes_per_second)
+                cells += [f"{part.flops / 1e9:.3g}", f"{part.bytes / 1e6:,.1f}", _ms(least)]
+            parameters = f"{bundle.parameters[GRAPH_OF[stage]] / 1e6:,.1f}"
+            table.add_row(f"{batch}", TITLES[stage], parameters, *cells)
+        cache = [cell for cost in row for cell in ("", f"{cost.cache_bytes / 1e6:,.2f}", "")]
+        table.add_row(f"{batch}", "key-value cache, at the end", "", *cache)
+    return table
+
+
+def latency_table(report: Report) -> Table:
+    """Medians of every stage, how long a whole answer takes, and how often."""
+    table = Table(
+        title=f"Medians of {report.rounds} rounds in ms, {report.setup.prompt_tokens} prompt tokens, "
+        f"{report.setup.new_tokens} new ones",
+        title_justify="left",
+    )
+    for column in ("batch", "runtime", "ratio"):
+        table.add_column(column, justify="left" if column == "runtime" else "right")
+    for title in TITLES.values():
+        table.add_column(title, justify="right")
+    for column in ("p90", "p95", "p99", "std", "tokens/s", "images/s"):
+        table.add_column(column, justify="right")
+    batch = None
+    for result in report.results:
+        if result.batch != batch:
+            table.add_section()
+        batch = result.batch
+        medians = [_median(result, stage) for stage in TITLES]
+        total = result.milliseconds["total"]
+        spread = [MISSING if value is None else _ms(value) for value in (total.p90, total.p95, total.p99, total.std)]
+        mark = "" if result.agreeing_tokens in (None, report.setup.new_tokens) else " [red](other tokens)[/]"
+        ratio = f"{result.ratio:g}" if result.subject == OURS else ""
+        table.add_row(
+            f"{result.batch}", f"{escape(result.subject)}{mark}", ratio, *medians, *spread,
+            f"{result.tokens_per_second:,.1f}", f"{result.images_per_second:,.2f}",
+        )  # fmt: skip
+    return table
+
+
+def roofline_table(report: Report) -> Table:
+    """How near each stage is to what the machine's arithmetic and memory allow."""
+    table = Table(
+        title="Share of the machine's limit in % (least possible time over median; "
+        "measured with float32, so lower precision may pass 100)",
+        title_justify="left",
+    )
+    for column in ("batch", "ratio"):
+        table.add_column(column, justify="right")
+    for stage in GRAPH_OF:
+        table.add_column(TITLES[stage], justify="right")
+    for result in report.results:
+        if result.subject == OURS:
+            shares = [f"{100 * result.roofline[s]:.0f}" if s in result.roofline else "" for s in GRAPH_OF]
+            table.add_row(f"{result.batch}", f"{result.ratio:g}", *shares)
+    return table
+
+
+def pruning_table(report: Report) -> Table | None:
+    """What pruning changes, and what it doesn't; None where nothing was pruned."""
+    rows = [speedup for speedup in report.speedups if speedup.baseline == OURS]
+    if not rows:
+        return None
+    table = Table(
+        title="Pruned over unpruned, times as fast (95 % interval of paired rounds; * where 1 is outside)",
+        title_justify="left",
+    )
+    for column in ("batch", "ratio", "tokens kept", "cache"):
+        table.add_column(column, justify="right")
+    stages = ("qformer", "prefill", "decode", "time_to_first_token", "total")
+    for stage in stages:
+        table.add_column(TITLES[stage], justify="right")
+    for row in rows:
+        cost, full = report.cost(row.batch, row.ratio), report.cost(row.batch, 0.0)
+        cache = f"{100 * (cost.cache_bytes / full.cache_bytes - 1):+.0f} %"
+        cells = [_ratio(row.by_stage.get(stage)) for stage in stages]
+        table.add_row(f"{row.batch}", f"{row.ratio:g}", f"{cost.num_kept}", cache, *cells)
+    return table
+
+
+def contender_table(report: Report) -> Table | None:
+    """Ours over contenders; None where there are none."""
+    rows = [speedup for speedup in report.speedups if speedup.baseline != OURS]
+    if not rows:
+        return None
+    table = Table(
+        title="catp over contenders, times as fast (95 % interval of paired rounds; * where 1 is outside)",
+        title_justify="left",
+    )
+    for column in ("batch", "over", "ratio"):
+        table.add_column(column, justify="left" if column == "over" else "right")
+    stages = ("vision", "qformer", "prefill", "decode", "time_to_first_token", "total")
+    for stage in stages:
+        table.add_column(TITLES[stage], justify="right")
+    for row in rows:
+        cells = [_ratio(row.by_stage.get(stage)) for stage in stages]
+        table.add_row(f"{row.batch}", escape(row.baseline), f"{row.ratio:g}", *cells)
+    return table
+
+
+def load_table(report: Report) -> Table:
+    """What is not in any of the times."""
+    table = Table(title="Before timing (in none of the figures)", title_justify="left")
+    for column in ("runtime", "verify, s", "load, s", "warm-up, s", "memory gained, MB", "peak so far, MB"):
+        table.add_column(column, justify="left" if column == "runtime" else "right")
+    for load in report.loads:
+        table.add_row(
+            escape(load.subject),
+            "" if load.verify_seconds is None else f"{load.verify_seconds:.2f}",
+            f"{load.load_seconds:.2f}",
+            f"{load.warmup_seconds:.2f}",
+            "" if load.resident_bytes is None else f"{load.resident_bytes / 1e6:,.0f}",
+            f"{load.peak_bytes / 1e6:,.0f}",
+        )
+    return table
+
+
+def change_table(comparison: Comparison) -> Table:
+    """Every stage of every setting, new against old."""
+    table = Table(
+        title=f"New against old, medians in ms (95 % interval; slower: the whole interval is beyond "
+        f"{100 * comparison.threshold:+g} %)",
+        title_justify="left",
+    )
+    for column in ("batch", "runtime", "ratio", "stage", "old", "new", "change", ""):
+        table.add_column(column, justify="left" if column in ("runtime", "stage", "") else "right")
+    setting = None
+    for change in comparison.changes:
+        if setting != (change.subject, change.batch, change.ratio):
+            table.add_section()
+        setting = (change.subject, change.batch, change.ratio)
+        table.add_row(
+            f"{change.batch}", escape(change.subject), f"{change.ratio:g}" if change.subject == OURS else "",
+            TITLES[change.stage], _ms(change.old_ms), _ms(change.new_ms), _percent(change.change), _verdict(change),
+        )  # fmt: skip
+    return table
+
+
+def _verdict(change: Change) -> str:
+    if change.slower:
+        return "[red]slower[/]" if change.counts else "slower (doesn't count)"
+    return "[green]faster[/]" if change.faster else ""
+
+
+def _percent(ratio: Ratio) -> str:
+    low, high = ratio.interval_95 or (ratio.median, ratio.median)
+    return f"{100 * (ratio.median - 1):+.1f} % ({100 * (low - 1):+.1f} to {100 * (high - 1):+.1f})"
+
+
+def _median(result: Result, stage: str) -> str:
+    return _ms(result.milliseconds[stage].p50) if stage in result.milliseconds else ""
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return ""
+    if ratio.interval_95 is None:
+        return f"{ratio.median:.2f} (too few rounds)"
+    low, high = ratio.interval_95
+    text = f"{ratio.median:.2f} ({low:.2f} to {high:.2f})"
+    return f"[{'green' if ratio.median > 1 else 'red'}]{text} *[/]" if ratio.is_clear else f"{text}  "
+
+
+def _ms(value: float) -> str:
+    """Three significant digits, or all that are before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,61 @@
+"""What a report says about samples whose truth is known."""
+
+import pytest
+from benchmark_reports import MEDIANS, make
+
+from catp.calibration.benchmark.report import Report
+from catp.calibration.benchmark.subject import OURS, Case
+
+TOTAL = sum(MEDIANS.values()) + 8 * MEDIANS["decode"]  # nine decode steps
+
+
+def test_rates_and_shares_of_the_limit() -> None:
+    result = make(noise=0).result(Case(1, OURS, 0.0))
+    assert result.milliseconds["total"].p50 == pytest.approx(TOTAL)
+    assert result.tokens_per_second == pytest.approx(10 / TOTAL * 1e3)
+    assert result.images_per_second == pytest.approx(1 / TOTAL * 1e3)
+    # 10 GFLOP at 200 GFLOP/s are 50 ms, 100 MB at 20 GB/s are 5: the larger counts.
+    assert result.roofline["vision"] == pytest.approx(50 / 250)
+
+
+def test_pairs_say_what_pruning_changes_and_what_not() -> None:
+    report = make()
+    pruning, *others = report.speedups
+    assert (pruning.ratio, pruning.baseline, pruning.baseline_ratio) == (0.5, OURS, 0)
+    assert pruning.by_stage["prefill"].median == pytest.approx(2, rel=0.02) and pruning.by_stage["prefill"].is_clear
+    assert pruning.by_stage["decode"].median == pytest.approx(1, rel=0.02)
+    assert pruning.by_stage["total"].median == pytest.approx(TOTAL / (TOTAL - 40), rel=0.01)
+    assert [(other.ratio, other.baseline) for other in others] == [(0, "transformers"), (0.5, "transformers")]
+    assert others[0].by_stage["total"].median == pytest.approx(2, rel=0.01)
+
+
+def test_a_calm_run_has_no_notes_but_missing_percentiles() -> None:
+    report = make(rounds=100)
+    assert not report.noisy and report.notes == ()
+    few = make(rounds=15)
+    assert few.notes == ("15 samples are too few for some percentiles, which are missing: p95 (20), p99 (100)",)
+    total = few.result(Case(1, OURS, 0.0)).milliseconds["total"]
+    assert total.p90 is not None and total.p95 is None
+
+
+def test_noise_is_named() -> None:
+    noisy = make(rounds=100, noise=0.4)
+    assert noisy.noisy and any("the total of the baseline" in note for note in noisy.notes)
+    assert any("yardstick" in note for note in noisy.notes)
+    crowded = make(rounds=100, others_seconds=12.0)  # of 60 s on two CPUs
+    assert crowded.cpu_of_others == pytest.approx(0.1) and crowded.noisy
+    (note,) = crowded.notes
+    assert "other processes used 10 % of the CPUs" in note
+    assert not make(rounds=100, others_seconds=None).noisy
+
+
+def test_a_contender_with_other_tokens_is_marked() -> None:
+    report = make(rounds=100, new_tokens=[0, 1, 2, 9, 4, 5, 6, 7, 8, 9])
+    assert report.result(Case(1, "transformers", 0.0)).agreeing_tokens == 3
+    assert report.notes == ("transformers, batch 1: other tokens than ours unpruned after 3 of 10",)
+    assert make().result(Case(1, "transformers", 0.0)).agreeing_tokens == 10
+
+
+def test_a_report_survives_json() -> None:
+    report = make()
+    assert Report.model_validate_json(report.model_dump_json()) == report
