@@ -41,6 +41,7 @@ from catp.calibration.benchmark.tables import (
     pruning_table,
     roofline_table,
 )
+from catp.calibration.plots import check_plot
 from catp.runtime.bundle import Bundle, open_bundle
 from catp.runtime.commands.console import busy, check_file_output, console, make_group, print_json_line, write_file
 from catp.runtime.engines import PROVIDERS, open_provider
@@ -99,7 +100,8 @@ def run(
 
     catp-bench run catp-bundle --against transformers --checkpoint Salesforce/blip2-opt-2.7b -o report.json
     """
-    _check_outputs(output, plot)
+    check_file_output("--output", output)
+    check_plot(plot)
     batches = _parse_batches(batch)
     wanted = _parse_ratios(ratios)
     rounds = _parse_rounds(iterations, min_time)
@@ -273,18 +275,6 @@ def _parse_rounds(iterations: int | None, min_time: str | None) -> Rounds:
     if not 0 < seconds < float("inf"):
         raise UsageError(f"--min-time {min_time!r}: give seconds, such as 5 or 5s")
     return Rounds(count=None, min_seconds=seconds)
-
-
-def _check_outputs(output: Path | None, plot: Path | None) -> None:
-    for option, path in (("--output", output), ("--plot", plot)):
-        check_file_output(option, path)
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise UsageError(f"--plot {plot}: it is written as PNG; give a name that ends in .png")
-    if plot is not None:
-        try:
-            import catp.calibration.benchmark.plot  # noqa: F401
-        except ImportError as error:
-            raise UsageError(f"--plot: it needs {error.name}, which is not installed; pip install '.[eval]'") from None
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from catp.calibration.data import open_data
 from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.evaluation import BATCH_SIZE, evaluate
+from catp.calibration.plots import check_plot
 from catp.calibration.report import Report
 from catp.calibration.settings import RANDOM, Grid, check_methods, score_outputs
 from catp.calibration.source import bundle_folder, is_bundle
@@ -135,15 +136,9 @@ def evaluate_bundle(
 
 def _check_outputs(predictions: Path | None, output: Path | None, plot: Path | None) -> None:
     """Before hours of work rather than after."""
-    for option, path in (("--predictions", predictions), ("--output", output), ("--plot", plot)):
+    for option, path in (("--predictions", predictions), ("--output", output)):
         check_file_output(option, path)
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise UsageError(f"--plot {plot}: it is written as PNG; give a name that ends in .png")
-    if plot is not None:
-        try:
-            import catp.calibration.curve  # noqa: F401
-        except ImportError as error:
-            raise UsageError(f"--plot: it needs {error.name}, which is not installed; pip install '.[eval]'") from None
+    check_plot(plot)
 
 
 def _parse(name: str, text: str) -> tuple[float, ...]:
