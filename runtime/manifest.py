@@ -16,8 +16,14 @@ GRAPHS = ("vision_encoder", "qformer_voting", "language_model")
 Positions = Literal["original", "compact"]
 """Whether kept tokens keep the positions they had before pruning or close ranks."""
 
-Precision = Literal["fp32", "fp16"]
-"""Of a graph's weights and activations."""
+Precision = Literal["fp32", "fp16", "bf16"]
+"""Of a graph's floating-point weights and activations."""
+
+Format = Literal["int8", "fp8", "int4"]
+"""What the matrix products of a calibrated graph are computed from."""
+
+Purpose = Literal["cpu", "tensorrt"]
+"""What a calibrated graph is made for: ONNX Runtime on a CPU and TensorRT are fast with different operators."""
 
 Method = Literal["catp", "coverage", "distinct", "l2-norm", "self-attention", "random", "none"]
 """How query tokens are voted for."""
@@ -62,12 +68,29 @@ class TensorSpec(_Strict):
     shape: tuple[int | str, ...]
 
 
+class Quantization(_Strict):
+    """How the constant matrices of a calibrated graph, and what they are multiplied with, were quantised."""
+
+    format: Format
+    purpose: Purpose
+    activations: Literal["static", "dynamic", "float"] = Field(
+        description="scaled by ranges seen in calibration, by what each call brings, or not quantised at all"
+    )
+    ranges: str | None = Field(default=None, description="method that chose the static ranges")
+    block_size: int | None = Field(default=None, description="weights along a column that share a scale")
+    layers: int = Field(ge=1, description="matrix products that were quantised")
+    kept: tuple[str, ...] = Field(default=(), description="matrix products that stayed in floating point")
+    bytes_before: int = Field(description="of the quantised weights")
+    bytes_after: int = Field(description="of the quantised weights, scales and zero points included")
+
+
 class GraphSpec(_Strict):
     """One exported ONNX graph."""
 
     file: FileSpec
     external_data: FileSpec | None = None
     precision: Precision
+    quantization: Quantization | None = None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     operators: int = Field(description="nodes of the graph")
@@ -75,6 +98,17 @@ class GraphSpec(_Strict):
 
     def input(self, name: str) -> TensorSpec:
         return next(t for t in self.inputs if t.name == name)
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        return self.file.size + (self.external_data.size if self.external_data else 0)
+
+    @property
+    def precision_label(self) -> str:
+        """For people: "fp16", or "int8 (fp16), for tensorrt"."""
+        found = self.quantization
+        return f"{found.format} ({self.precision}), for {found.purpose}" if found else self.precision
 
 
 class ModelSpec(_Strict):
@@ -126,6 +160,29 @@ class ParityCheck(_Strict):
     advisory: bool = Field(default=False, description="what it finds is worth knowing and stops nothing")
 
 
+class AccuracyChange(_Strict):
+    """What calibration cost at one pruning ratio, on questions that nothing was chosen on."""
+
+    ratio: float
+    before: float = Field(description="accuracy, of 1")
+    after: float
+    difference: float = Field(description="mean of the paired differences; negative: accuracy was lost")
+    interval_95: tuple[float, float] = Field(description="of the difference")
+
+
+class CalibrationSpec(_Strict):
+    """Where a calibrated bundle came from, and what it cost."""
+
+    source_sha256: dict[str, str] = Field(description="ONNX files of the bundle that it was made from, by graph")
+    data: str
+    samples: int = Field(description="questions whose activations were looked at")
+    seed: int
+    metric: str
+    questions: int = Field(description="other questions, on which both bundles were compared")
+    accuracy: tuple[AccuracyChange, ...]
+    kept_overlap: float = Field(description="mean share of kept tokens that both bundles keep, at the default ratio")
+
+
 class Manifest(_Strict):
     """The whole of catp.json."""
 
@@ -139,6 +196,7 @@ class Manifest(_Strict):
     files: tuple[FileSpec, ...] = Field(description="tokenizer and configuration, as the Hub names them")
     versions: dict[str, str] = Field(description="libraries that wrote the bundle")
     parity: tuple[ParityCheck, ...]
+    calibration: CalibrationSpec | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Manifest:

@@ -141,9 +141,12 @@ def _report(bundle: Bundle) -> None:
     for column in ("graph", "precision", "operators", "parameters", "size on disk"):
         table.add_column(column, justify="left" if column in ("graph", "precision") else "right")
     for name, graph in manifest.graphs.items():
-        size = graph.file.size + (graph.external_data.size if graph.external_data else 0)
         table.add_row(
-            name, graph.precision, f"{graph.operators:,}", f"{graph.parameters / 1e6:,.1f} M", f"{size / 1e6:,.1f} MB"
+            name,
+            graph.precision_label,
+            f"{graph.operators:,}",
+            f"{graph.parameters / 1e6:,.1f} M",
+            f"{graph.bytes / 1e6:,.1f} MB",
         )
     console.print(table)
     parity = Table(title="Parity with PyTorch", title_justify="left")

@@ -67,8 +67,7 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
     typer.echo(f"{manifest.model.id}: {manifest.model.family}, {manifest.image.width} x {manifest.image.height} images")
     typer.echo(f"default: {pruning.method} keeps {describe_default(pruning)}, {pruning.positions} positions")
     for name, graph in manifest.graphs.items():
-        size = graph.file.size + (graph.external_data.size if graph.external_data else 0)
-        typer.echo(f"\n{name}: {graph.precision}, {size / 1e6:,.1f} MB, {graph.operators:,} operators")
+        typer.echo(f"\n{name}: {graph.precision_label}, {graph.bytes / 1e6:,.1f} MB, {graph.operators:,} operators")
         for label, tensors in (("in ", graph.inputs), ("out", graph.outputs)):
             for line in _tensors(tensors):
                 typer.echo(f"  {label} {line}")

@@ -133,6 +133,8 @@ class OrtProvider:
     def engine(self, bundle: Bundle, graph: str) -> OrtEngine:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; they come back as exceptions
+        # Threads that wait for a graph's next call take the cores from the graph that runs: three graphs take turns.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._threads:
             options.intra_op_num_threads = self._threads
         path = bundle.graph_file(graph)
