@@ -125,7 +125,7 @@ def _facts(page: Page, explanation: Explanation, top: float) -> None:
     answer = explanation.answer or "(empty)"
     fact(f"Answer with {kept} of {total} ({explanation.kept_by})", answer, TITLE, 2, weight="bold")
     fact("Voting method", method(explanation), BODY, 3)
-    fact("Model", f"{manifest.model.id} ({manifest.precision})", BODY, 1)
+    fact("Model", f"{manifest.model.id} ({manifest.precision_label})", BODY, 1)
     fact("Positions of kept tokens", explanation.positions, BODY, 1)
 
 

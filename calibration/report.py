@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from catp.calibration.predictions import Evaluation, Prediction
 from catp.calibration.settings import RANDOM
 from catp.calibration.statistics import bootstrap_interval, paired_difference, wilson_interval
-from catp.runtime.manifest import Manifest, ModelSpec, Positions, Precision
+from catp.runtime.manifest import Manifest, ModelSpec, Positions
 
 BASELINES = ("catp", RANDOM)
 """What every method is compared with: the paper's, and chance."""
@@ -76,7 +76,7 @@ class Report(_Strict):
 
     schema_version: Literal[1] = 1
     model: ModelSpec
-    precision: Precision
+    precision: str = Field(description="of the bundle, and what was quantised")
     method: str = Field(description="the bundle's own")
     method_options: dict[str, Any]
     num_query_tokens: int
@@ -104,7 +104,7 @@ def make_report(evaluation: Evaluation, predictions: Iterable[Prediction], manif
     scores = tuple(_scores(evaluation, results, independent)) if len(results.image) else ()
     return Report(
         model=manifest.model,
-        precision=manifest.precision,
+        precision=manifest.precision_label,
         method=manifest.pruning.method,
         method_options=manifest.pruning.options,
         num_query_tokens=manifest.pruning.num_query_tokens,

@@ -7,22 +7,19 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import onnx
 import onnx_ir as ir
 import torch
 
 from catp.export import onnx_ops
+from catp.export.external_data import save_model
 from catp.export.graphs import Graph
 from catp.runtime.bundle import file_spec
-from catp.runtime.manifest import GraphSpec, TensorSpec
-
-EXTERNAL_FROM_BYTES = 1024
-"""Weights from this size on lie in `<graph>.onnx_data`, in every bundle: one rule, and graph files that diff."""
+from catp.runtime.manifest import GraphSpec, Precision, TensorSpec
 
 
-def write_graph(graph: Graph, folder: Path, precision: Literal["fp32", "fp16"]) -> GraphSpec:
+def write_graph(graph: Graph, folder: Path, precision: Precision) -> GraphSpec:
     """Write `<name>.onnx` and `<name>.onnx_data` into `folder`.
 
     Weights are streamed from the module's own tensors to the file. Raises onnx.checker.ValidationError where
@@ -46,8 +43,7 @@ def write_graph(graph: Graph, folder: Path, precision: Literal["fp32", "fp16"]) 
     assert program is not None
     model = program.model
     _rename_dimensions(model, graph.dimension_names)
-    data = folder / f"{graph.name}.onnx_data"
-    ir.save(model, path, external_data=data.name, size_threshold_bytes=EXTERNAL_FROM_BYTES)
+    data = save_model(model, path)
     onnx.checker.check_model(path, full_check=True)
     return GraphSpec(
         file=file_spec(folder, path),

@@ -212,6 +212,14 @@ class Manifest(_Strict):
             raise ValueError("pruning.num_query_tokens: not the number that the Q-Former graph scores")
         return self
 
+    @property
+    def precision_label(self) -> str:
+        """For people: "fp16", or with what was quantised: "fp32; vision_encoder int8, language_model int4"."""
+        quantised = ", ".join(
+            f"{name} {graph.quantization.format}" for name, graph in self.graphs.items() if graph.quantization
+        )
+        return f"{self.precision}; {quantised}" if quantised else self.precision
+
     def all_files(self) -> list[FileSpec]:
         graphs = self.graphs.values()
         return [*(g.file for g in graphs), *(g.external_data for g in graphs if g.external_data), *self.files]

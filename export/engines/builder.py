@@ -21,7 +21,7 @@ from catp.export.engines.targets import Builder, check_types, choose_capabilitie
 from catp.export.publish import link_or_copy, published
 from catp.runtime.bundle import Bundle, file_spec, open_bundle
 from catp.runtime.engine_sets import ENGINES, EngineSet, open_set, set_folders, set_key
-from catp.runtime.errors import BundleError, CatpError
+from catp.runtime.errors import BundleError, CatpError, UsageError
 from catp.runtime.plans import PlanRequest, PlanSpec, Target, plan_file, read_sidecar, sidecar_file, write_sidecar
 
 
@@ -81,10 +81,12 @@ def build_engines(
         step: called around every stage with its description, to show progress.
 
     Raises:
-        UsageError: the target is not installed, can't build for the device, or the limits contradict each other.
+        UsageError: the target is not installed, can't build for the device, the limits contradict each other, or a
+            graph was quantised for another runtime.
         CatpError: a graph can't be built, or can't be written.
     """
     bundle = open_bundle(path, verify=False)
+    _check_purpose(bundle)
     opened = open_target(target)
     capabilities = choose_capabilities(opened, compute_capabilities)
     requests = plan_requests(bundle, opened, capabilities, limits or Limits(), workspace_bytes)
@@ -111,6 +113,16 @@ def build_engines(
                     build_plan(bundle, opened, request, temporary)
                 new.append(request.graph)
     return Built(open_set(bundle, folder), tuple(new))
+
+
+def _check_purpose(bundle: Bundle) -> None:
+    """Raises UsageError where a graph was quantised for another runtime."""
+    for name, spec in bundle.manifest.graphs.items():
+        if spec.quantization and spec.quantization.purpose != "tensorrt":
+            raise UsageError(
+                f"{name}: it is {spec.precision_label}, in operators that TensorRT does not have; quantise the "
+                "floating-point bundle with catp-calibrate precision --for tensorrt"
+            )
 
 
 def _load(bundle: Bundle, request: PlanRequest) -> onnx.ModelProto:

@@ -13,7 +13,7 @@ from catp.runtime.bundle import Bundle, open_bundle
 from catp.runtime.commands.console import busy, make_app, print_json_line
 from catp.runtime.engine_sets import EngineSet, open_set, set_folders
 from catp.runtime.errors import BundleError
-from catp.runtime.manifest import TensorSpec
+from catp.runtime.manifest import CalibrationSpec, TensorSpec
 from catp.runtime.pruning import describe_default
 
 
@@ -66,6 +66,9 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
     pruning = manifest.pruning
     typer.echo(f"{manifest.model.id}: {manifest.model.family}, {manifest.image.width} x {manifest.image.height} images")
     typer.echo(f"default: {pruning.method} keeps {describe_default(pruning)}, {pruning.positions} positions")
+    if manifest.calibration:
+        for line in _cost(manifest.calibration):
+            typer.echo(line)
     for name, graph in manifest.graphs.items():
         typer.echo(f"\n{name}: {graph.precision_label}, {graph.bytes / 1e6:,.1f} MB, {graph.operators:,} operators")
         for label, tensors in (("in ", graph.inputs), ("out", graph.outputs)):
@@ -81,6 +84,18 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
                 f"  for {found['target']} {found['target_version']} at compute capability "
                 f"{', '.join(found['compute_capabilities'])}; {found['bytes'] / 1e6:,.1f} MB; baked in: {baked}"
             )
+
+
+def _cost(found: CalibrationSpec) -> Iterator[str]:
+    """What quantising cost, a line for each ratio."""
+    for change in found.accuracy:
+        low, high = (100 * end for end in change.interval_95)
+        yield (
+            f"calibrated: {found.metric} at ratio {change.ratio:g} {100 * change.before:.1f} % before, "
+            f"{100 * change.after:.1f} % after ({low:+.1f} to {high:+.1f} points), {found.questions:,} questions of "
+            f"{found.data}"
+        )
+    yield f"calibrated: {100 * found.kept_overlap:.1f} % of kept tokens stayed the same"
 
 
 def _tensors(tensors: tuple[TensorSpec, ...]) -> Iterator[str]:

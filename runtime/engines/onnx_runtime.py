@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from catp.runtime.bundle import Bundle
 from catp.runtime.engines.base import DeviceTensor, Value
 from catp.runtime.errors import BundleError, UsageError
+from catp.runtime.manifest import Purpose
 
 try:
     import onnxruntime as ort
@@ -28,7 +30,14 @@ _EXTRAS = {"cpu": "cpu", "cuda": "gpu", "ort-tensorrt": "gpu"}
 SLOT_BUCKET = 32
 """Cache lengths are multiples of this: attention costs what the cache is long, so it is no longer than needed."""
 
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+}
+
+_BFLOAT16 = 16  # TensorProto.BFLOAT16
 
 
 class OrtTensor:
@@ -92,7 +101,13 @@ class OrtEngine:
         return -(-needed // SLOT_BUCKET) * SLOT_BUCKET
 
     def upload(self, array: np.ndarray[Any, Any]) -> OrtTensor:
-        return OrtTensor(ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device, 0))
+        array = np.ascontiguousarray(array)
+        if array.dtype.name != "bfloat16":
+            return OrtTensor(ort.OrtValue.ortvalue_from_numpy(array, self.device, 0))
+        # ONNX Runtime has the type, and takes no array of it: the bits are copied.
+        value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, _BFLOAT16, self.device)
+        value.update_inplace(array.view(np.uint16))
+        return OrtTensor(value)
 
     def bind(self, inputs: Mapping[str, Value], outputs: Mapping[str, DeviceTensor] | None = None) -> OrtStep:
         return OrtStep(self, inputs, outputs or {})
@@ -131,15 +146,27 @@ class OrtProvider:
         """Nothing to wait for: a run returns when it is done."""
 
     def engine(self, bundle: Bundle, graph: str) -> OrtEngine:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors; they come back as exceptions
-        # Threads that wait for a graph's next call take the cores from the graph that runs: three graphs take turns.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if self._threads:
-            options.intra_op_num_threads = self._threads
+        """Load one graph of a bundle.
+
+        Raises:
+            UsageError: the execution provider can't start, or can't compute in the bundle's precision.
+            BundleError: ONNX Runtime can't load the graph, or the graph is not what the manifest says.
+        """
+        if self.name == "cpu" and bundle.manifest.precision == "bf16":
+            raise UsageError(
+                f"provider cpu: bundle {bundle.path} is in bf16, which ONNX Runtime can't compute on a CPU; accepted: "
+                "cuda, tensorrt, tensorrt-rtx; give one of them with --provider, or export with --precision fp32 or fp16"
+            )
+        quantization = bundle.manifest.graphs[graph].quantization
+        purpose = quantization.purpose if quantization else None
+        if purpose == "cpu" and self.name != "cpu":
+            raise UsageError(
+                f"provider {self.name}: {graph} was quantised for ONNX Runtime on a CPU; use --provider cpu, or "
+                "catp-calibrate precision --for tensorrt and catp-build"
+            )
         path = bundle.graph_file(graph)
         try:
-            session = ort.InferenceSession(str(path), options, providers=self._execution_providers)
+            session = self._session(str(path), self._options(purpose))
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
             reason = str(error).splitlines()[0]
             raise BundleError(f"bundle {bundle.path}: ONNX Runtime can't load {path.name}: {reason}") from error
@@ -151,3 +178,27 @@ class OrtProvider:
             )
         _check_tensors(session, bundle, graph)
         return OrtEngine(session, _DEVICES[self.name])
+
+    def engine_in_memory(self, model: bytes, folder: Path, purpose: Purpose | None = None) -> OrtEngine:
+        """A model that no bundle holds, whose external weights lie in `folder`."""
+        options = self._options(purpose)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        return OrtEngine(self._session(model, options), _DEVICES[self.name])
+
+    def _session(self, model: str | bytes, options: Any) -> Any:
+        # It takes a zero point of 0 for the lowest number there is, also of FP8, and drops the Relu before it.
+        wrong = ["ReluQuantRewrite"]
+        return ort.InferenceSession(model, options, providers=self._execution_providers, disabled_optimizers=wrong)
+
+    def _options(self, purpose: Purpose | None) -> Any:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors; they come back as exceptions
+        # Threads that wait for a graph's next call take the cores from the graph that runs: three graphs take turns.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if purpose == "tensorrt":
+            # A simulation: rounded as TensorRT rounds, multiplied in floating point. ONNX Runtime's own fusions of
+            # such pairs make int8 times int8 of them, which is slow here, and a graph that it refuses of FP8.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if self._threads:
+            options.intra_op_num_threads = self._threads
+        return options

@@ -1,0 +1,186 @@
+"""catp-calibrate precision: a bundle's graphs in INT8, FP8 or INT4, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from catp.calibration.data import open_data
+from catp.calibration.evaluation import BATCH_SIZE
+from catp.calibration.precision.calibrator import Budget, BudgetExceeded, Calibrator, Progress, split
+from catp.calibration.precision.recipe import BLOCK_SIZE, BLOCK_SIZES, Activations, Recipe, make_recipe
+from catp.calibration.precision.report import PrecisionReport
+from catp.calibration.precision.statistics import PERCENTILE, RangeMethod
+from catp.calibration.precision.tables import change_table, layer_table, trial_table
+from catp.export.publish import check_free
+from catp.runtime.bundle import Bundle, open_bundle
+from catp.runtime.commands.console import busy, check_file_output, console, print_json_line, write_file
+from catp.runtime.errors import UsageError
+from catp.runtime.manifest import GRAPHS, Format, Purpose
+
+GraphFormat = Literal["int8", "fp8", "int4", "none"]
+_OPTIONS = {"vision_encoder": "--vision", "qformer_voting": "--qformer", "language_model": "--language"}
+
+
+def calibrate_precision(
+    bundle: Annotated[
+        Path, typer.Argument(help="Folder written by catp-export, in floating point. It is not changed.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new bundle.")],
+    purpose: Annotated[
+        Purpose,
+        typer.Option(
+            "--for",
+            help="Who runs the graphs. tensorrt: catp-build takes them; cpu: ONNX Runtime on a CPU. Neither is fast "
+            "with the other's.",
+        ),
+    ],
+    to: Annotated[
+        Format | None,
+        typer.Option(
+            help="Of every graph; int4, which helps where weights are read more than used, of the language model."
+        ),
+    ] = None,
+    vision: Annotated[GraphFormat | None, typer.Option(help="Of the vision encoder, instead of --to.")] = None,
+    qformer: Annotated[GraphFormat | None, typer.Option(help="Of the Q-Former, instead of --to.")] = None,
+    language: Annotated[GraphFormat | None, typer.Option(help="Of the language model, instead of --to.")] = None,
+    data: Annotated[str, typer.Option(metavar="demo|FOLDER|JSONL", help="What to ask, as for catp-eval.")] = "demo",
+    samples: Annotated[int, typer.Option(min=1, help="Questions whose activations choose the ranges.")] = 512,
+    method: Annotated[
+        RangeMethod, typer.Option(help="How static ranges are chosen: extremes, or with rare values cut off.")
+    ] = "minmax",
+    percentile: Annotated[float, typer.Option(help="What --method percentile keeps, in per cent.")] = PERCENTILE,
+    activations: Annotated[
+        Literal["static", "dynamic"] | None,
+        typer.Option(help="int8 for cpu: scaled by ranges seen here, or call by call (default). tensorrt: static."),
+    ] = None,
+    block_size: Annotated[
+        int,
+        typer.Option(help=f"int4: weights that share a scale, one of {', '.join(map(str, BLOCK_SIZES))}."),
+    ] = BLOCK_SIZE,
+    reduce_range: Annotated[
+        bool, typer.Option("--reduce-range", help="int8 for cpu: 7 bits of weight, for CPUs without VNNI.")
+    ] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Layers that stay in floating point, such as '*.mlp.fc2'. Repeatable."),
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float, typer.Option(help="What it may cost, of 1, without pruning and at the bundle's ratio.")
+    ] = 0.01,
+    min_kept_overlap: Annotated[
+        float, typer.Option(help="Share of the kept tokens that have to stay the same, of 1.")
+    ] = 0.98,
+    questions: Annotated[int, typer.Option(min=1, help="Asked of both bundles in each comparison, at most.")] = 500,
+    sensitivity: Annotated[
+        bool,
+        typer.Option(help="Measure every layer's error, even where none has to stay in floating point."),
+    ] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of questions, the halves and the intervals.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time in comparisons.")] = BATCH_SIZE,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    report: Annotated[Path | None, typer.Option(help="The report as a JSON file.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="The report as one line on standard output.")] = False,
+) -> None:
+    """Quantise a bundle's graphs, within an accuracy budget.
+
+    Half of the images calibrates and chooses layers: where quantising all of them costs too much, the most sensitive
+    ones stay in floating point. The other half confirms; what is not confirmed is not published, and exits 1.
+
+    catp-calibrate precision catp-bundle --to int8 --language int4 --for cpu -o catp-int8
+    """
+    if not 50 < percentile <= 100:
+        raise UsageError(f"percentile {percentile}: in per cent, 50 < percentile <= 100, such as {PERCENTILE}")
+    recipes = make_recipes(to, (vision, qformer, language), purpose, activations, block_size, reduce_range)
+    budget = Budget(max_accuracy_drop, min_kept_overlap)
+    check_file_output("--report", report)
+    check_free(output, overwrite)
+    if output.exists() and bundle.exists() and output.samefile(bundle):
+        raise UsageError(f"output {output}: it is the bundle that is read; name another folder")
+    with busy("check the bundle"):
+        opened = open_bundle(bundle)
+    asked = split(open_data(data), samples, questions, seed)
+    with _bars() as progress:
+        calibrator = Calibrator(
+            opened,
+            recipes,
+            asked,
+            seed=seed,
+            method=method,
+            percentile=percentile,
+            exclude=exclude or (),
+            batch_size=batch_size,
+            progress=progress,
+        )
+        try:
+            found = calibrator.run(output, budget, sensitivity=sensitivity, overwrite=overwrite)
+        except BudgetExceeded as error:
+            _show(error.report, opened, report, json_output)
+            raise
+    _show(found, opened, report, json_output)
+    following = "catp-build" if purpose == "tensorrt" else "catp-run"
+    console.print(f"Published {escape(str(output))}. Next: {following} {escape(str(output))}", soft_wrap=True)
+
+
+def make_recipes(
+    to: Format | None,
+    own: tuple[GraphFormat | None, ...],
+    purpose: Purpose,
+    activations: Activations | None,
+    block_size: int,
+    reduce_range: bool,
+) -> dict[str, Recipe]:
+    """By graph.
+
+    Args:
+        own: for each of GRAPHS, what it is to be instead of `to`.
+
+    Raises:
+        UsageError: nothing is to be quantised, or the runtime can't compute so.
+    """
+    recipes = {}
+    for graph, asked in zip(GRAPHS, own):
+        # Weight-only formats pay where a graph reads its weights for one token at a time.
+        chosen = asked or (to if to != "int4" or graph == "language_model" else None)
+        if chosen and chosen != "none":
+            recipes[graph] = make_recipe(chosen, purpose, activations, block_size, reduce_range)
+    if not recipes:
+        options = ", ".join(_OPTIONS.values())
+        raise UsageError(
+            f"nothing to quantise: give --to, or one of {options}; accepted: {', '.join(get_args(Format))}"
+        )
+    return recipes
+
+
+def _show(found: PrecisionReport, source: Bundle, report: Path | None, json_output: bool) -> None:
+    tables: list[Table | None] = [layer_table(found), trial_table(found)]
+    if found.calibration is not None:
+        tables.append(change_table(found, source.manifest.graphs))
+    for table in tables:
+        if table is not None:
+            console.print(table)
+    if report is not None:
+        write_file(report, lambda: report.write_text(found.model_dump_json(indent=1) + "\n"))
+    if json_output:
+        print_json_line(found.model_dump_json())
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    """A bar for each thing that takes time, on a terminal."""
+    with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        yield progress

@@ -1,0 +1,76 @@
+"""A bundle's folder with some of its graphs quantised."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+
+from catp.calibration.precision.formats.base import initializer_bytes
+from catp.calibration.precision.graph import FloatGraph
+from catp.calibration.precision.recipe import Recipe
+from catp.calibration.precision.statistics import RangeMethod
+from catp.export.external_data import save_model
+from catp.runtime.bundle import Bundle, file_spec, write_manifest
+from catp.runtime.manifest import GraphSpec, Manifest, Quantization
+
+Fragments = dict[str, onnx.GraphProto]
+"""Quantised layers by name."""
+
+
+def assemble(
+    source: Bundle,
+    folder: Path,
+    graphs: Mapping[str, FloatGraph],
+    recipes: Mapping[str, Recipe],
+    fragments: Mapping[str, Fragments],
+    ranges: RangeMethod,
+) -> Manifest:
+    """Write graphs with their fragments in place, and copies of everything else, into an empty folder.
+
+    Copies, because ONNX's own tools refuse weights that have a second name.
+
+    Returns the manifest, which is written too: it has neither the export's parity, which was another graph's, nor a
+    calibration's result.
+    """
+    manifest = source.manifest
+    specs = dict(manifest.graphs)
+    for name, graph in graphs.items():
+        if fragments[name]:
+            specs[name] = _write(graph, specs[name], recipes[name], fragments[name], ranges, folder)
+    new = manifest.model_copy(update={"graphs": specs, "parity": (), "calibration": None})
+    for spec in new.all_files():
+        if not (folder / spec.path).exists():
+            shutil.copyfile(source.file(spec), folder / spec.path)
+    write_manifest(folder, new)
+    return new
+
+
+def _write(
+    graph: FloatGraph, spec: GraphSpec, recipe: Recipe, fragments: Fragments, ranges: RangeMethod, folder: Path
+) -> GraphSpec:
+    model = graph.exchanged(fragments)
+    path = folder / spec.file.path
+    data = save_model(model, path)
+    onnx.checker.check_model(path)
+    before = {layer.name: layer.nbytes for layer in graph.layers}
+    return spec.model_copy(
+        update={
+            "file": file_spec(folder, path),
+            "external_data": file_spec(folder, data) if data.exists() else None,
+            "operators": sum(1 for _ in model.graph),
+            "quantization": Quantization(
+                format=recipe.format,
+                purpose=recipe.purpose,
+                activations=recipe.activations,
+                ranges=ranges if recipe.needs_ranges else None,
+                block_size=recipe.block_size if recipe.format == "int4" else None,
+                layers=len(fragments),
+                kept=tuple(layer.name for layer in graph.layers if layer.name not in fragments),
+                bytes_before=sum(before[name] for name in fragments),
+                bytes_after=sum(initializer_bytes(fragment) for fragment in fragments.values()),
+            ),
+        }
+    )

@@ -1,0 +1,318 @@
+"""The calibration of a bundle: ranges, layers, search, confirmation, publication."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from catp.calibration.data.dataset import DataSet, Question
+from catp.calibration.metrics import Metric
+from catp.calibration.precision.assembly import Fragments, assemble
+from catp.calibration.precision.comparison import Answers, accuracy_changes, ask, kept_overlap
+from catp.calibration.precision.graph import FloatGraph
+from catp.calibration.precision.layers import Layer, matching
+from catp.calibration.precision.observation import Examples, ObservingProvider, answer_each
+from catp.calibration.precision.ranges import GraphRanges, Sampling, gather_ranges
+from catp.calibration.precision.recipe import Recipe
+from catp.calibration.precision.report import GraphSize, PrecisionReport, Trial
+from catp.calibration.precision.search import fewest_kept
+from catp.calibration.precision.sensitivity import LayerError, layer_errors
+from catp.calibration.precision.statistics import PERCENTILE, RangeMethod
+from catp.calibration.ratio_search import half
+from catp.export.publish import published
+from catp.runtime.bundle import Bundle, write_manifest
+from catp.runtime.errors import CatpError, UsageError
+from catp.runtime.manifest import AccuracyChange, CalibrationSpec, Manifest
+from catp.runtime.pipeline import Pipeline
+
+FEWEST_SAMPLES = 16
+EXAMPLES = 4
+"""Questions by which the error of single layers is measured."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, and how much of how much of it is."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What calibration may cost.
+
+    Raises:
+        UsageError: a number is out of range.
+    """
+
+    max_accuracy_drop: float = 0.01  # of 1, at every tested ratio
+    min_kept_overlap: float = 0.98  # mean share of kept tokens that stay the same
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_accuracy_drop < 1:
+            raise UsageError(f"max accuracy drop {self.max_accuracy_drop}: of 1, so 0 <= drop < 1, such as 0.01")
+        if not 0 <= self.min_kept_overlap <= 1:
+            raise UsageError(f"min kept overlap {self.min_kept_overlap}: a share, 0 <= overlap <= 1, such as 0.98")
+
+    def allows(self, accuracy: Sequence[AccuracyChange], kept_overlap: float) -> bool:
+        lost = max(-change.difference for change in accuracy)
+        # Means have rounding errors: one lost question in a hundred is a drop of 0.01.
+        return lost <= self.max_accuracy_drop + 1e-9 and kept_overlap >= self.min_kept_overlap - 1e-9
+
+
+class BudgetExceeded(CatpError):
+    """Calibration costs more than it may; `report` says what was found."""
+
+    def __init__(self, reason: str, report: PrecisionReport) -> None:
+        super().__init__(
+            f"{reason}; nothing was published. Give a larger --max-accuracy-drop or a smaller --min-kept-overlap, "
+            "leave graphs out, or ask more --questions where few decide"
+        )
+        self.report = report
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Two halves of a data set that have no image in common.
+
+    Raises:
+        UsageError: there are too few samples to choose ranges by.
+    """
+
+    name: str
+    digest: str
+    metric: Metric
+    samples: list[Question]  # whose activations are looked at
+    search: list[Question]  # on which layers are chosen
+    confirmation: list[Question]
+
+    def __post_init__(self) -> None:
+        if len(self.samples) < FEWEST_SAMPLES:
+            raise UsageError(
+                f"data {self.name}: {len(self.samples)} samples are too few to choose ranges by; give at least "
+                f"{FEWEST_SAMPLES} with --samples, and questions about twice as many images"
+            )
+        if not self.confirmation:
+            raise UsageError(f"data {self.name}: nothing is left to compare the bundles on; give more questions")
+
+
+def split(data: DataSet, samples: int, questions: int, seed: int) -> Questions:
+    """At most `samples` questions to calibrate by, and `questions` for each comparison."""
+    # Halves are drawn by image, so they are equal only about.
+    drawn = data.subset(3 * max(samples, questions), None, seed)
+    calibration = list(islice(half(drawn, seed, "search"), max(samples, questions)))
+    return Questions(
+        data.name,
+        drawn.digest(),
+        data.metric,
+        calibration[:samples],
+        calibration[:questions],
+        list(islice(half(drawn, seed, "confirmation"), questions)),
+    )
+
+
+class Calibrator:
+    """One bundle on its way to another.
+
+    Args:
+        recipes: by graph; the other graphs stay as they are.
+        exclude: patterns of layers that stay in floating point in any case.
+
+    Raises:
+        UsageError: a graph can't be quantised so, or a pattern fits no layer.
+    """
+
+    def __init__(
+        self,
+        source: Bundle,
+        recipes: Mapping[str, Recipe],
+        questions: Questions,
+        *,
+        seed: int = 0,
+        method: RangeMethod = "minmax",
+        percentile: float = PERCENTILE,
+        exclude: Sequence[str] = (),
+        batch_size: int = 8,
+        progress: Progress = lambda what, done, total: None,
+    ) -> None:
+        self.source = source
+        self.recipes = recipes
+        self.questions = questions
+        self._seed = seed
+        self._method = method
+        self._percentile = percentile
+        self._batch_size = batch_size
+        self._progress = progress
+        for name, recipe in recipes.items():
+            recipe.check(name, source.manifest.graphs[name])
+        self.graphs = {name: FloatGraph(name, source.graph_file(name)) for name in recipes}
+        self.layers = self._choose(tuple(exclude))
+        self._answers: dict[int, Answers] = {}
+
+    def run(
+        self, output: Path, budget: Budget, *, sensitivity: bool = True, overwrite: bool = False
+    ) -> PrecisionReport:
+        """Calibrate, and publish the bundle if its cost is within the budget on the other half of the images as well.
+
+        Args:
+            output: the new bundle's folder.
+            sensitivity: measure every layer's error even where all of them may be quantised.
+
+        Raises:
+            UsageError: `output` is taken.
+            BudgetExceeded: it costs too much; nothing was published.
+            CatpError: activations that no scale can be chosen for, or no question could be asked.
+        """
+        with published(output, overwrite) as folder:
+            fragments = self._fragments(self._ranges())
+            errors = self._errors(fragments) if sensitivity else ()
+            trials: list[Trial] = []
+
+            def fits(kept: Sequence[LayerError]) -> bool:
+                trials.append(self._try(fragments, kept, budget, folder, len(trials)))
+                return trials[-1].fits
+
+            kept: Sequence[LayerError] | None = ()
+            if not fits(()):
+                errors = errors or self._errors(fragments)
+                kept = fewest_kept(errors, fits)
+            report = PrecisionReport(
+                model=self.source.manifest.model,
+                max_accuracy_drop=budget.max_accuracy_drop,
+                min_kept_overlap=budget.min_kept_overlap,
+                errors=tuple(errors),
+                trials=tuple(trials),
+            )
+            if kept is None:
+                raise BudgetExceeded(
+                    "even with every layer but one in floating point, quantising costs too much", report
+                )
+            manifest = self._assemble(fragments, kept, folder)
+            report = self._confirm(report, manifest, folder, budget)
+            if not report.confirmed:
+                raise BudgetExceeded("what was chosen on one half of the images costs too much on the other", report)
+            write_manifest(folder, manifest.model_copy(update={"calibration": report.calibration}))
+        return report
+
+    def _choose(self, exclude: tuple[str, ...]) -> dict[str, tuple[Layer, ...]]:
+        """By graph, the layers that may be quantised."""
+        for pattern in exclude:
+            if not any(True for graph in self.graphs.values() for _ in matching(graph.layers, (pattern,))):
+                some = ", ".join(graph.layers[0].name for graph in self.graphs.values())
+                raise UsageError(f"exclude {pattern!r}: no layer is called so; layers have names such as {some}")
+        chosen = {}
+        for name, graph in self.graphs.items():
+            excluded = set(matching(graph.layers, exclude))
+            recipe = self.recipes[name]
+            chosen[name] = tuple(layer for layer in graph.layers if layer not in excluded and recipe.takes(layer))
+            if not chosen[name]:
+                reason = "all are excluded" if excluded else f"none has whole blocks of {recipe.block_size} weights"
+                raise UsageError(f"{name}: it has no layers to quantise to {recipe.format} ({reason})")
+        return chosen
+
+    def _ranges(self) -> GraphRanges:
+        observed = {name: layers for name, layers in self.layers.items() if self.recipes[name].needs_ranges}
+        if not observed:
+            return {}
+        asked = self.questions
+        sampling = Sampling(asked.samples, asked.name, asked.digest, self._seed, self._method, self._percentile)
+        advance = self._counter("observe activations", len(asked.samples))
+        return gather_ranges(self.source, self.graphs, observed, sampling, advance)
+
+    def _fragments(self, ranges: GraphRanges) -> dict[str, Fragments]:
+        advance = self._counter("quantise layers", sum(map(len, self.layers.values())))
+        fragments: dict[str, Fragments] = {}
+        for name, layers in self.layers.items():
+            fragments[name] = {}
+            for layer in layers:
+                fragments[name][layer.name] = self.recipes[name].fragment(layer, ranges.get(name, {}))
+                advance(1)
+        return fragments
+
+    def _errors(self, fragments: Mapping[str, Fragments]) -> tuple[LayerError, ...]:
+        """Of all layers, the largest first."""
+        examples = Examples()
+        pipeline = Pipeline(self.source, ObservingProvider({}, {}, examples))
+        tokens = self.source.manifest.pruning.num_query_tokens
+        for _ in answer_each(pipeline, self.questions.samples[:EXAMPLES], (tokens,)):
+            pass
+        advance = self._counter("measure layers", sum(map(len, fragments.values())))
+        found = [
+            error
+            for name, graph in self.graphs.items()
+            for error in layer_errors(
+                graph, fragments[name], self.recipes[name].purpose, examples.calls[name], lambda: advance(1)
+            )
+        ]
+        return tuple(sorted(found, key=lambda error: -error.error))
+
+    def _try(
+        self, fragments: Mapping[str, Fragments], kept: Sequence[LayerError], budget: Budget, folder: Path, number: int
+    ) -> Trial:
+        with tempfile.TemporaryDirectory(dir=folder) as trial:
+            self._assemble(fragments, kept, Path(trial))
+            asked = self.questions.search
+            before = self._ask(self.source.path, asked, "original bundle")
+            after = self._ask(Path(trial), asked, f"quantised bundle, {len(kept)} layers kept")
+        changes, overlap = accuracy_changes(before, after, self._seed), kept_overlap(before, after)
+        return Trial(
+            kept=tuple(f"{error.graph}: {error.layer}" for error in kept),
+            accuracy=changes,
+            kept_overlap=overlap,
+            fits=budget.allows(changes, overlap),
+        )
+
+    def _confirm(self, report: PrecisionReport, manifest: Manifest, folder: Path, budget: Budget) -> PrecisionReport:
+        asked = self.questions.confirmation
+        before = self._ask(self.source.path, asked, "original bundle, other images")
+        after = self._ask(folder, asked, "quantised bundle, other images")
+        changes, overlap = accuracy_changes(before, after, self._seed), kept_overlap(before, after)
+        old = self.source.manifest.graphs
+        return report.model_copy(
+            update={
+                "graphs": {
+                    name: GraphSize(before=old[name].bytes, after=spec.bytes, quantization=spec.quantization)
+                    for name, spec in manifest.graphs.items()
+                },
+                "calibration": CalibrationSpec(
+                    source_sha256={name: spec.file.sha256 for name, spec in old.items()},
+                    data=self.questions.name,
+                    samples=len(self.questions.samples),
+                    seed=self._seed,
+                    metric=self.questions.metric,
+                    questions=len(before.images),
+                    accuracy=changes,
+                    kept_overlap=overlap,
+                ),
+                "confirmed": budget.allows(changes, overlap),
+            }
+        )
+
+    def _assemble(self, fragments: Mapping[str, Fragments], kept: Sequence[LayerError], folder: Path) -> Manifest:
+        left_out = {(error.graph, error.layer) for error in kept}
+        chosen = {
+            graph: {layer: fragment for layer, fragment in found.items() if (graph, layer) not in left_out}
+            for graph, found in fragments.items()
+        }
+        return assemble(self.source, folder, self.graphs, self.recipes, chosen, self._method)
+
+    def _ask(self, folder: Path, questions: Sequence[Question], what: str) -> Answers:
+        """Of the original bundle once for the same questions."""
+        key = id(questions) if folder == self.source.path else None
+        if key in self._answers:
+            return self._answers[key]
+        advance = self._counter(f"ask the {what}", len(questions))
+        answers = ask(folder, questions, self.questions.metric, self._seed, self._batch_size, advance)
+        if key is not None:
+            self._answers[key] = answers
+        return answers
+
+    def _counter(self, what: str, total: int) -> Callable[[int], None]:
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            self._progress(what, done, total)
+
+        self._progress(what, 0, total)
+        return advance

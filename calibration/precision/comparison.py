@@ -1,0 +1,108 @@
+"""Two bundles on the same questions: what is answered, and which tokens are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from catp.calibration.answering import Answerer, in_batches
+from catp.calibration.data.dataset import Question
+from catp.calibration.metrics import Metric
+from catp.calibration.ratio_search import unseen_losses
+from catp.calibration.settings import Setting
+from catp.calibration.statistics import paired_difference
+from catp.runtime.bundle import Bundle
+from catp.runtime.engines.base import Provider
+from catp.runtime.errors import CatpError
+from catp.runtime.manifest import AccuracyChange, PruningSpec
+from catp.runtime.pipeline import Encoded, Pipeline, Votes
+from catp.runtime.pruning import num_kept, top_indices
+
+Advance = Callable[[int], None]
+"""Called with the number of questions just done."""
+
+
+class WatchedPipeline(Pipeline):
+    """A pipeline that remembers the scores of every image it was asked about."""
+
+    def __init__(self, bundle: Bundle, provider: Provider) -> None:
+        super().__init__(bundle, provider)
+        self.scores: list[np.ndarray] = []
+
+    def votes(self, encoded: Encoded) -> Votes:
+        found = super().votes(encoded)
+        self.scores.append(found.scores)
+        return found
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a bundle makes of questions."""
+
+    ratios: tuple[float, ...]
+    images: tuple[str, ...]  # of each question
+    accuracy: np.ndarray  # [questions, ratios]
+    kept: np.ndarray  # int64 [pictures, k], at the last ratio that prunes
+
+
+def tested_ratios(pruning: PruningSpec) -> tuple[float, ...]:
+    """All tokens, and those that the bundle keeps by default (half of them, where it keeps all)."""
+    return (0.0,) if pruning.method == "none" else (0.0, pruning.ratio or 0.5)
+
+
+def ask(
+    folder: Path, questions: Iterable[Question], metric: Metric, seed: int, batch_size: int, advance: Advance
+) -> Answers:
+    """Ask a bundle every question at every tested ratio, on the CPU.
+
+    Raises:
+        CatpError: no question could be asked.
+    """
+    pipeline = WatchedPipeline.load(folder)
+    assert isinstance(pipeline, WatchedPipeline)
+    pruning = pipeline.manifest.pruning
+    ratios = tested_ratios(pruning)
+    settings = [Setting(pruning.method, pruning.positions, ratio=ratio) for ratio in ratios]
+    answerer = Answerer(pipeline, settings, metric, seed, batch_size)
+    images: list[str] = []
+    accuracy: list[Sequence[float]] = []
+    for batch in in_batches(questions, batch_size):
+        for prediction in answerer.answer(batch):
+            if prediction.error is None:
+                images.append(prediction.image_key)
+                accuracy.append(prediction.accuracy)
+        advance(len(batch))
+    if not accuracy:
+        raise CatpError("none of the questions could be asked; catp-eval on the same data says why")
+    scores = np.concatenate(pipeline.scores)
+    kept = top_indices(scores, num_kept(ratios[-1], pruning.num_query_tokens))
+    return Answers(ratios, tuple(images), np.array(accuracy), kept)
+
+
+def kept_overlap(before: Answers, after: Answers) -> float:
+    """Mean share of the tokens kept by one that the other keeps too."""
+    both = [len(np.intersect1d(a, b)) for a, b in zip(before.kept, after.kept, strict=True)]
+    return float(np.mean(both)) / before.kept.shape[1]
+
+
+def accuracy_changes(before: Answers, after: Answers, seed: int) -> tuple[AccuracyChange, ...]:
+    """At each ratio, with the paired interval of the difference: a bootstrap's, and Wilson's where that is wider."""
+    changes = []
+    for ratio, old, new in zip(before.ratios, before.accuracy.T, after.accuracy.T):
+        found = paired_difference(new, old, seed, clusters=before.images)
+        # Of few changes, or none, a bootstrap is far too sure.
+        low = min(found.low, found.mean - unseen_losses(new - old, before.images))
+        high = max(found.high, found.mean + unseen_losses(old - new, before.images))
+        changes.append(
+            AccuracyChange(
+                ratio=ratio,
+                before=float(old.mean()),
+                after=float(new.mean()),
+                difference=found.mean,
+                interval_95=(low, high),
+            )
+        )
+    return tuple(changes)

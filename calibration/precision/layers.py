@@ -1,0 +1,114 @@
+"""Layers: products with a constant matrix, which is what calibration quantises in a graph."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from catp.runtime.errors import UsageError
+
+_QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits"}
+_SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where PyTorch's exporter notes the modules that a node came from, outermost first, then the node itself."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One product y = x W of a graph, or with a bias that stays as it is."""
+
+    name: str  # of the module it came from, such as "vision_model.encoder.layers.0.mlp.fc2"
+    node: str
+    input: str  # tensor x [..., K]
+    opset: int  # of the graph
+    _weight: Any  # ir tensor [K, N], or [N, K] where it is transposed
+    _transposed: bool
+
+    def weight(self) -> np.ndarray:
+        """W [K, N], float32 or float16, read from disk."""
+        matrix = self._weight.numpy()
+        return np.ascontiguousarray(matrix.T) if self._transposed else matrix
+
+    @property
+    def depth(self) -> int:
+        """K, the number of terms of each sum."""
+        return int(self._weight.shape[1 if self._transposed else 0])
+
+    @property
+    def nbytes(self) -> int:
+        """Of the weight in floating point."""
+        return int(self._weight.nbytes)
+
+
+def find_layers(model: ir.Model, graph: str) -> tuple[Layer, ...]:
+    """The layers of a graph whose input comes from its caller, in the order of the graph.
+
+    Products of constants alone (queries before they meet the image) are computed when the graph is loaded.
+
+    Args:
+        graph: its name, for messages.
+
+    Raises:
+        UsageError: the graph is quantised already, or has no such layer.
+    """
+    found = Counter(node.op_type for node in model.graph)
+    if found.keys() & _QUANTISED:
+        raise UsageError(f"{graph}: it is quantised already; give the floating-point bundle that it was made from")
+    dependent = set(model.graph.inputs)
+    layers = []
+    for node in model.graph:
+        if any(value in dependent for value in node.inputs):
+            dependent.update(node.outputs)
+            if layer := _as_layer(node, model.opset_imports[""]):
+                layers.append(layer)
+    if not layers:
+        raise UsageError(f"{graph}: it has no product with a constant matrix, so there is nothing to quantise")
+    repeated = {name for name, count in Counter(layer.name for layer in layers).items() if count > 1}
+    return tuple(
+        replace(layer, name=f"{layer.name}:{layer.node}") if layer.name in repeated else layer for layer in layers
+    )
+
+
+def matching(layers: tuple[Layer, ...], patterns: tuple[str, ...]) -> Iterator[Layer]:
+    """The layers whose name fits one of the patterns, as shells match file names."""
+    return (layer for layer in layers if any(fnmatchcase(layer.name, pattern) for pattern in patterns))
+
+
+def _as_layer(node: ir.Node, opset: int) -> Layer | None:
+    if node.op_type not in ("MatMul", "Gemm") or node.domain not in ("", "ai.onnx"):
+        return None
+    x, w = node.inputs[0], node.inputs[1]
+    tensor = None if w is None else w.const_value
+    if x is None or tensor is None or len(tensor.shape) != 2 or x.const_value is not None:
+        return None
+    transposed = False
+    if node.op_type == "Gemm":
+        plain = _number(node, "alpha", 1.0) == _number(node, "beta", 1.0) == 1 and _number(node, "transA", 0) == 0
+        if not plain:
+            return None
+        transposed = bool(_number(node, "transB", 0))
+    assert node.name is not None and x.name is not None
+    return Layer(_module(node), node.name, x.name, opset, tensor, transposed)
+
+
+def _number(node: ir.Node, name: str, default: float) -> float:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else float(attribute.value)
+
+
+def _module(node: ir.Node) -> str:
+    """The innermost module that the node came from; where that is not known, the one that its weight belongs to."""
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    except (ValueError, SyntaxError):
+        scopes = []
+    modules = [scope for scope in scopes[:-1] if scope]
+    weight = node.inputs[1]
+    assert weight is not None
+    return modules[-1] if modules else str(weight.name).removesuffix(".weight")

@@ -1,0 +1,123 @@
+"""The real chain, with what its layers read laid open while it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from catp.calibration.answering import too_long
+from catp.calibration.data.dataset import Question
+from catp.calibration.precision.graph import TAP, FloatGraph, serialized
+from catp.calibration.precision.layers import Layer
+from catp.runtime.bundle import Bundle
+from catp.runtime.engines.base import DeviceTensor, Engine, Step, Value, to_host
+from catp.runtime.engines.onnx_runtime import OrtProvider
+from catp.runtime.errors import ImageError
+from catp.runtime.pipeline import Pipeline
+
+Inputs = dict[str, np.ndarray]
+"""Of one call of a graph, by name."""
+
+
+class Observer:
+    """Looks at calls; what it does not want to see, it leaves as it is."""
+
+    def inputs(self, graph: str, inputs: Mapping[str, Value]) -> None:
+        """Called when a graph's inputs are bound."""
+
+    def activations(self, graph: str, tensor: str, values: np.ndarray) -> None:
+        """Called with what a layer read; a view, valid during the call."""
+
+
+class ObservingProvider:
+    """ONNX Runtime on the CPU, every graph of which shows its calls to an observer.
+
+    Args:
+        layers: by graph, the layers whose inputs are shown.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self, graphs: Mapping[str, FloatGraph], layers: Mapping[str, Sequence[Layer]], observer: Observer
+    ) -> None:
+        self._provider = OrtProvider("cpu")
+        self._graphs = graphs
+        self._layers = layers
+        self._observer = observer
+
+    def engine(self, bundle: Bundle, graph: str) -> Engine:
+        if self._layers.get(graph):
+            tapped = serialized(self._graphs[graph].tapped(self._layers[graph]))
+            engine: Engine = self._provider.engine_in_memory(tapped, bundle.path)
+        else:
+            engine = self._provider.engine(bundle, graph)
+        return _ObservedEngine(engine, graph, self._observer)
+
+    def synchronize(self) -> None:
+        self._provider.synchronize()
+
+
+class _ObservedEngine:
+    def __init__(self, engine: Engine, graph: str, observer: Observer) -> None:
+        self._engine, self._graph, self._observer = engine, graph, observer
+        self.zeros = engine.zeros
+        self.cache_slots = engine.cache_slots
+
+    def bind(self, inputs: Mapping[str, Value], outputs: Mapping[str, DeviceTensor] | None = None) -> Step:
+        self._observer.inputs(self._graph, inputs)
+        return _ObservedStep(self._engine.bind(inputs, outputs), self._graph, self._observer)
+
+
+class _ObservedStep:
+    def __init__(self, step: Step, graph: str, observer: Observer) -> None:
+        self._step, self._graph, self._observer = step, graph, observer
+        self.update = step.update
+
+    def run(self) -> dict[str, DeviceTensor]:
+        outputs = self._step.run()
+        for name in [name for name in outputs if name.startswith(TAP)]:
+            self._observer.activations(self._graph, name.removeprefix(TAP), outputs.pop(name).numpy())
+        return outputs
+
+
+def answer_each(pipeline: Pipeline, questions: Iterable[Question], kept: Sequence[int]) -> Iterator[Question]:
+    """Answer questions one by one, so that no padding is seen; each one that could be asked, after it was.
+
+    Args:
+        kept: how many query tokens the language model reads, in turns.
+    """
+    asked = 0
+    for question in questions:
+        token_ids = pipeline.tokenize(question.prompt)
+        if too_long(pipeline, token_ids):
+            continue
+        try:
+            pixel_values = pipeline.preprocess([question.image])
+        except ImageError:
+            continue
+        pruned = pipeline.prune(pipeline.encode(pixel_values), kept[asked % len(kept)])
+        pipeline.decode(pruned, [token_ids], pipeline.manifest.text.max_new_tokens)
+        asked += 1
+        yield question
+
+
+class Examples(Observer):
+    """Keeps a copy of the inputs of every call."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, list[Inputs]] = {}
+
+    def inputs(self, graph: str, inputs: Mapping[str, Value]) -> None:
+        self.calls.setdefault(graph, []).append({name: to_host(value).copy() for name, value in inputs.items()})
+
+
+class Gather(Observer):
+    """Hands what layers read to whoever adds it up."""
+
+    def __init__(self, add: Callable[[str, str, np.ndarray], None]) -> None:
+        self._add = add
+
+    def activations(self, graph: str, tensor: str, values: np.ndarray) -> None:
+        self._add(graph, tensor, values)

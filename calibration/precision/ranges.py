@@ -1,0 +1,117 @@
+"""Ranges of activations: gathered in the real chain, kept for the next run, and gone on with after an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from catp.calibration.cache import cache_folder
+from catp.calibration.data.dataset import Question
+from catp.calibration.precision.formats.base import Range
+from catp.calibration.precision.graph import FloatGraph
+from catp.calibration.precision.layers import Layer
+from catp.calibration.precision.observation import Gather, ObservingProvider, answer_each
+from catp.calibration.precision.statistics import PERCENTILE, RangeMethod, Statistics, from_json, to_json
+from catp.runtime.bundle import Bundle
+from catp.runtime.errors import CatpError
+from catp.runtime.pipeline import Pipeline
+from catp.runtime.pruning import num_kept
+
+SAVE_EVERY = 32
+"""Questions; as many, at most, are asked again after an interruption."""
+
+GraphRanges = dict[str, dict[str, Range]]
+"""By graph and tensor."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What decides ranges, other than the graphs."""
+
+    questions: Sequence[Question]
+    data: str
+    digest: str  # of the data set
+    seed: int
+    method: RangeMethod
+    percentile: float = PERCENTILE
+
+
+def gather_ranges(
+    bundle: Bundle,
+    graphs: Mapping[str, FloatGraph],
+    layers: Mapping[str, Sequence[Layer]],
+    sampling: Sampling,
+    advance: Callable[[int], None],
+) -> GraphRanges:
+    """Ask the bundle, and note what its layers read: all query tokens and the pruned prefix by turns.
+
+    What an earlier run gathered for the same graphs and questions is used; one that was interrupted goes on.
+
+    Args:
+        layers: by graph, those whose input is looked at.
+        advance: called with the number of questions done since the last call.
+
+    Raises:
+        CatpError: activations that no scale can be chosen for, or a question that can't be asked.
+    """
+    folder = cache_folder("ranges")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CatpError(f"{folder}: can't be written ({error.strerror}); name another with CATP_CACHE_DIR") from None
+    key = _key(bundle, layers, sampling)
+    finished, unfinished = folder / f"{key}.json", folder / f"{key}.npz"
+    if (known := _read(finished)) is not None:
+        advance(len(sampling.questions))
+        return known
+    statistics = Statistics(sampling.method, sampling.percentile)
+    done = _resume(statistics, unfinished)
+    advance(done)
+    observer = Gather(lambda graph, tensor, values: statistics.add(f"{graph}: {tensor}", values))
+    pipeline = Pipeline(bundle, ObservingProvider(graphs, layers, observer))
+    pruning = bundle.manifest.pruning
+    tokens = pruning.num_query_tokens
+    kept = (tokens,) if pruning.method == "none" else (tokens, num_kept(pruning.ratio or 0.5, tokens))
+    for _ in answer_each(pipeline, sampling.questions[done:], kept):
+        done += 1
+        advance(1)
+        if done % SAVE_EVERY == 0:
+            statistics.save(unfinished, done)
+    found: GraphRanges = {graph: {} for graph in layers}
+    for name, seen in statistics.ranges().items():
+        graph, tensor = name.split(": ", 1)
+        found[graph][tensor] = seen
+    temporary = finished.with_suffix(".part")
+    temporary.write_text(json.dumps({graph: to_json(ranges) for graph, ranges in found.items()}))
+    temporary.replace(finished)
+    unfinished.unlink(missing_ok=True)
+    return found
+
+
+def _key(bundle: Bundle, layers: Mapping[str, Sequence[Layer]], sampling: Sampling) -> str:
+    specs = bundle.manifest.graphs.values()
+    content = (
+        [(spec.file.sha256, spec.external_data.sha256 if spec.external_data else "") for spec in specs],
+        bundle.manifest.pruning.model_dump(mode="json"),
+        {graph: sorted({layer.input for layer in chosen}) for graph, chosen in layers.items()},
+        [question.id for question in sampling.questions],
+        (sampling.data, sampling.digest, sampling.seed, sampling.method, sampling.percentile),
+    )
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+
+
+def _read(path: Path) -> GraphRanges | None:
+    try:
+        return {graph: from_json(ranges) for graph, ranges in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError):  # not there, or not whole: it is gathered again
+        return None
+
+
+def _resume(statistics: Statistics, path: Path) -> int:
+    try:
+        return statistics.load(path)
+    except (OSError, ValueError, KeyError):
+        return 0

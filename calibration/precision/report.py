@@ -1,0 +1,45 @@
+"""What a calibration found, as JSON."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from catp.calibration.precision.sensitivity import LayerError
+from catp.runtime.manifest import AccuracyChange, CalibrationSpec, ModelSpec, Quantization
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Trial(_Strict):
+    """A choice of layers that stay in floating point, and what it costs on the searching half of the images."""
+
+    kept: tuple[str, ...] = Field(description="layers, as GRAPH: LAYER")
+    accuracy: tuple[AccuracyChange, ...]
+    kept_overlap: float
+    fits: bool = Field(description="into the budget")
+
+
+class GraphSize(_Strict):
+    """Bytes on disk, and how a graph was quantised (None: it was not)."""
+
+    before: int
+    after: int
+    quantization: Quantization | None
+
+
+class PrecisionReport(_Strict):
+    """The whole of it; what is None was not reached."""
+
+    schema_version: Literal[1] = 1
+    model: ModelSpec
+    max_accuracy_drop: float
+    min_kept_overlap: float
+    errors: tuple[LayerError, ...] = Field(description="of single layers, the largest first; empty where not measured")
+    trials: tuple[Trial, ...]
+    graphs: dict[str, GraphSize] | None = None
+    calibration: CalibrationSpec | None = Field(default=None, description="cost on the confirming half of the images")
+    confirmed: bool = False

@@ -1,0 +1,71 @@
+"""How much one layer alone, quantised, changes what its graph puts out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from catp.calibration.precision.graph import FloatGraph, serialized
+from catp.calibration.precision.observation import Inputs
+from catp.runtime.engines.onnx_runtime import OrtProvider
+from catp.runtime.manifest import Purpose
+
+COMPARED = {
+    "vision_encoder": ("image_embeds",),
+    "qformer_voting": ("kept_embeds", "token_scores"),
+    "language_model": ("logits",),
+}
+"""Outputs that a change is looked for in."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What quantising one layer does."""
+
+    graph: str
+    layer: str
+    error: float  # root mean square of the change, relative to the output's standard deviation; the worst output's
+    megabytes: float  # of the weight in floating point
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.graph, self.layer
+
+
+def layer_errors(
+    graph: FloatGraph,
+    fragments: Mapping[str, onnx.GraphProto],
+    purpose: Purpose,
+    calls: Sequence[Inputs],
+    advance: Callable[[], None] = lambda: None,
+) -> Iterator[LayerError]:
+    """For every layer that has a fragment, with all others in floating point.
+
+    Args:
+        calls: what the graph is given, with all query tokens kept, so that outputs stay comparable.
+    """
+    wanted = _outputs(graph, {}, purpose, calls)
+    sizes = {layer.name: layer.nbytes for layer in graph.layers}
+    for name, fragment in fragments.items():
+        found = _outputs(graph, {name: fragment}, purpose, calls)
+        error = max(relative_change(a, b) for a, b in zip(found, wanted))
+        advance()
+        yield LayerError(graph.name, name, error, sizes[name] / 1e6)
+
+
+def relative_change(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Root mean square of the change, relative to the standard deviation of `wanted`."""
+    found, wanted = found.astype(np.float64), wanted.astype(np.float64)
+    return float(np.sqrt(np.mean((found - wanted) ** 2)) / max(wanted.std(), 1e-30))
+
+
+def _outputs(
+    graph: FloatGraph, fragments: Mapping[str, onnx.GraphProto], purpose: Purpose, calls: Sequence[Inputs]
+) -> list[np.ndarray]:
+    """Each compared output, of all calls together."""
+    engine = OrtProvider("cpu").engine_in_memory(serialized(graph.exchanged(fragments)), graph.folder, purpose)
+    runs = [engine.bind(call).run() for call in calls]
+    return [np.concatenate([run[name].numpy().ravel() for run in runs]) for name in COMPARED[graph.name]]

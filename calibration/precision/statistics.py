@@ -1,0 +1,101 @@
+"""What activations were like: extremes and histograms, question by question, and the ranges chosen from them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from onnxruntime.quantization.calibrate import HistogramCollector
+
+from catp.calibration.precision.formats.base import Range
+from catp.runtime.errors import CatpError
+
+RangeMethod = Literal["minmax", "entropy", "percentile"]
+PERCENTILE = 99.99
+
+_BINS = {"minmax": 0, "entropy": 128, "percentile": 2048}
+"""Of a histogram, as onnxruntime.quantization chooses them."""
+
+
+class Statistics:
+    """Of the inputs of layers, by tensor.
+
+    Histograms and what is read from them are onnxruntime.quantization's (HistogramCollector).
+
+    Args:
+        method: minmax takes the extremes; entropy and percentile cut rare values off, for finer steps elsewhere.
+        percentile: what percentile keeps, in per cent.
+    """
+
+    def __init__(self, method: RangeMethod, percentile: float = PERCENTILE) -> None:
+        self.method = method
+        self._extremes: dict[str, tuple[float, float]] = {}
+        self._histograms = HistogramCollector(method, False, _BINS[method], 128, percentile, "same")
+
+    def add(self, tensor: str, values: np.ndarray) -> None:
+        """Raises CatpError where a value is no number or infinite."""
+        values = values.astype(np.float32, copy=False)
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite(low + high):
+            raise CatpError(
+                f"{tensor}: activations that are no number, or infinite: a scale can't be chosen for them; check that "
+                "catp-run gives sensible answers with this bundle (fp16 overflows where fp32 does not)"
+            )
+        known = self._extremes.get(tensor, (low, high))
+        self._extremes[tensor] = min(low, known[0]), max(high, known[1])
+        if self.method != "minmax":
+            self._histograms.collect_value({tensor: values})
+
+    def ranges(self) -> dict[str, Range]:
+        """By tensor.
+
+        Raises:
+            CatpError: a tensor never changed, so a scale can't be chosen for it.
+        """
+        for tensor, (low, high) in self._extremes.items():
+            if low == high:
+                raise CatpError(
+                    f"{tensor}: it was {low:g} everywhere in all samples, so a scale can't be chosen for it; give more "
+                    "varied data, or leave the layers out that read it (--exclude)"
+                )
+        if self.method == "minmax":
+            return {tensor: Range(*extremes) for tensor, extremes in self._extremes.items()}
+        with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there
+            chosen = self._histograms.compute_collection_result()
+        return {tensor: Range(float(found[0]), float(found[1])) for tensor, found in chosen.items()}
+
+    def save(self, path: Path, done: int) -> None:
+        """Write what was gathered from the first `done` questions, in one step."""
+        arrays: dict[str, Any] = {"done": np.array(done), "extremes": np.array(json.dumps(self._extremes))}
+        names = list(self._histograms.histogram_dict)
+        arrays["histograms"] = np.array(json.dumps(names))
+        for index, name in enumerate(names):
+            for part, array in enumerate(self._histograms.histogram_dict[name]):
+                arrays[f"{index}.{part}"] = np.asarray(array)
+        temporary = path.with_suffix(".part")
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        temporary.replace(path)
+
+    def load(self, path: Path) -> int:
+        """Read what `save` wrote; how many questions it was gathered from."""
+        with np.load(path, allow_pickle=False) as arrays:
+            self._extremes = {name: tuple(pair) for name, pair in json.loads(str(arrays["extremes"])).items()}
+            self._histograms.histogram_dict = {
+                name: tuple(arrays[f"{index}.{part}"] for part in range(5))
+                for index, name in enumerate(json.loads(str(arrays["histograms"])))
+            }
+            return int(arrays["done"])
+
+
+def to_json(ranges: Mapping[str, Range]) -> dict[str, list[float]]:
+    return {tensor: [seen.low, seen.high] for tensor, seen in ranges.items()}
+
+
+def from_json(content: Mapping[str, list[float]]) -> dict[str, Range]:
+    return {tensor: Range(*pair) for tensor, pair in content.items()}
