@@ -43,7 +43,7 @@ class Expected:
     compared: dict[str, Votes]  # what the diagnostics should say of other methods
     kept_indices: np.ndarray  # int64 [B, k]: the top of `votes`
     pruned: dict[Positions, list[Greedy]]  # per position mode and row, after the kept tokens
-    unpruned: list[list[int]]  # Hugging Face generate()
+    unpruned: list[Greedy]  # Hugging Face generate()
 
     @property
     def num_kept(self) -> int:

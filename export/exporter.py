@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from catp.export.checkpoint import Checkpoint, load_checkpoint
-from catp.export.demo import CHECKPOINT
+from catp.export.demo import CHECKPOINT, MODEL_ID
 from catp.export.demo import samples as demo_samples
 from catp.export.expected import Sample, compute_expected
 from catp.export.methods import make_method
@@ -49,6 +49,9 @@ Step = Callable[[str], AbstractContextManager[object]]
 LIBRARIES = (torch, transformers, onnx, onnxscript, onnxruntime)
 COMPARED = ("catp", "coverage", "distinct", "l2-norm", "self-attention")
 """Methods, with their default options, whose scores diagnostics put out."""
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Of the weights of vision encoder, projection and language model."""
 
 DEFAULT_NEW_TOKENS = 20  # what Hugging Face's generate() falls back to
 
@@ -104,14 +107,13 @@ def export_bundle(
         with step(f"load {model}"):
             checkpoint = load_checkpoint(model, revision)
         voting.cross_layers(checkpoint.family.cross_layers(checkpoint.model))  # refuses layers that there aren't
-        _check_disk(checkpoint, folder, precision)
+        dtype = DTYPES[precision]
+        _check_disk(checkpoint, folder, dtype)
         image, text = _image_spec(checkpoint), _text_spec(checkpoint)
         _write_files(checkpoint, folder)
         with step("run the samples in PyTorch"):
-            dtype = torch.float16 if precision == "fp16" else torch.float32
             expected = compute_expected(Reference(checkpoint), _samples(), voting, ratio, dtype, compared or ())
-        if precision == "fp16":
-            checkpoint.family.to_half(checkpoint.model)
+        checkpoint.family.set_dtype(checkpoint.model, dtype)
         graphs: dict[str, GraphSpec] = {}
         for graph in checkpoint.family.graphs(checkpoint.model, voting, compared):
             with step(f"export {graph.name}"):
@@ -162,7 +164,7 @@ def _versions() -> dict[str, str]:
 
 def _name(model: str) -> str:
     if Path(model).resolve() == CHECKPOINT.resolve():
-        return "catp-demo"
+        return MODEL_ID
     # A bundle travels: of a local folder only its name is of use elsewhere.
     return Path(model).resolve().name if Path(model).is_dir() else model
 
@@ -171,9 +173,8 @@ def _samples() -> Sequence[Sample]:
     return [Sample(load_image(sample.image), sample.prompt) for sample in demo_samples()]
 
 
-def _check_disk(checkpoint: Checkpoint, folder: Path, precision: Precision) -> None:
-    width = {"fp32": 4, "fp16": 2}[precision]
-    needed = sum(p.numel() for p in checkpoint.model.parameters()) * width
+def _check_disk(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> None:
+    needed = sum(p.numel() for p in checkpoint.model.parameters()) * dtype.itemsize
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CatpError(f"output: {needed / 1e9:.1f} GB are needed in {folder.parent}, {free / 1e9:.1f} GB are free")

@@ -6,35 +6,62 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from catp.export.emulation import emulated
 from catp.export.expected import MAX_NEW_TOKENS, Expected
 from catp.export.reference import Greedy, Votes
 from catp.runtime.bundle import Bundle
 from catp.runtime.engines import open_provider
 from catp.runtime.engines.base import Engine, to_host
 from catp.runtime.generation import bind_prefill
-from catp.runtime.manifest import ParityCheck, scores_of
+from catp.runtime.manifest import GRAPHS, ParityCheck, Precision, scores_of
 from catp.runtime.pipeline import Pipeline, Pruned
 
-RELATIVE_ERROR = {"fp32": 1e-4, "fp16": 3e-2}
-"""Largest absolute difference, relative to the largest absolute value of the output."""
+RELATIVE_ERROR: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 1e-1}
+"""Largest absolute difference, relative to the largest absolute value of the output.
 
-TOKEN_MISMATCH = {"fp32": 0.0, "fp16": 0.25}
-"""Share of sample prompts whose greedy tokens may differ, beyond near ties of the logits."""
+bf16 rounds eight times as coarsely as fp16; on the demo and on random weights its errors came to 0.03 at most.
+"""
 
-KEPT_MISMATCH = {"fp32": 0.0, "fp16": 0.15}
+TOKEN_MISMATCH: dict[Precision, float] = {"fp32": 0.0, "fp16": 0.25, "bf16": 0.5}
+"""Share of sample prompts whose greedy tokens may differ, beyond near ties of the logits.
+
+On random weights, whose tokens mean nothing, one prompt of four differed in bf16 at most; none on the demo.
+"""
+
+KEPT_MISMATCH: dict[Precision, float] = {"fp32": 0.0, "fp16": 0.15, "bf16": 0.25}
 """Share of kept tokens that may differ end to end, beyond near ties: half precision changes what the vote sees."""
+
+EMULATED = "bf16 emulated in float32"
+"""Said of every check that ran a stand-in for a graph."""
 
 
 def check_parity(bundle: Bundle, expected: Expected) -> list[ParityCheck]:
-    """Compare a bundle, run by ONNX Runtime on the CPU, with what PyTorch says."""
+    """Compare a bundle, run by ONNX Runtime on the CPU, with what PyTorch says.
+
+    A bf16 bundle can't be run there: it is emulated, and its checks say so.
+    """
+    precision = bundle.manifest.precision
+    if precision != "bf16":
+        return _checks(bundle, precision, expected)
+    with emulated(bundle) as stand_in:
+        return [_said_to_be_emulated(check) for check in _checks(stand_in, precision, expected)]
+
+
+def _said_to_be_emulated(check: ParityCheck) -> ParityCheck:
+    runs_graphs = check.subject in (*GRAPHS, "pipeline")
+    return check.model_copy(update={"subject": f"{check.subject} ({EMULATED})"}) if runs_graphs else check
+
+
+def _checks(bundle: Bundle, precision: Precision, expected: Expected) -> list[ParityCheck]:
+    """Args: `precision`: whose limits hold."""
     provider = open_provider("cpu")
-    limit = RELATIVE_ERROR[bundle.manifest.precision]
+    limit = RELATIVE_ERROR[precision]
     checks = [
         *_vision(provider.engine(bundle, "vision_encoder"), expected, limit),
         *_qformer(provider.engine(bundle, "qformer_voting"), bundle, expected, limit),
         _language_model(provider.engine(bundle, "language_model"), bundle, expected, limit),
     ]
-    return [*checks, *_end_to_end(Pipeline(bundle, provider), expected)]
+    return [*checks, *_end_to_end(Pipeline(bundle, provider), precision, expected)]
 
 
 def _check(subject: str, measure: str, value: float | np.floating, limit: float) -> ParityCheck:
@@ -121,8 +148,7 @@ def _language_model(engine: Engine, bundle: Bundle, expected: Expected, limit: f
     return _check("language_model", "logits: relative error", np.max(errors), limit)
 
 
-def _end_to_end(pipeline: Pipeline, expected: Expected) -> Iterator[ParityCheck]:
-    precision = pipeline.manifest.precision
+def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) -> Iterator[ParityCheck]:
     images = [sample.image for sample in expected.samples]
     prompts = [sample.prompt for sample in expected.samples]
     wrong = sum(pipeline.tokenize(prompt) != ids for prompt, ids in zip(prompts, expected.prompt_ids))
@@ -140,7 +166,10 @@ def _end_to_end(pipeline: Pipeline, expected: Expected) -> Iterator[ParityCheck]
             answers = pipeline.generate(
                 [images[row] for row in group], [prompts[row] for row in group], ratio=0, max_new_tokens=MAX_NEW_TOKENS
             )
-            wrong += sum(answer.token_ids != expected.unpruned[row] for answer, row in zip(answers, group))
+            wrong += sum(
+                not same_tokens(answer.token_ids, expected.unpruned[row], RELATIVE_ERROR[precision])
+                for answer, row in zip(answers, group)
+            )
         measure = f"unpruned, {how}: prompts with other tokens than generate()"
         yield _check("pipeline", measure, wrong / len(prompts), limit)
 

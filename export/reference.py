@@ -134,7 +134,7 @@ class Reference:
         return self._checkpoint.family.query_embeds(self._model, image_embeds, image_weights)
 
     @torch.no_grad()
-    def generate(self, pixel_values: torch.Tensor, prompt_ids: Sequence[int], max_new_tokens: int) -> list[int]:
+    def generate(self, pixel_values: torch.Tensor, prompt_ids: Sequence[int], max_new_tokens: int) -> Greedy:
         """Hugging Face `generate()`, greedy, of one image [1, 3, H, W] with all query tokens."""
         config = self._model.config
         ids = torch.tensor([[config.image_token_index] * config.num_query_tokens + list(prompt_ids)])
@@ -145,9 +145,13 @@ class Reference:
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
-        )[0].tolist()
-        # Depending on its version, generate() repeats the prompt.
-        return output[ids.shape[1] :] if output[: ids.shape[1]] == ids[0].tolist() else output
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        tokens = output.sequences[0].tolist()
+        if tokens[: ids.shape[1]] == ids[0].tolist():  # depending on its version, generate() repeats the prompt
+            tokens = tokens[ids.shape[1] :]
+        return Greedy(tokens, torch.cat(output.logits).float().numpy())
 
     @torch.no_grad()
     def continue_greedily(

@@ -14,6 +14,7 @@ import torch
 
 from catp.export import onnx_ops
 from catp.export.external_data import save_model
+from catp.export.float32_islands import float32_islands
 from catp.export.graphs import Graph
 from catp.runtime.bundle import file_spec
 from catp.runtime.manifest import GraphSpec, Precision, TensorSpec
@@ -49,6 +50,7 @@ def write_graph(graph: Graph, folder: Path, precision: Precision) -> GraphSpec:
         file=file_spec(folder, path),
         external_data=file_spec(folder, data) if data.exists() else None,
         precision=precision,
+        float32_islands=() if precision == "fp32" else float32_islands(model),
         inputs=tuple(_tensor_spec(value) for value in model.graph.inputs),
         outputs=tuple(_tensor_spec(value) for value in model.graph.outputs),
         operators=sum(1 for _ in model.graph),

@@ -90,6 +90,9 @@ class GraphSpec(_Strict):
     file: FileSpec
     external_data: FileSpec | None = None
     precision: Precision
+    float32_islands: tuple[str, ...] = Field(
+        default=(), description="of a half-precision graph, what it computes in float32 all the same"
+    )
     quantization: Quantization | None = None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import numpy as np
 
 from catp.calibration.benchmark.cost import Cost, StageCost
+from catp.calibration.benchmark.described import Described
 from catp.calibration.benchmark.machine import Machine
 from catp.calibration.benchmark.rates import Rates
-from catp.calibration.benchmark.report import Report, Setup, Subject, make_report
+from catp.calibration.benchmark.report import Report, Setup, make_report
 from catp.calibration.benchmark.rounds import Measured
-from catp.calibration.benchmark.subject import OURS, Case, Sample
+from catp.calibration.benchmark.subject import OURS, Case, Sample, prunes
 from catp.runtime.manifest import ModelSpec
 
 MEDIANS = {"preprocess": 5.0, "vision": 250.0, "qformer": 100.0, "prefill": 80.0, "decode": 24.0, "host": 3.0}
@@ -27,6 +28,10 @@ MACHINE = Machine(
     python="3",
     versions={},
 )
+BUNDLE = Described(
+    path="b", model=ModelSpec(id="m", family="f"), precision="fp32", method="catp", num_query_tokens=32,
+    positions="original", parameters={}, sha256={}, precisions={"language_model": "fp32"}, bytes={"language_model": 8},
+)  # fmt: skip
 
 
 def sample(milliseconds: dict[str, float], tokens: list[int]) -> Sample:
@@ -51,21 +56,29 @@ def make(
     cpu: str = "a CPU",
     yardstick: float = 8.0,
     others_seconds: float | None = 0.0,
+    bundle: Described = BUNDLE,
+    contending: Described = BUNDLE,
 ) -> Report:
     """A report whose stages take MEDIANS times a slowdown, with noise of its own for every stage and round.
 
-    A pruned ratio halves prefill; a contender takes twice as long for everything.
+    A pruned ratio halves prefill; a contender takes twice as long for everything, and answers `new_tokens`. A contender
+    of any name but a runtime's is the bundle `contending`.
     """
     rng = np.random.default_rng(seed)
     ratios = (0.0, 0.5)
-    cases = [Case(1, OURS, ratio) for ratio in ratios] + [Case(1, name, 0.0) for name in against]
+    setup = Setup(
+        provider="cpu", engines=None, threads=2, batches=(1,), ratios=ratios, against=against, prompt_tokens=16,
+        new_tokens=NEW_TOKENS, image_size=(640, 480), seed=0, warmup=5,
+    )  # fmt: skip
+    cases = [case for name in (OURS, *against) for case in setup.cases(name)]
     tokens = list(range(NEW_TOKENS))
     measured = Measured({case: [] for case in cases}, seconds=60.0, others_seconds=others_seconds)
     for _ in range(rounds):
         measured.yardstick_ms.append(yardstick * float(np.exp(noise * rng.normal())))
         for case in cases:
             factors = {
-                stage: (2.0 if case.subject != OURS else 0.5 if stage == "prefill" and case.ratio else 1.0)
+                stage: (2.0 if case.subject != OURS else 1.0)
+                * (0.5 if stage == "prefill" and case.ratio else 1.0)
                 * slowdown(case, stage)
                 * float(np.exp(noise * rng.normal()))
                 for stage in MEDIANS
@@ -83,18 +96,12 @@ def make(
         for ratio in ratios
     ]  # fmt: skip
     return make_report(
-        Subject(
-            path="b", model=ModelSpec(id="m", family="f"), precision="fp32", method="catp", num_query_tokens=32,
-            positions="original", parameters={}, sha256={},
-        ),
-        Setup(
-            provider="cpu", engines=None, threads=2, batches=(1,), ratios=ratios, against=against, prompt_tokens=16,
-            new_tokens=NEW_TOKENS, image_size=(640, 480), seed=0, warmup=5,
-        ),
+        {OURS: bundle, **dict.fromkeys(filter(prunes, against), contending)},
+        setup,
         MACHINE.model_copy(update={"cpu": cpu}),
         (0.0, 0.0),
         (RATES, RATES),
         costs,
         [],
         measured,
-    )  # fmt: skip
+    )

@@ -61,6 +61,12 @@ def half_bundle(shared: Shared) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bf16_bundle(shared: Shared) -> Path:
+    """The demo model in bfloat16."""
+    return shared("bf16-bundle", lambda folder: export_bundle(str(CHECKPOINT), folder, precision="bf16"))
+
+
+@pytest.fixture(scope="session")
 def diagnostics_bundle(shared: Shared) -> Path:
     """`catp-export --diagnostics`: every method's scores are among the Q-Former's outputs."""
 

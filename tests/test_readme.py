@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from catp.calibration.precision.report import PrecisionReport
 from catp.calibration.report import Report
 from catp.export.demo import samples
 
@@ -102,8 +103,39 @@ def test_engines_are_built_and_shown(outputs: dict[str, str]) -> None:
 def test_a_picture_is_drawn_and_a_ratio_chosen(clone: Path, outputs: dict[str, str]) -> None:
     (explained,) = (output for command, output in outputs.items() if command.startswith("catp-explain"))
     assert samples()[0].answer in explained and (clone / "build" / "explain.png").is_file()
-    (chosen,) = (output for command, output in outputs.items() if command.startswith("catp-calibrate"))
+    (chosen,) = (output for command, output in outputs.items() if command.startswith("catp-calibrate ratio"))
     assert "Confirmation on" in chosen
+
+
+def test_a_bundle_is_quantised(outputs: dict[str, str]) -> None:
+    (printed,) = (output for command, output in outputs.items() if command.startswith("catp-calibrate precision"))
+    assert "Published build/demo-int8" in printed
+    (answer,) = (output for command, output in outputs.items() if command.startswith("catp-run build/demo-int8"))
+    assert samples()[0].answer in answer
+
+
+def test_the_precision_table_is_the_recorded_reports() -> None:
+    table = README[README.index("\n| for | matrix products |") + 1 :].partition("\n\n")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines()[2:]]
+    folder = ROOT / "export" / "demo" / "accuracy" / "precision"
+    assert {path.name for path in folder.iterdir()} == {row[1].rpartition("/")[2].strip(") ") for row in rows}
+    for purpose, link, *cells in rows:
+        report = PrecisionReport.model_validate_json((folder / link.rpartition("/")[2].strip(") ")).read_text())
+        found, graphs = report.calibration, report.graphs
+        assert report.confirmed and found is not None and graphs is not None and found.questions == 1000
+        quantised = [size.quantization for size in graphs.values() if size.quantization]
+        assert {quantization.purpose for quantization in quantised} == {purpose.strip()}
+        figures = [[float(number) for number in re.findall(r"[-+]?\d+(?:\.\d+)?", cell)] for cell in cells]
+        for claimed, change in zip(figures, found.accuracy):
+            assert claimed == pytest.approx([100 * x for x in (change.after, *change.interval_95)], abs=0.051)
+            assert change.difference >= -0.01
+        assert figures[2] == pytest.approx([100 * found.kept_overlap], abs=0.051) and found.kept_overlap >= 0.98
+        kept = sum(len(quantization.kept) for quantization in quantised)
+        assert figures[4] == [kept, kept + sum(quantization.layers for quantization in quantised)]
+        for quantization in quantised:
+            factor = quantization.bytes_before / quantization.bytes_after
+            assert factor >= {"int8": 3.5, "fp8": 3.5, "int4": 6}[quantization.format]
+            assert f"{quantization.format} {factor:.1f}x" in cells[3]
 
 
 def recorded(seed: int) -> Report:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from catp.calibration.benchmark.described import Described
 from catp.calibration.benchmark.intervals import FEWEST, Ratio, ratio_of_medians
 from catp.calibration.benchmark.report import Report, Result
 from catp.calibration.benchmark.subject import OURS, STAGES, WHOLE
@@ -101,6 +102,13 @@ def _share(result: Result, stage: str) -> float:
     return times * result.milliseconds[stage].p50 / result.milliseconds["total"].p50
 
 
+def _precisions(old: Described, new: Described) -> tuple[str, str]:
+    """By graph, where both reports say it."""
+    if old.precisions and new.precisions:
+        return old.precision_label, new.precision_label
+    return old.precision, new.precision
+
+
 def _notes(old: Report, new: Report, common: int) -> list[str]:
     found = []
     settings = len({result.case for result in (*old.results, *new.results)})
@@ -112,9 +120,10 @@ def _notes(old: Report, new: Report, common: int) -> list[str]:
         "provider": (old.setup.provider, new.setup.provider),
         "clock governor": (old.machine.governor, new.machine.governor),
         "model": (old.bundle.model.id, new.bundle.model.id),
-        "precision": (old.bundle.precision, new.bundle.precision),
         "voting method": (old.bundle.method, new.bundle.method),
     }
+    before, after = {OURS: old.bundle, **old.bundles}, {OURS: new.bundle, **new.bundles}
+    pairs |= {f"precision of {name}": _precisions(before[name], after[name]) for name in before if name in after}
     found += [f"{name}: {was} before, {is_} now" for name, (was, is_) in pairs.items() if was != is_]
     yardstick = ratio_of_medians(new.yardstick_ms, old.yardstick_ms, new.setup.seed)
     if yardstick.is_clear and abs(yardstick.median - 1) > 0.03:

@@ -1,33 +1,58 @@
-"""Contenders by name. What one needs is imported when it is asked for."""
+"""Contenders by name: other runtimes, other bundles. What one needs is imported when it is asked for."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
-from catp.calibration.benchmark.subject import Subject
+from catp.calibration.benchmark.geometry import read_geometry
+from catp.calibration.benchmark.subject import OURS, UNPRUNED, Subject
+from catp.runtime.bundle import Bundle, is_dir, open_bundle
 from catp.runtime.errors import UsageError
 from catp.runtime.manifest import Manifest
 
-CONTENDERS = ("transformers", "transformers-bf16")
 
+def find_contenders(given: str | None) -> dict[str, Path | None]:
+    """What `--against` names, by the name it has in a report, each once: a bundle's folder, or None for a runtime.
 
-def check_contenders(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, each once.
+    A bundle is called as its folder is, with a number behind it where that name is taken.
 
     Raises:
         UsageError: one is unknown, or what it needs is not installed.
     """
-    for name in names:
-        if name not in CONTENDERS:
-            raise UsageError(f"--against {name!r}: unknown; accepted: {', '.join(CONTENDERS)}")
-        for library in ("torch", "transformers"):
-            # Imported later: it takes memory that would be taken for ours.
-            if not _is_installed(library):
-                raise UsageError(
-                    f"--against {name}: it needs {library}, which is not installed; pip install '.[export,cpu]'"
-                )
-    return tuple(dict.fromkeys(names))
+    found: dict[str, Path | None] = {}
+    folders = set()
+    for text in [part.strip() for part in given.split(",")] if given else ():
+        path = Path(text)
+        if text in UNPRUNED:
+            check_installed(f"--against {text}", "torch", "transformers")
+            found[text] = None
+        elif not text or not is_dir(path):
+            raise UsageError(
+                f"--against {text!r}: unknown; accepted: {', '.join(UNPRUNED)}, and folders of other bundles"
+            )
+        elif path.resolve() not in folders:
+            folders.add(path.resolve())
+            name = path.name if path.name not in ("", "..") else path.resolve().name
+            found[_free_name(name, {OURS, *UNPRUNED, *found})] = path
+    return found
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name}-{number}", number + 1
+    return candidate
+
+
+def check_installed(option: str, *libraries: str) -> None:
+    """Raises UsageError where one is not; none is imported: it takes memory that would be taken for ours."""
+    for library in libraries:
+        if not _is_installed(library):
+            raise UsageError(f"{option}: it needs {library}, which is not installed; pip install '.[export,cpu]'")
 
 
 def _is_installed(library: str) -> bool:
@@ -35,6 +60,55 @@ def _is_installed(library: str) -> bool:
         return importlib.util.find_spec(library) is not None
     except ValueError:  # it was blocked
         return False
+
+
+def open_bundles(
+    folder: Path, contenders: Mapping[str, Path | None], ratios: Sequence[float]
+) -> tuple[dict[str, Bundle], dict[str, float]]:
+    """The bundle in `folder`, which is ours, and those among the contenders; and the seconds that each took to verify.
+
+    Raises:
+        UsageError: one is no bundle, is one of another model, or can't prune by these ratios.
+        BundleError: one is incomplete or altered.
+    """
+    bundles: dict[str, Bundle] = {}
+    seconds: dict[str, float] = {}
+    for name, path in {OURS: folder, **contenders}.items():
+        if path is None:
+            continue
+        started = time.perf_counter()
+        bundles[name] = open_bundle(path)
+        seconds[name] = time.perf_counter() - started
+        if bundles[name].manifest.pruning.method == "none" and any(ratios):
+            raise UsageError(
+                f"ratios: bundle {path} was exported with --method none and keeps every token; give --ratios 0"
+            )
+        if name != OURS:
+            _check_same(bundles[OURS], bundles[name])
+    return bundles, seconds
+
+
+def _check_same(first: Bundle, other: Bundle) -> None:
+    """Raises UsageError where they can't be asked the same, or do other work for it."""
+    ours, theirs = _sizes(first), _sizes(other)
+    for what, size in ours.items():
+        if theirs[what] != size:
+            raise UsageError(
+                f"--against {other.path}: its {what} is {theirs[what]}, that of {first.path} is {size}; bundles timed "
+                "side by side must take the same input and have the same sizes: give one made from the same checkpoint"
+            )
+
+
+def _sizes(bundle: Bundle) -> Mapping[str, object]:
+    manifest = bundle.manifest
+    found: dict[str, object] = {
+        "image size": f"{manifest.image.width} x {manifest.image.height}",
+        "number of query tokens": manifest.pruning.num_query_tokens,
+        "number of positions": manifest.text.max_positions,
+    }
+    for part, sizes in asdict(read_geometry(bundle)).items():
+        found |= {f"{part} model's {name.replace('_', ' ')}": size for name, size in sizes.items()}
+    return found
 
 
 def find_checkpoint(manifest: Manifest, given: str | None) -> str:
@@ -56,14 +130,14 @@ def find_checkpoint(manifest: Manifest, given: str | None) -> str:
 
 
 def open_contender(name: str, checkpoint: str, threads: int) -> Subject:
-    """Load a contender, one of CONTENDERS.
+    """Load a runtime, one of UNPRUNED.
 
     Raises:
-        UsageError: its checkpoint can't be loaded.
+        UsageError: its checkpoint can't be loaded, or what it needs is missing.
     """
     import torch
 
     from catp.calibration.benchmark.hugging_face import TransformersSubject
 
-    dtype = {"transformers": torch.float32, "transformers-bf16": torch.bfloat16}[name]
-    return TransformersSubject(name, checkpoint, dtype, threads)
+    dtype = torch.bfloat16 if name == "transformers-bf16" else torch.float32
+    return TransformersSubject(name, checkpoint, dtype, threads, compiled=name == "compile")

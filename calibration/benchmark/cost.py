@@ -3,18 +3,23 @@
 Floating-point operations are those of matrix products, 2 m n k each. Left out are the vote (its comparisons are
 counted apart), softmax, normalisation, activations, biases, and attention to cache slots that hold no token; of causal
 attention the masked half is counted, as dense kernels compute it. Bytes are those that no cache can avoid moving: a
-stage's weights, its inputs and outputs, the keys and values it writes and reads; not tensors between operators.
+stage's weights (as they are on disk, quantised or not), its inputs and outputs, the keys and values it writes and
+reads; not tensors between operators.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from catp.calibration.benchmark.geometry import Geometry, LanguageGeometry, QFormerGeometry, VisionGeometry
-from catp.runtime.manifest import GraphSpec, Manifest
+from catp.runtime.manifest import GraphSpec, Manifest, Precision
+
+WEIGHT_BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+"""Of a weight that was not quantised."""
 
 
 class StageCost(BaseModel):
@@ -144,11 +149,23 @@ def weight_bytes(graph: GraphSpec) -> int:
 
 def language_weight_bytes(language: LanguageGeometry, graph: GraphSpec) -> int:
     """All weights, less tables of which a few rows are read: positions, and embeddings that are not the head."""
-    looked_up = language.positions * language.width
-    if not language.tied:
-        looked_up += language.vocabulary * language.width
     total = weight_bytes(graph)
-    return total - round(total * looked_up / graph.parameters)
+    item = WEIGHT_BYTES[graph.precision]
+    table = item * language.vocabulary * language.width
+    looked_up = item * language.positions * language.width
+    if not language.tied or _has_own_head(language, graph, total, table):
+        looked_up += table
+    return total - looked_up
+
+
+def _has_own_head(language: LanguageGeometry, graph: GraphSpec, total: int, table: int) -> bool:
+    """Whether a tied head was quantised: the embeddings, which must stay as they were, are a second table then."""
+    if graph.quantization is None:
+        return False
+    matrices = language_flops(language, 1, 0) // 2  # without a context, a multiplication for every weight
+    once = WEIGHT_BYTES[graph.precision] * (matrices + language.positions * language.width)
+    # Biases and normalisation are in neither sum; they are far smaller than half of a table.
+    return total - graph.quantization.bytes_after + graph.quantization.bytes_before > once + table / 2
 
 
 def _comparisons(qformer: QFormerGeometry, vision: VisionGeometry) -> int:
@@ -162,4 +179,4 @@ def _pixels(manifest: Manifest) -> int:
 
 def _item_size(graph: GraphSpec, name: str) -> int:
     dtype = next(tensor.dtype for tensor in (*graph.inputs, *graph.outputs) if tensor.name == name)
-    return np.dtype(dtype).itemsize
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize  # which numpy alone does not know

@@ -17,18 +17,21 @@ class TransformersSubject:
     """`generate()`, greedy, with the attention that transformers chooses (SDPA), all query tokens.
 
     Args:
-        name: "transformers" or "transformers-bf16".
+        name: what a report calls it.
         checkpoint: a folder or a Hub id, with safetensors.
         dtype: of weights and activations.
         threads: of PyTorch, within an operator. It holds for the whole process.
+        compiled: vision encoder, Q-Former and language model by torch.compile, each when it is first called.
 
     Raises:
-        UsageError: the checkpoint can't be loaded.
+        UsageError: the checkpoint can't be loaded, or torch.compile doesn't work here.
     """
 
-    def __init__(self, name: str, checkpoint: str, dtype: torch.dtype, threads: int) -> None:
+    def __init__(self, name: str, checkpoint: str, dtype: torch.dtype, threads: int, compiled: bool = False) -> None:
         self.name = name
         torch.set_num_threads(threads)
+        if compiled:
+            _check_compiler(name)
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         source: dict[str, Any] = {"trust_remote_code": False}
@@ -50,6 +53,9 @@ class TransformersSubject:
         self._began: dict[str, list[float]] = {}
         self._ended: dict[str, list[float]] = {}
         for stage in ("vision_model", "qformer", "language_model"):
+            if compiled:
+                module = getattr(self._model, stage)
+                module.forward = torch.compile(module.forward)  # not the call: its hooks are not to be compiled
             self._watch(stage)
 
     def run(self, question: Question, case: Case) -> Sample:
@@ -103,3 +109,15 @@ class TransformersSubject:
             found["decode"] = sum(decode) / len(decode)
             found["time_per_output_token"] = (total - first) / len(decode)
         return Sample({name: 1e3 * value for name, value in found.items()}, token_ids)
+
+
+def _check_compiler(name: str) -> None:
+    """Compile something small, before anything large is loaded."""
+    try:
+        torch.compile(lambda x: torch.sin(x) + 1)(torch.ones(8))
+    except Exception as error:  # there are as many reasons as there are compilers
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"--against {name}: torch.compile doesn't work here ({reason}); it needs a C++ compiler such as g++: "
+            "install one, or leave this contender out"
+        ) from None

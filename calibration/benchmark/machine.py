@@ -85,6 +85,15 @@ def resident_memory() -> int | None:
     return int(pages[1]) * resource.getpagesize() if len(pages) > 1 else None
 
 
+def available_memory() -> int | None:
+    """Bytes of host memory that could be had now without swapping; None where the system does not say."""
+    for line in (_read("/proc/meminfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return 1024 * int(value.split()[0])
+    return None
+
+
 def _cpu_model() -> str:
     for line in (_read("/proc/cpuinfo") or "").splitlines():
         name, _, value = line.partition(":")

@@ -14,10 +14,11 @@ from catp.runtime.pipeline import Pipeline
 class BundleSubject:
     """The runtime's pipeline, with nothing in its way: no tokenizer, no end of text."""
 
-    name = OURS
-
-    def __init__(self, bundle: Bundle, provider: Provider, positions: Positions | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, provider: Provider, positions: Positions | None = None, name: str = OURS
+    ) -> None:
         """Args: positions: None: the bundle's default."""
+        self.name = name
         manifest = bundle.manifest
         endless = manifest.text.model_copy(update={"eos_token_ids": ()})
         self._pipeline = Pipeline(Bundle(bundle.path, manifest.model_copy(update={"text": endless})), provider)

@@ -11,11 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from catp.calibration.benchmark.report import Report, Result
-from catp.calibration.benchmark.subject import OURS, STAGES
+from catp.calibration.benchmark.subject import OURS, STAGES, prunes
 from catp.calibration.benchmark.tables import TITLES
 
-PANEL, LEGEND = (4.6, 4.6), 1.9
-"""Size of a panel and width of the legend in inches."""
+PANEL, LEGEND, BAR = (4.6, 4.6), 1.9, 0.5
+"""Least size of a panel, width of the legend, and least width that a bar takes, in inches."""
 DPI = 150
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 COLORS = ("#56B4E9", "#0072B2", "#009E73", "#E69F00", "#D55E00", "#999999")
@@ -31,7 +31,8 @@ def draw_latency(report: Report, path: Path) -> None:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         batches = report.setup.batches
-        figure = Figure(figsize=(PANEL[0] * len(batches) + LEGEND, PANEL[1]), dpi=DPI, layout="constrained")
+        width = max(PANEL[0], BAR * len(report.results) / len(batches)) * len(batches) + LEGEND
+        figure = Figure(figsize=(width, PANEL[1]), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(batches), squeeze=False)[0]
         for panel, batch in zip(panels, batches):
@@ -42,7 +43,7 @@ def draw_latency(report: Report, path: Path) -> None:
         figure.legend(handles[::-1], labels[::-1], frameon=False, loc="outside right center")
         noisy = ", noisy" if report.noisy else ""
         title = (
-            f"{report.bundle.model.id} {report.bundle.precision}, {report.setup.new_tokens} new tokens; "
+            f"{report.bundle.model.id}, {report.bundle.precision_label}; {report.setup.new_tokens} new tokens; "
             f"{report.machine.cpu}, {report.setup.threads} threads, {report.rounds} rounds{noisy}"
         )
         figure.suptitle(title, fontsize="small", parse_math=False, wrap=True)
@@ -61,10 +62,17 @@ def _draw_panel(panel: Axes, results: list[Result]) -> None:
     spread = [[t.p50 - t.min for t in totals], [(t.p90 or t.p50) - t.p50 for t in totals]]
     medians = [t.p50 for t in totals]
     panel.errorbar(places, medians, spread, linestyle="none", color="black", capsize=3, label="total, min to p90")
-    names = [f"ratio {r.ratio:g}" if r.subject == OURS else r.subject for r in results]
-    panel.set_xticks(places, names, rotation=30, ha="right", fontsize="small")
+    names = [_name(result) for result in results]
+    panel.set_xticks(places, names, rotation=30, ha="right", fontsize="small", parse_math=False)
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
+
+
+def _name(result: Result) -> str:
+    ratio = f"ratio {result.ratio:g}"
+    if result.subject == OURS:
+        return ratio
+    return f"{result.subject}, {ratio}" if prunes(result.subject) else result.subject
 
 
 def _height(result: Result, stage: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -10,17 +10,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from catp.calibration.benchmark.cost import Cost
+from catp.calibration.benchmark.described import Described
 from catp.calibration.benchmark.intervals import Ratio, paired_ratio
 from catp.calibration.benchmark.machine import Machine
 from catp.calibration.benchmark.rates import Rates
 from catp.calibration.benchmark.rounds import Measured
-from catp.calibration.benchmark.subject import OURS, STAGES, WHOLE, Case
+from catp.calibration.benchmark.subject import OURS, STAGES, WHOLE, Case, prunes
 from catp.calibration.benchmark.summary import PERCENTILES, Summary, needed, summarize
 from catp.runtime.bundle import is_dir
 from catp.runtime.errors import CatpError, UsageError
-from catp.runtime.manifest import Method, ModelSpec, Positions, Precision
 
-SCHEMA_VERSION = 1
 NOISY = 0.1
 """Coefficient of variation of the baseline's total above which a run is called noisy."""
 CROWDED = 0.02
@@ -31,19 +30,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Subject(_Strict):
-    """The bundle."""
-
-    path: str
-    model: ModelSpec
-    precision: Precision
-    method: Method
-    num_query_tokens: int
-    positions: Positions
-    parameters: dict[str, int] = Field(description="by graph")
-    sha256: dict[str, str] = Field(description="of each graph's file")
-
-
 class Setup(_Strict):
     """What was asked, and how it was timed."""
 
@@ -52,7 +38,7 @@ class Setup(_Strict):
     threads: int
     batches: tuple[int, ...]
     ratios: tuple[float, ...]
-    against: tuple[str, ...]
+    against: tuple[str, ...] = Field(description="contenders: runtimes, and bundles by the names of their folders")
     prompt_tokens: int
     new_tokens: int = Field(description="generated exactly; an end token ends nothing")
     image_size: tuple[int, int] = Field(description="width and height of the pictures, in memory when timing begins")
@@ -62,6 +48,11 @@ class Setup(_Strict):
     warmup_excluded: Literal[True] = True
     clock: str = "host clock; the device is synchronised after each stage"
     order: str = "every setting once per round, in an order drawn anew for each round"
+
+    def cases(self, subject: str) -> list[Case]:
+        """The settings in which it is timed."""
+        ratios = self.ratios if prunes(subject) else (0.0,)
+        return [Case(size, subject, ratio) for size in self.batches for ratio in ratios]
 
 
 class Load(_Strict):
@@ -85,9 +76,13 @@ class Result(_Strict):
     milliseconds: dict[str, Summary]
     tokens_per_second: float = Field(description="new tokens of the batch over the median total")
     images_per_second: float = Field(description="images of the batch over the median total")
-    roofline: dict[str, float] = Field(description="the least time that the machine allows, over the median; by stage")
+    roofline: dict[str, float] = Field(
+        description="the least time that the machine allows, over the median; by stage, of ours alone"
+    )
     token_ids: list[list[int]]
-    agreeing_tokens: int | None = Field(description="leading tokens equal to ours unpruned, fewest of all rows")
+    agreeing_tokens: int | None = Field(
+        description="leading tokens equal to ours at the same ratio, fewest of all rows; None of ours itself"
+    )
     repeatable: bool = Field(description="whether every round gave the same tokens")
     samples_ms: dict[str, list[float]] = Field(description="one per round")
 
@@ -112,7 +107,8 @@ class Report(_Strict):
 
     schema_version: Literal[1] = 1
     created: str
-    bundle: Subject
+    bundle: Described
+    bundles: dict[str, Described] = Field(default={}, description="those among the contenders, by name")
     setup: Setup
     machine: Machine
     load_average_before: float | None
@@ -140,7 +136,7 @@ class Report(_Strict):
 
 
 def make_report(
-    bundle: Subject,
+    bundles: Mapping[str, Described],
     setup: Setup,
     machine: Machine,
     load_averages: tuple[float | None, float | None],
@@ -149,17 +145,22 @@ def make_report(
     loads: Sequence[Load],
     measured: Measured,
 ) -> Report:
-    """Everything that follows from the samples."""
+    """Everything that follows from the samples.
+
+    Args:
+        bundles: by subject, ours among them.
+    """
     by_setting = {(cost.batch, cost.ratio): cost for cost in costs}
-    results = tuple(
-        _result(case, measured, by_setting[case.batch, case.ratio], rates) for case in sorted(measured.samples)
-    )
+    order = (OURS, *setup.against)
+    cases = sorted(measured.samples, key=lambda case: (case.batch, order.index(case.subject), case.ratio))
+    results = tuple(_result(case, measured, by_setting[case.batch, case.ratio], rates) for case in cases)
     rounds = len(measured.yardstick_ms)
     others = None if measured.others_seconds is None else measured.others_seconds / measured.seconds / machine.cpus
     noise = _noise(results, measured, others)
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        bundle=bundle,
+        bundle=bundles[OURS],
+        bundles={name: bundle for name, bundle in bundles.items() if name != OURS},
         setup=setup,
         machine=machine,
         load_average_before=load_averages[0],
@@ -175,7 +176,7 @@ def make_report(
         yardstick_ms=_rounded(measured.yardstick_ms),
         cpu_of_others=others,
         noisy=bool(noise),
-        notes=(*noise, *_remarks(setup, results, rounds, load_averages[0], rates)),
+        notes=(*noise, *_remarks(bundles[OURS], setup, results, rounds, load_averages[0], rates)),
     )
 
 
@@ -209,11 +210,12 @@ def _result(case: Case, measured: Measured, cost: Cost, rates: tuple[Rates, Rate
     samples = measured.samples[case]
     token_ids = samples[0].token_ids
     total = summaries["total"].p50 / 1e3
-    unpruned = measured.samples[Case(case.batch, OURS, 0.0)][0].token_ids
+    ours = measured.samples[Case(case.batch, OURS, case.ratio)][0].token_ids
     # What the machine was seen to do at its best, before or after.
     flops = max(found.flops_per_second for found in rates)
     traffic = max(found.bytes_per_second for found in rates)
-    least = {stage: part.fastest_ms(flops, traffic) for stage, part in cost.stages.items()}
+    known = cost.stages if case.subject == OURS else {}
+    least = {stage: part.fastest_ms(flops, traffic) for stage, part in known.items()}
     return Result(
         subject=case.subject,
         batch=case.batch,
@@ -224,7 +226,7 @@ def _result(case: Case, measured: Measured, cost: Cost, rates: tuple[Rates, Rate
         images_per_second=case.batch / total,
         roofline={stage: least[stage] / summaries[stage].p50 for stage in least if stage in summaries},
         token_ids=token_ids,
-        agreeing_tokens=None if case.subject == OURS else min(map(_agreeing, token_ids, unpruned)),
+        agreeing_tokens=None if case.subject == OURS else min(map(_agreeing, token_ids, ours)),
         repeatable=all(sample.token_ids == token_ids for sample in samples),
         samples_ms={stage: _rounded(values) for stage, values in stages.items()},
     )
@@ -237,12 +239,17 @@ def _agreeing(ids: Sequence[int], others: Sequence[int]) -> int:
 
 
 def _speedups(setup: Setup, measured: Measured) -> list[Speedup]:
-    """Each pruned setting over the unpruned one, and each of ours over each contender."""
+    """Of each bundle: pruned over unpruned, at each ratio over ours, and at each ratio over each other runtime."""
     found = []
+    runtimes = [name for name in setup.against if not prunes(name)]
     for batch in setup.batches:
-        ours = [Case(batch, OURS, ratio) for ratio in setup.ratios]
-        pairs = [(case, ours[0]) for case in ours[1:]]
-        pairs += [(case, Case(batch, name, 0.0)) for name in setup.against for case in ours]
+        pairs = []
+        for bundle in (OURS, *filter(prunes, setup.against)):
+            cases = [Case(batch, bundle, ratio) for ratio in setup.ratios]
+            pairs += [(case, cases[0]) for case in cases[1:]]
+            if bundle != OURS:
+                pairs += [(case, Case(batch, OURS, case.ratio)) for case in cases]
+            pairs += [(case, Case(batch, name, 0.0)) for name in runtimes for case in cases]
         for case, baseline in pairs:
             by_stage = {}
             for stage in (*STAGES, *WHOLE):
@@ -288,6 +295,7 @@ def _noise(results: Sequence[Result], measured: Measured, others: float | None) 
 
 
 def _remarks(
+    bundle: Described,
     setup: Setup,
     results: Sequence[Result],
     rounds: int,
@@ -299,14 +307,22 @@ def _remarks(
     if missing:
         listed = ", ".join(f"p{percent} ({needed(percent)})" for percent in missing)
         found.append(f"{rounds} samples are too few for some percentiles, which are missing: {listed}")
-    for result in results:
-        if result.agreeing_tokens is not None and result.agreeing_tokens < setup.new_tokens:
+    if bundle.random_weights:
+        found.append(
+            f"the weights of {bundle.model.id} are random: times are those of its sizes; what it keeps and answers "
+            "means nothing"
+        )
+    for name in setup.against:
+        agreeing = {r.case: r.agreeing_tokens for r in results if r.subject == name and r.agreeing_tokens is not None}
+        differing = [case for case, tokens in agreeing.items() if tokens < setup.new_tokens]
+        if differing:
+            earliest = min(differing, key=agreeing.__getitem__)
             found.append(
-                f"{result.subject}, batch {result.batch}: other tokens than ours unpruned after "
-                f"{result.agreeing_tokens} of {setup.new_tokens}"
+                f"{name}: other tokens than ours {'at the same ratio' if prunes(name) else 'unpruned'} in "
+                f"{len(differing)} of {len(agreeing)} settings; earliest after {agreeing[earliest]} of "
+                f"{setup.new_tokens} ({earliest})"
             )
-        if not result.repeatable:
-            found.append(f"{result.case}: its tokens differ from round to round")
+    found += [f"{result.case}: its tokens differ from round to round" for result in results if not result.repeatable]
     if load is not None and load > 0.5:
         found.append(f"the machine was busy before anything was loaded: load average {load:.1f}")
     before, after = rates

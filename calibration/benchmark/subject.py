@@ -13,11 +13,19 @@ from catp.runtime.errors import UsageError
 from catp.runtime.manifest import Manifest
 
 OURS = "catp"
+"""The bundle that is timed: everything else is timed beside it."""
+UNPRUNED = ("transformers", "transformers-bf16", "compile")
+"""Runtimes that keep every query token; every other name is a bundle's."""
 STAGES = ("preprocess", "vision", "qformer", "prefill", "decode", "host")
 """Parts of an answer; decode is one step, host what lies between the parts (allocation, binding, loops)."""
 WHOLE = ("time_to_first_token", "time_per_output_token", "total")
 IMAGE_SIZE = (640, 480)
 """Width and height of the pictures, as most photographs of COCO have them."""
+
+
+def prunes(subject: str) -> bool:
+    """Whether it is timed at every ratio."""
+    return subject not in UNPRUNED
 
 
 @dataclass(frozen=True, order=True)
@@ -29,7 +37,7 @@ class Case:
     ratio: float
 
     def __str__(self) -> str:
-        ratio = f", ratio {self.ratio:g}" if self.subject == OURS else ""
+        ratio = f", ratio {self.ratio:g}" if prunes(self.subject) else ""
         return f"{self.subject}, batch {self.batch}{ratio}"
 
 

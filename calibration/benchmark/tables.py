@@ -9,11 +9,12 @@ from rich.table import Table
 
 from catp.calibration.benchmark.compare import Change, Comparison
 from catp.calibration.benchmark.cost import Cost
+from catp.calibration.benchmark.described import Described
 from catp.calibration.benchmark.intervals import Ratio
 from catp.calibration.benchmark.machine import Machine
 from catp.calibration.benchmark.rates import Rates
-from catp.calibration.benchmark.report import Report, Result, Subject
-from catp.calibration.benchmark.subject import OURS
+from catp.calibration.benchmark.report import Report, Result
+from catp.calibration.benchmark.subject import OURS, prunes
 
 TITLES = {
     "preprocess": "preprocess",
@@ -35,11 +36,13 @@ GRAPH_OF = {
 MISSING = "too few"
 
 
-def cost_table(bundle: Subject, costs: Sequence[Cost], rates: Rates, machine: Machine) -> Table:
+def cost_table(bundle: Described, costs: Sequence[Cost], rates: Rates, machine: Machine) -> Table:
     """What each stage has to do at each ratio, and the least time that takes here; no stage has run yet."""
+    made = ", random weights" if bundle.random_weights else ""
     title = (
-        f"Cost of {escape(bundle.model.id)}, {bundle.precision}; {escape(machine.cpu)}, {rates.threads} threads: "
-        f"{rates.gflops:,.0f} GFLOP/s, {rates.bytes_per_second / 1e9:.1f} GB/s (measured, float32)"
+        f"Cost of {escape(bundle.model.id)}{made}; {bundle.precision_label}. {escape(machine.cpu)}, "
+        f"{rates.threads} threads: {rates.gflops:,.0f} GFLOP/s, {rates.bytes_per_second / 1e9:.1f} GB/s "
+        "(measured, float32)"
     )
     table = Table(title=title, title_justify="left")
     table.add_column("batch", justify="right")
@@ -65,6 +68,24 @@ def cost_table(bundle: Subject, costs: Sequence[Cost], rates: Rates, machine: Ma
     return table
 
 
+def bundle_table(report: Report) -> Table | None:
+    """What the bundles are; None where there is only one, of which the card of costs says as much."""
+    if not report.bundles:
+        return None
+    table = Table(title="Bundles", title_justify="left")
+    for column in ("runtime", "folder", "method", "positions"):
+        table.add_column(column)
+    for graph in report.bundle.precisions:
+        table.add_column(graph)
+    table.add_column("on disk, MB", justify="right")
+    for name, bundle in {OURS: report.bundle, **report.bundles}.items():
+        table.add_row(
+            escape(name), escape(bundle.path), bundle.method, bundle.positions, *bundle.precisions.values(),
+            f"{sum(bundle.bytes.values()) / 1e6:,.1f}",
+        )  # fmt: skip
+    return table
+
+
 def latency_table(report: Report) -> Table:
     """Medians of every stage, how long a whole answer takes, and how often."""
     table = Table(
@@ -86,8 +107,9 @@ def latency_table(report: Report) -> Table:
         medians = [_median(result, stage) for stage in TITLES]
         total = result.milliseconds["total"]
         spread = [MISSING if value is None else _ms(value) for value in (total.p90, total.p95, total.p99, total.std)]
-        mark = "" if result.agreeing_tokens in (None, report.setup.new_tokens) else " [red](other tokens)[/]"
-        ratio = f"{result.ratio:g}" if result.subject == OURS else ""
+        same, new = result.agreeing_tokens, report.setup.new_tokens
+        mark = "" if same in (None, new) else f" [red](other tokens after {same} of {new})[/]"
+        ratio = f"{result.ratio:g}" if prunes(result.subject) else ""
         table.add_row(
             f"{result.batch}", f"{escape(result.subject)}{mark}", ratio, *medians, *spread,
             f"{result.tokens_per_second:,.1f}", f"{result.images_per_second:,.2f}",
@@ -115,15 +137,15 @@ def roofline_table(report: Report) -> Table:
 
 def pruning_table(report: Report) -> Table | None:
     """What pruning changes, and what it doesn't; None where nothing was pruned."""
-    rows = [speedup for speedup in report.speedups if speedup.baseline == OURS]
+    rows = [speedup for speedup in report.speedups if speedup.baseline == speedup.subject]
     if not rows:
         return None
     table = Table(
         title="Pruned over unpruned, times as fast (95 % interval of paired rounds; * where 1 is outside)",
         title_justify="left",
     )
-    for column in ("batch", "ratio", "tokens kept", "cache"):
-        table.add_column(column, justify="right")
+    for column in ("batch", "runtime", "ratio", "tokens kept", "cache"):
+        table.add_column(column, justify="left" if column == "runtime" else "right")
     stages = ("qformer", "prefill", "decode", "time_to_first_token", "total")
     for stage in stages:
         table.add_column(TITLES[stage], justify="right")
@@ -131,27 +153,28 @@ def pruning_table(report: Report) -> Table | None:
         cost, full = report.cost(row.batch, row.ratio), report.cost(row.batch, 0.0)
         cache = f"{100 * (cost.cache_bytes / full.cache_bytes - 1):+.0f} %"
         cells = [_ratio(row.by_stage.get(stage)) for stage in stages]
-        table.add_row(f"{row.batch}", f"{row.ratio:g}", f"{cost.num_kept}", cache, *cells)
+        table.add_row(f"{row.batch}", escape(row.subject), f"{row.ratio:g}", f"{cost.num_kept}", cache, *cells)
     return table
 
 
 def contender_table(report: Report) -> Table | None:
-    """Ours over contenders; None where there are none."""
-    rows = [speedup for speedup in report.speedups if speedup.baseline != OURS]
+    """Bundles over ours at the same ratio, and all bundles over other runtimes; None without contenders."""
+    rows = [speedup for speedup in report.speedups if speedup.baseline != speedup.subject]
     if not rows:
         return None
     table = Table(
-        title="catp over contenders, times as fast (95 % interval of paired rounds; * where 1 is outside)",
+        title="Times as fast as others, bundles at the same ratio "
+        "(95 % interval of paired rounds; * where 1 is outside)",
         title_justify="left",
     )
-    for column in ("batch", "over", "ratio"):
-        table.add_column(column, justify="left" if column == "over" else "right")
+    for column in ("batch", "runtime", "ratio", "over"):
+        table.add_column(column, justify="left" if column in ("runtime", "over") else "right")
     stages = ("vision", "qformer", "prefill", "decode", "time_to_first_token", "total")
     for stage in stages:
         table.add_column(TITLES[stage], justify="right")
     for row in rows:
         cells = [_ratio(row.by_stage.get(stage)) for stage in stages]
-        table.add_row(f"{row.batch}", escape(row.baseline), f"{row.ratio:g}", *cells)
+        table.add_row(f"{row.batch}", escape(row.subject), f"{row.ratio:g}", escape(row.baseline), *cells)
     return table
 
 
@@ -187,7 +210,7 @@ def change_table(comparison: Comparison) -> Table:
             table.add_section()
         setting = (change.subject, change.batch, change.ratio)
         table.add_row(
-            f"{change.batch}", escape(change.subject), f"{change.ratio:g}" if change.subject == OURS else "",
+            f"{change.batch}", escape(change.subject), f"{change.ratio:g}" if prunes(change.subject) else "",
             TITLES[change.stage], _ms(change.old_ms), _ms(change.new_ms), _percent(change.change), _verdict(change),
         )  # fmt: skip
     return table

@@ -19,6 +19,7 @@ from catp.calibration.precision.recipe import BLOCK_SIZE, BLOCK_SIZES, Activatio
 from catp.calibration.precision.report import PrecisionReport
 from catp.calibration.precision.statistics import PERCENTILE, RangeMethod
 from catp.calibration.precision.tables import change_table, layer_table, trial_table
+from catp.export.demo import MODEL_ID
 from catp.export.publish import check_free
 from catp.runtime.bundle import Bundle, open_bundle
 from catp.runtime.commands.console import busy, check_file_output, console, print_json_line, write_file
@@ -107,6 +108,8 @@ def calibrate_precision(
     with busy("check the bundle"):
         opened = open_bundle(bundle)
     asked = split(open_data(data), samples, questions, seed)
+    if data == "demo" and opened.manifest.model.id != MODEL_ID:
+        _note("ranges and accuracy come from the demo's coloured shapes, for which this model was not made; try --data")
     with _bars() as progress:
         calibrator = Calibrator(
             opened,
@@ -159,6 +162,10 @@ def make_recipes(
     return recipes
 
 
+def _note(text: str) -> None:
+    console.print(f"[yellow]note:[/] {text}", soft_wrap=True)
+
+
 def _show(found: PrecisionReport, source: Bundle, report: Path | None, json_output: bool) -> None:
     tables: list[Table | None] = [layer_table(found), trial_table(found)]
     if found.calibration is not None:
@@ -166,6 +173,8 @@ def _show(found: PrecisionReport, source: Bundle, report: Path | None, json_outp
     for table in tables:
         if table is not None:
             console.print(table)
+    if found.calibration is not None and not any(change.before for change in found.calibration.accuracy):
+        _note("the bundle answered no question right before, so its accuracy says nothing about the precision")
     if report is not None:
         write_file(report, lambda: report.write_text(found.model_dump_json(indent=1) + "\n"))
     if json_output:

@@ -68,7 +68,11 @@ def export(
         ),
     ] = False,
     precision: Annotated[
-        Precision, typer.Option(help="Of vision encoder and language model; Q-Former and votes stay float32.")
+        Precision,
+        typer.Option(
+            help="Of vision encoder and language model; Q-Former and votes stay float32. bf16 is for GPUs (--provider "
+            "cuda, tensorrt or tensorrt-rtx), and verified by emulation in float32."
+        ),
     ] = "fp32",
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle.")] = Path("catp-bundle"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
@@ -155,6 +159,11 @@ def _report(bundle: Bundle) -> None:
     for check in manifest.parity:
         parity.add_row(check.subject, check.measure, f"{check.value:.2g}", f"{check.limit:.2g}")
     console.print(parity)
+    if manifest.precision == "bf16":
+        console.print(
+            "The bf16 graphs were not executed: each operator was computed in float32, and its result rounded to bf16.",
+            soft_wrap=True,
+        )
     for check in manifest.parity:
         if not check.passed:
             console.print(
@@ -169,6 +178,8 @@ def _report(bundle: Bundle) -> None:
     )
     sample = samples()[0]
     command = ["catp-run", str(bundle.path), "--image", _short(sample.image), "--prompt", sample.prompt]
+    if manifest.precision == "bf16":
+        command += ["--provider", "cuda"]
     console.print(f"  {escape(shlex.join(command))}", soft_wrap=True)
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 """An ordinary Hugging Face checkpoint folder (Blip2ForConditionalGeneration, OPT, float16 safetensors)."""
 
+MODEL_ID = "catp-demo"
+"""What bundles of it call their model."""
+
 IMAGES = Path(__file__).parent / "images"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -51,10 +53,9 @@ def make_processor() -> Blip2Processor:
     return Blip2Processor(BlipImageProcessorPil(size=size), tokenizer, num_query_tokens=QUERIES)
 
 
-def make_model(processor: Blip2Processor) -> Blip2ForConditionalGeneration:
-    """An untrained model whose queries start, and can stay, distinct."""
-    tokenizer = processor.tokenizer
-    config = Blip2Config(
+def make_config(tokenizer: Any) -> Blip2Config:
+    """The demo's sizes."""
+    return Blip2Config(
         vision_config=Blip2VisionConfig(
             hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
             image_size=IMAGE_SIZE, patch_size=16, initializer_range=0.02,
@@ -72,7 +73,21 @@ def make_model(processor: Blip2Processor) -> Blip2ForConditionalGeneration:
         num_query_tokens=QUERIES,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )  # fmt: skip
-    model = Blip2ForConditionalGeneration(config)
+
+
+def make_model(processor: Blip2Processor) -> Blip2ForConditionalGeneration:
+    """An untrained model whose queries start, and can stay, distinct."""
+    model = Blip2ForConditionalGeneration(make_config(processor.tokenizer))
+    spread_weights(model)
+    return model
+
+
+def spread_weights(model: Blip2ForConditionalGeneration) -> None:
+    """Random weights, drawn anew in place, with which a BLIP-2 with an OPT tells its queries apart.
+
+    As transformers initialises one, its queries are identical, its image embeddings nearly zero, its attention
+    uniform: rounding would decide every vote.
+    """
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
@@ -88,4 +103,3 @@ def make_model(processor: Blip2Processor) -> Blip2ForConditionalGeneration:
             if layer.has_cross_attention:
                 layer.crossattention.attention.query.weight.mul_(2)
                 layer.crossattention.attention.key.weight.mul_(2)
-    return model

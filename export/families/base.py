@@ -26,8 +26,8 @@ class Family(Protocol):
         """Raises UsageError where this checkpoint has a part that the graphs can't express."""
         ...
 
-    def to_half(self, model: Any) -> None:
-        """Turns the parts whose graphs are float16 in a float16 bundle into float16, in place."""
+    def set_dtype(self, model: Any, dtype: torch.dtype) -> None:
+        """Turns the weights of the parts whose graphs have the bundle's precision into `dtype`, in place."""
         ...
 
     def cross_layers(self, model: Any) -> int:

@@ -38,10 +38,12 @@ class Blip2DecoderOnly:
                 "which the exported cache does not have; accepted: full attention"
             )
 
-    def to_half(self, model: Any) -> None:
-        # The Q-Former stays float32, as transformers keeps it when it loads BLIP-2 in half precision.
+    def set_dtype(self, model: Any, dtype: torch.dtype) -> None:
+        # The Q-Former stays float32, as transformers keeps it when it loads BLIP-2 in half precision. So do buffers: at
+        # position 100, rotary frequencies rounded to bfloat16 would be off by as much as a tenth of a radian.
         for part in (model.vision_model, model.language_projection, model.language_model):
-            part.half()
+            for parameter in part.parameters():
+                parameter.data = parameter.data.to(dtype)
 
     def cross_layers(self, model: Any) -> int:
         return len(_cross_attention(model.qformer))

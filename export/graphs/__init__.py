@@ -8,6 +8,14 @@ from typing import Any
 import torch
 
 
+def interface_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What embeddings of `dtype` are on their way from graph to graph.
+
+    float32 for bfloat16: a caller may want to see them, and ONNX Runtime can't show the host a bfloat16 tensor.
+    """
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
 @dataclass
 class Graph:
     """A module to trace and the contract of its ONNX file."""

@@ -19,7 +19,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from catp.export import onnx_ops
-from catp.export.graphs import Graph
+from catp.export.graphs import Graph, interface_dtype
 
 
 class LanguageModelStep(torch.nn.Module):
@@ -42,7 +42,8 @@ class LanguageModelStep(torch.nn.Module):
         past_keys: list[torch.Tensor],
         past_values: list[torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        embeds = torch.cat([prefix_embeds, self.embedding(input_ids)], 1)
+        words = self.embedding(input_ids)
+        embeds = torch.cat([prefix_embeds.to(words.dtype), words], 1)
         text_positions = position_start[:, None] + torch.arange(input_ids.shape[1])
         written = write_indices[:, None] + torch.arange(embeds.shape[1])
         mask = torch.arange(past_keys[0].shape[2]) <= written[:, None, :, None]  # bool [B, 1, K+S, M]
@@ -72,7 +73,7 @@ def graph(language_model: Any, cache_shapes: list[tuple[int, int]]) -> Graph:
     cache = [torch.zeros(2, heads, 24, width, dtype=embedding.dtype) for heads, width in cache_shapes]
     example = (
         torch.ones(2, 5, dtype=torch.long),
-        torch.zeros(2, 3, embedding.shape[1], dtype=embedding.dtype),
+        torch.zeros(2, 3, embedding.shape[1], dtype=interface_dtype(embedding.dtype)),
         torch.tensor([[0, 2, 5]] * 2),
         torch.tensor([6, 9]),
         torch.tensor([0, 4]),

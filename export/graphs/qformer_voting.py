@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from catp.export import onnx_ops
-from catp.export.graphs import Graph
+from catp.export.graphs import Graph, interface_dtype
 from catp.export.methods import RankPoints, VotingMethod
 from catp.export.methods.base import Evidence
 from catp.runtime.manifest import LAYER_POINTS, QUERY_ATTENTION, scores_of
@@ -78,8 +78,8 @@ class QFormerVoting(torch.nn.Module):
         order = onnx_ops.top_k(best.float(), num_kept, kept, largest=False)
         indices = best.gather(1, order)
         chosen = embeds.gather(1, indices[:, :, None].expand(-1, -1, embeds.shape[-1]))
-        weight = next(self.projection.parameters())
-        outputs = (indices, self.projection(chosen.to(weight.dtype)), scores)
+        dtype = next(self.projection.parameters()).dtype
+        outputs = (indices, self.projection(chosen.to(dtype)).to(interface_dtype(dtype)), scores)
         return outputs if self.compared is None else (*outputs, *self._diagnostics(evidence))
 
     def _scores(self, method: VotingMethod, evidence: Evidence) -> torch.Tensor:
@@ -107,7 +107,8 @@ class QFormerVoting(torch.nn.Module):
 
 def graph(module: QFormerVoting, image_tokens: int, vision_width: int, dtype: torch.dtype) -> Graph:
     batch = torch.export.Dim("batch")
-    example: tuple[torch.Tensor, ...] = (torch.zeros(2, image_tokens, vision_width, dtype=dtype), torch.tensor([2]))
+    image_embeds = torch.zeros(2, image_tokens, vision_width, dtype=interface_dtype(dtype))
+    example: tuple[torch.Tensor, ...] = (image_embeds, torch.tensor([2]))
     dynamic_shapes: dict[str, Any] = {"image_embeds": {0: batch}, "num_kept": None, "image_weights": None}
     input_names = ["image_embeds", "num_kept"]
     if module.reads_image_weights:

@@ -11,7 +11,7 @@ import torch
 from transformers import Blip2VisionModel
 
 from catp.export import onnx_ops
-from catp.export.graphs import Graph
+from catp.export.graphs import Graph, interface_dtype
 
 
 class VisionEncoder(torch.nn.Module):
@@ -27,6 +27,7 @@ class VisionEncoder(torch.nn.Module):
         last: Any = self.vision_model.encoder.layers[-1].self_attn
         with onnx_ops.recorded_attention([last] if self.with_image_weights else []) as maps:
             image_embeds = self.vision_model(pixel_values).last_hidden_state
+        image_embeds = image_embeds.to(interface_dtype(image_embeds.dtype))
         return (image_embeds, maps[last].mean(1).sum(1)) if self.with_image_weights else image_embeds
 
 

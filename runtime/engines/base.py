@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import ml_dtypes  # noqa: F401  from here on, numpy knows "bfloat16": the KV cache of a bf16 bundle
 import numpy as np
 
 from catp.runtime.bundle import Bundle

@@ -154,8 +154,9 @@ class OrtProvider:
         """
         if self.name == "cpu" and bundle.manifest.precision == "bf16":
             raise UsageError(
-                f"provider cpu: bundle {bundle.path} is in bf16, which ONNX Runtime can't compute on a CPU; accepted: "
-                "cuda, tensorrt, tensorrt-rtx; give one of them with --provider, or export with --precision fp32 or fp16"
+                f"provider cpu: bundle {bundle.path} is in bf16, which ONNX Runtime can't compute on a CPU; "
+                "accepted: cuda, tensorrt, tensorrt-rtx; "
+                "give one of them with --provider, or export with --precision fp32 or fp16"
             )
         quantization = bundle.manifest.graphs[graph].quantization
         purpose = quantization.purpose if quantization else None

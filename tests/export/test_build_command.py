@@ -60,11 +60,14 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("capability", ["8.6", "8.9"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_every_graph_builds(
-    precision: str, capability: str, demo_bundle: Path, half_bundle: Path, tmp_path: Path
-) -> None:
-    source = {"fp32": demo_bundle, "fp16": half_bundle}[precision]
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_every_graph_builds(precision: str, capability: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    name, cache = {
+        "fp32": ("demo_bundle", "float32"),
+        "fp16": ("half_bundle", "float16"),
+        "bf16": ("bf16_bundle", "bfloat16"),
+    }[precision]
+    source = request.getfixturevalue(name)
     bundle = Path(shutil.copytree(source, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines")))
     arguments = ["--target", "tensorrt-rtx", "--compute-capability", capability]
     result = RUNNER.invoke(app, [str(bundle), *arguments])
@@ -75,7 +78,10 @@ def test_every_graph_builds(
     for graph in GRAPHS:
         assert engines.plan(graph).read_bytes()[:4] == b"vtrt"
         assert graph in result.output
-    assert engines.plans["language_model"].layers["KV_CACHE_UPDATE"] == 4
+    language_model = engines.plans["language_model"]
+    assert language_model.layers["KV_CACHE_UPDATE"] == 4
+    assert {t.dtype for t in language_model.inputs if t.name.startswith("past_key_values.")} == {cache}
+    assert {t.dtype for t in language_model.outputs if t.name.startswith("present.")} == {cache}
 
 
 def test_sidecars_say_what_the_network_has(built: Path) -> None:

@@ -92,7 +92,7 @@ def test_checkpoints_from_before_image_tokens(copy: Path) -> None:
     sample = samples()[0]
     ids = reference.tokenize(sample.prompt)
     assert checkpoint.model.config.image_token_index not in ids
-    tokens = reference.generate(reference.pixel_values([load_image(sample.image)]), ids, 8)
+    tokens = reference.generate(reference.pixel_values([load_image(sample.image)]), ids, 8).token_ids
     assert checkpoint.tokenizer.decode(tokens, skip_special_tokens=True).strip() == sample.answer
 
 

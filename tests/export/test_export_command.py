@@ -42,7 +42,7 @@ def test_what_is_no_ratio_exits_2(tmp_path: Path, ratio: str) -> None:
     [
         (["--method", "none", "--ratio", "0.5"], "keeps every token"),
         (["--method", "dice"], "catp"),
-        (["--precision", "fp8"], "fp16"),
+        (["--precision", "fp8"], "bf16"),
         (["--model", "."], "no config.json"),
     ],
 )
@@ -124,6 +124,52 @@ def test_half_precision_keeps_votes_in_float32(half_bundle: Path, demo_bundle: P
     for a, b in zip(half.generate(images, prompts), full.generate(images, prompts)):
         assert a.answer == b.answer
         assert len(set(a.kept_indices) & set(b.kept_indices)) >= 15
+
+
+def test_bf16_weights_are_bf16_and_what_breaks_in_it_is_not(bf16_bundle: Path) -> None:
+    manifest = open_bundle(bf16_bundle).manifest
+    assert manifest.precision == "bf16"
+    dtypes = {t.name: t.dtype for g in manifest.graphs.values() for t in [*g.inputs, *g.outputs]}
+    assert dtypes["past_key_values.0.key"] == dtypes["present.1.value"] == "bfloat16"
+    interface = ("pixel_values", "image_embeds", "kept_embeds", "prefix_embeds", "token_scores", "logits")
+    assert {dtypes[name] for name in interface} == {"float32"}
+    graphs = {name: onnx.load(bf16_bundle / f"{name}.onnx").graph for name in GRAPHS}
+    for name in ("vision_encoder", "language_model"):
+        weights = [t for t in graphs[name].initializer if t.data_type != onnx.TensorProto.INT64]
+        assert weights and {t.data_type for t in weights} == {onnx.TensorProto.BFLOAT16}
+    # Of the Q-Former graph, only the projection of kept tokens into the language model.
+    matrices = [t for t in graphs["qformer_voting"].initializer if len(t.dims) > 1]
+    assert sum(t.data_type == onnx.TensorProto.BFLOAT16 for t in matrices) == 1 < len(matrices)
+    for graph in graphs.values():
+        for node in graph.node:
+            attributes = {a.name: a.i for a in node.attribute}
+            if node.op_type == "LayerNormalization":
+                assert attributes.get("stash_type", 1) == onnx.TensorProto.FLOAT
+            if node.op_type == "Attention" and graph is not graphs["qformer_voting"]:
+                assert attributes["softmax_precision"] == onnx.TensorProto.FLOAT
+
+
+def test_bf16_checks_say_that_they_emulate(bf16_bundle: Path, half_bundle: Path) -> None:
+    checks = open_bundle(bf16_bundle).manifest.parity
+    ran_graphs = {c.subject for c in checks if c.subject not in ("tokenizer", "preprocessing")}
+    emulated = {f"{subject} (bf16 emulated in float32)" for subject in (*GRAPHS, "pipeline")}
+    assert ran_graphs == emulated
+    # It errs as bfloat16 does: by more than float16, the emulation of which would be none.
+    errors = {c.measure: c.value for c in open_bundle(half_bundle).manifest.parity}
+    relative = [c for c in checks if "relative error" in c.measure]
+    assert len(relative) == 3 and all(4 * errors[c.measure] < c.value < c.limit for c in relative)
+
+
+def test_a_wrong_bf16_graph_fails_its_emulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = VisionEncoder.forward
+    monkeypatch.setattr(VisionEncoder, "forward", lambda self, pixel_values: forward(self, pixel_values) * 1.25)
+    linear = onnx_ops.tied_linear
+    monkeypatch.setattr(onnx_ops, "tied_linear", lambda *inputs: linear(*inputs) * 0.75)
+    result = RUNNER.invoke(app, ["--precision", "bf16", "-o", str(tmp_path / "out")])
+    assert result.exit_code == 1, result.output
+    for graph, name in (("vision_encoder", "image_embeds"), ("language_model", "logits")):
+        assert f"{graph} (bf16 emulated in float32): {name}: relative error is 0.25" in result.stderr
+    assert not any(tmp_path.iterdir())
 
 
 def test_options_reach_graphs_and_manifest(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Runs every provider that is installed on this machine's GPU against the CPU provider: `make gpu-check`.
 
+A bf16 bundle, which the CPU provider can't compute, is compared with its emulation there.
+
 Each provider runs in a process of its own: what one leaves behind, or breaks, is not the next one's. The JSON record
 says what ran, how near it came, how long each stage took, and what did not run and why. It exits 1 where a provider
 fails or disagrees with the CPU, and where nothing ran on a GPU: a check that checked nothing has not passed.
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +26,8 @@ import typer
 
 from catp.export.demo import scenes
 from catp.runtime import CatpError, Pipeline, UsageError
-from catp.runtime.engines import PROVIDERS
+from catp.runtime.bundle import open_bundle
+from catp.runtime.engines import PROVIDERS, open_provider
 from catp.runtime.engines.base import to_host
 from catp.runtime.generation import bind_prefill
 
@@ -33,6 +37,7 @@ SEED = 7
 LIMITS = {
     "fp32": {"kept": 0.98, "answers": 0.97, "error": 0.05},  # TF32 is on by default on these devices
     "fp16": {"kept": 0.9, "answers": 0.9, "error": 0.1},
+    "bf16": {"kept": 0.9, "answers": 0.9, "error": 0.1},
 }
 """Least share of kept tokens and of whole answers that equal the CPU provider's, since near ties round differently; and
 the largest error of any tensor, relative to its largest value."""
@@ -44,7 +49,7 @@ CURRENT_DEVICE = "tensorrt-rtx-current-device"
 def check(
     output: Annotated[Path, typer.Option("-o", "--output", help="The record.")] = Path("build/gpu-check.json"),
     bundle: Annotated[
-        list[Path] | None, typer.Option(help="Bundles to run. Default: the demo, exported in fp32 and fp16.")
+        list[Path] | None, typer.Option(help="Bundles to run. Default: the demo, exported in fp32, fp16 and bf16.")
     ] = None,
     questions: Annotated[int, typer.Option(min=4, help="Held-out questions, in batches of 4.")] = 64,
     iterations: Annotated[int, typer.Option(min=1, help="Timed single questions, after 5 that are not.")] = 50,
@@ -105,7 +110,9 @@ def run_provider(path: Path, name: str, questions: int, iterations: int) -> dict
         before = free_memory()
         pipeline = Pipeline.load(path, provider=name)
         limits = LIMITS[pipeline.manifest.precision]
-        run["ratios"] = compare(answers(Pipeline.load(path), questions), answers(pipeline, questions), limits)
+        with reference(path) as cpu:
+            expected = answers(cpu, questions)
+        run["ratios"] = compare(expected, answers(pipeline, questions), limits)
         run["latency_ms"] = latency(pipeline, iterations)
         after = free_memory()
         run["device_memory_bytes"] = None if before is None or after is None else before - after
@@ -116,6 +123,16 @@ def run_provider(path: Path, name: str, questions: int, iterations: int) -> dict
     except Exception as error:  # a record of what failed is the point
         run["outcome"] = f"failed: {type(error).__name__}: {error}"
     return run
+
+
+@contextmanager
+def reference(path: Path) -> Iterator[Pipeline]:
+    """The bundle on the CPU provider."""
+    from catp.export.emulation import emulated
+
+    bundle = open_bundle(path)
+    with emulated(bundle) if bundle.manifest.precision == "bf16" else nullcontext(bundle) as executed:
+        yield Pipeline(executed, open_provider("cpu"))
 
 
 def device() -> dict[str, Any] | None:
@@ -142,7 +159,7 @@ def export_demo(folder: Path) -> Iterator[Path]:
     from catp.export.demo import CHECKPOINT
     from catp.export.exporter import export_bundle
 
-    for precision in ("fp32", "fp16"):
+    for precision in LIMITS:
         yield export_bundle(str(CHECKPOINT), folder / precision, precision=precision).path  # type: ignore[arg-type]
 
 
@@ -166,7 +183,6 @@ def try_current_device(path: Path) -> dict[str, Any]:
     from catp.export.engines.builder import build_plan, plan_requests
     from catp.export.engines.profiles import Limits
     from catp.export.engines.targets import open_target
-    from catp.runtime.bundle import open_bundle
     from catp.runtime.engines.cuda import Device
     from catp.runtime.engines.tensorrt import TrtEngine
     from catp.runtime.plans import plan_file, read_sidecar
@@ -186,9 +202,9 @@ def try_current_device(path: Path) -> dict[str, Any]:
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return {**run, "outcome": "a plan was built, and did not load"}
-    reference = Pipeline.load(path)
-    pixels = reference.preprocess([next(iter(scenes.examples(1, SEED))).image])
-    wanted = reference.encode(pixels)["image_embeds"].numpy().astype(np.float64)
+    with reference(path) as cpu:
+        pixels = cpu.preprocess([next(iter(scenes.examples(1, SEED))).image])
+        wanted = cpu.encode(pixels)["image_embeds"].numpy().astype(np.float64)
     got = TrtEngine(target.trt, engine, spec, gpu).bind({"pixel_values": pixels}).run()["image_embeds"].numpy()
     run["max_relative_error"] = relative_error(wanted, got)
     return {**run, "outcome": "a plan was built, loaded and run"}

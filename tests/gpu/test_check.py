@@ -62,6 +62,13 @@ def test_a_provider_that_agrees_and_ones_that_do_not(check: ModuleType, pipeline
     assert check.relative_error(np.ones(3), np.array([1.0, np.nan, 1.0])) is None
 
 
+def test_a_bf16_bundle_is_compared_with_its_emulation(check: ModuleType, bf16_bundle: Path) -> None:
+    with check.reference(bf16_bundle) as cpu:
+        found = check.answers(cpu, 4)
+        report = check.compare(found, check.answers(cpu, 4), check.LIMITS["bf16"])
+    assert all(ratio["passed"] for ratio in report.values())
+
+
 def test_a_provider_that_breaks_is_a_failure(check: ModuleType, tmp_path: Path) -> None:
     run = check.run_provider(tmp_path / "nowhere", "cpu", 4, 1)
     assert run["outcome"].startswith("not available: ")  # no such bundle is a mistake of the call

@@ -53,7 +53,10 @@ def answers(pipeline: Pipeline, examples: list[scenes.Example], batch: int, **op
 def generated(hugging_face: HuggingFace) -> list[list[int]]:
     """Hugging Face generate() on each question alone."""
     hf = hugging_face
-    return [hf.reference.generate(hf.pixel_values[i : i + 1], ids, NEW_TOKENS) for i, ids in enumerate(hf.prompt_ids)]
+    return [
+        hf.reference.generate(hf.pixel_values[i : i + 1], ids, NEW_TOKENS).token_ids
+        for i, ids in enumerate(hf.prompt_ids)
+    ]
 
 
 @pytest.mark.parametrize("batch", [1, BATCH])
@@ -143,7 +146,8 @@ def test_a_prompt_that_does_not_fit_is_a_clear_error(pipeline: Pipeline) -> None
 def test_an_empty_prompt_asks_for_a_caption(pipeline: Pipeline, hugging_face: HuggingFace) -> None:
     actual = pipeline.generate([hugging_face.examples[0].image], [""], ratio=0, max_new_tokens=NEW_TOKENS)[0]
     begin = hugging_face.reference.tokenize("")
-    assert actual.token_ids == hugging_face.reference.generate(hugging_face.pixel_values[:1], begin, NEW_TOKENS)
+    expected = hugging_face.reference.generate(hugging_face.pixel_values[:1], begin, NEW_TOKENS)
+    assert actual.token_ids == expected.token_ids
 
 
 def test_arguments_that_do_not_fit(pipeline: Pipeline) -> None:

@@ -70,6 +70,13 @@ def test_bad_input_is_one_clear_line(demo_bundle: Path, arguments: list[str], me
     assert not result.stdout
 
 
+def test_a_bf16_bundle_on_the_cpu_is_one_clear_line(bf16_bundle: Path) -> None:
+    result = RUNNER.invoke(app, [str(bf16_bundle), *PAIR, "--provider", "cpu"])
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: provider cpu") and "accepted: cuda, tensorrt, tensorrt-rtx" in line
+
+
 def test_bundles_that_are_none(demo_bundle: Path, tmp_path: Path) -> None:
     assert RUNNER.invoke(app, [str(tmp_path / "none"), *PAIR]).exit_code == 2
     assert RUNNER.invoke(app, ["x" * 300, *PAIR]).exit_code == 2

@@ -1,7 +1,7 @@
 """A slowdown is found, and none is found where there is none."""
 
 import pytest
-from benchmark_reports import make
+from benchmark_reports import BUNDLE, make
 
 from catp.calibration.benchmark.compare import compare
 from catp.calibration.benchmark.report import Report
@@ -78,6 +78,17 @@ def test_what_was_not_measured_twice_is_counted() -> None:
     found = compare(make(), make(seed=1, against=()), 0.05)
     assert found.notes == ("1 of 3 settings are in one report only, and are not compared",)
     assert Case(1, "transformers", 0.0) not in {Case(c.batch, c.subject, c.ratio) for c in found.changes}
+
+
+def test_bundles_among_the_contenders_are_compared_ratio_by_ratio() -> None:
+    changed = BUNDLE.model_copy(update={"precisions": {"language_model": "int8 (fp32), for cpu"}})
+    slower = make(
+        seed=1, against=("other",), contending=changed, slowdown=lambda c, _: 1.0 if c.subject == OURS else 1.5
+    )
+    found = compare(make(against=("other",)), slower, 0.05)
+    assert {c.ratio for c in found.changes if c.subject == "other" and c.slower} == {0.0, 0.5}
+    assert not found.slower  # it is ours that decides
+    assert found.notes == ("precision of other: fp32 before, int8 (fp32), for cpu now",)
 
 
 def test_other_work_is_refused() -> None:

@@ -25,6 +25,7 @@ from catp.calibration.benchmark.geometry import (
 from catp.export.checkpoint import Checkpoint, load_checkpoint
 from catp.runtime.bundle import Bundle, open_bundle
 from catp.runtime.errors import BundleError
+from catp.runtime.manifest import Quantization
 
 VISION = VisionGeometry(layers=1, width=2, feed_forward=3, patch=2, patches=4)
 QFORMER = QFormerGeometry(layers=2, width=2, feed_forward=3, heads=1, queries=4, cross_every=2)
@@ -81,6 +82,35 @@ def test_the_workload_decides(demo_bundle: Path) -> None:
     assert cost.stages["decode"].bytes == weights + 2 * 37 * per_token
     single = cost_of(manifest, geometry, Workload(1, 16, 16, 1), 0.5)
     assert "decode" not in single.stages
+
+
+@pytest.mark.parametrize("own_head", [True, False], ids=["head quantised", "head kept"])
+def test_quantised_weights_count_as_they_are_on_disk(demo_bundle: Path, own_head: bool) -> None:
+    manifest = open_bundle(demo_bundle).manifest
+    geometry = read_geometry(open_bundle(demo_bundle))
+    language, graph = geometry.language, manifest.graphs["language_model"]
+    external = graph.external_data
+    assert external is not None and language.tied
+    # A byte for every weight of a layer, and a scale for every column; the head is also the table of embeddings, which
+    # stays as it is: quantised, it is there twice.
+    table = 4 * language.vocabulary * language.width
+    layers = language.layers * (4 * language.width**2 + 2 * language.width * language.feed_forward)
+    before = 4 * layers + own_head * table
+    after = layers + 4 * 100 + own_head * table // 4
+    size = external.size - before + after + own_head * table
+    quantization = Quantization(
+        format="int8", purpose="cpu", activations="dynamic", layers=12, bytes_before=before, bytes_after=after
+    )
+    quantised = graph.model_copy(
+        update={"quantization": quantization, "external_data": external.model_copy(update={"size": size})}
+    )
+    saved = language_weight_bytes(language, graph) - language_weight_bytes(language, quantised)
+    assert saved == before - after
+    graphs = {**manifest.graphs, "language_model": quantised}
+    workload = Workload(batch=1, num_kept=16, prompt_tokens=16, new_tokens=10)
+    costs = [cost_of(m, geometry, workload, 0.5) for m in (manifest, manifest.model_copy(update={"graphs": graphs}))]
+    assert costs[0].stages["decode"].bytes - costs[1].stages["decode"].bytes == saved
+    assert costs[0].stages["decode"].flops == costs[1].stages["decode"].flops
 
 
 def test_the_least_time_is_the_larger_of_two() -> None:

@@ -1,10 +1,15 @@
 """What a report says about samples whose truth is known."""
 
-import pytest
-from benchmark_reports import MEDIANS, make
+from io import StringIO
 
+import pytest
+from benchmark_reports import BUNDLE, MEDIANS, make
+from rich.console import Console
+
+from catp.calibration.benchmark.compare import compare
 from catp.calibration.benchmark.report import Report
 from catp.calibration.benchmark.subject import OURS, Case
+from catp.calibration.benchmark.tables import latency_table
 
 TOTAL = sum(MEDIANS.values()) + 8 * MEDIANS["decode"]  # nine decode steps
 
@@ -52,10 +57,67 @@ def test_noise_is_named() -> None:
 def test_a_contender_with_other_tokens_is_marked() -> None:
     report = make(rounds=100, new_tokens=[0, 1, 2, 9, 4, 5, 6, 7, 8, 9])
     assert report.result(Case(1, "transformers", 0.0)).agreeing_tokens == 3
-    assert report.notes == ("transformers, batch 1: other tokens than ours unpruned after 3 of 10",)
+    assert report.notes == (
+        "transformers: other tokens than ours unpruned in 1 of 1 settings; earliest after 3 of 10 "
+        "(transformers, batch 1)",
+    )
     assert make().result(Case(1, "transformers", 0.0)).agreeing_tokens == 10
 
 
+def test_a_bundle_is_paired_with_ours_ratio_by_ratio() -> None:
+    report = make(against=("int8", "transformers"))
+    assert [r.case for r in report.results] == [
+        Case(1, OURS, 0.0), Case(1, OURS, 0.5), Case(1, "int8", 0.0), Case(1, "int8", 0.5),
+        Case(1, "transformers", 0.0),
+    ]  # fmt: skip
+    assert report.bundles == {"int8": BUNDLE} and report.bundle == BUNDLE
+    pairs = {(s.subject, s.ratio, s.baseline, s.baseline_ratio): s.by_stage for s in report.speedups}
+    assert list(pairs) == [
+        (OURS, 0.5, OURS, 0),
+        (OURS, 0, "transformers", 0),
+        (OURS, 0.5, "transformers", 0),
+        ("int8", 0.5, "int8", 0),
+        ("int8", 0, OURS, 0),
+        ("int8", 0.5, OURS, 0.5),
+        ("int8", 0, "transformers", 0),
+        ("int8", 0.5, "transformers", 0),
+    ]
+    # It takes twice as long as ours at every ratio, and halves its own prefill by pruning.
+    for ratio in (0, 0.5):
+        against = pairs["int8", ratio, OURS, ratio]
+        assert {stage: round(found.median, 1) for stage, found in against.items()} == dict.fromkeys(against, 0.5)
+    assert pairs["int8", 0.5, "int8", 0]["prefill"].median == pytest.approx(2, rel=0.02)
+    # The cost is ours: another precision has another.
+    assert report.result(Case(1, OURS, 0.5)).roofline and not report.result(Case(1, "int8", 0.5)).roofline
+
+
+def test_a_bundle_with_other_tokens_says_how_many_are_the_same() -> None:
+    report = make(rounds=100, against=("int8",), new_tokens=[0, 1, 2, 3, 9, 5, 6, 7, 8, 9])
+    assert [report.result(Case(1, "int8", ratio)).agreeing_tokens for ratio in (0.0, 0.5)] == [4, 4]
+    assert report.notes == (
+        "int8: other tokens than ours at the same ratio in 2 of 2 settings; earliest after 4 of 10 "
+        "(int8, batch 1, ratio 0)",
+    )
+    console = Console(file=StringIO(), width=300)
+    console.print(latency_table(report))
+    assert console.file.getvalue().count("int8 (other tokens after 4 of 10)") == 2  # type: ignore[attr-defined]
+
+
+def test_random_weights_are_said_to_be() -> None:
+    (note,) = make(rounds=100, bundle=BUNDLE.model_copy(update={"random_weights": True})).notes
+    assert "the weights of m are random" in note
+
+
 def test_a_report_survives_json() -> None:
-    report = make()
+    report = make(against=("int8", "transformers"))
     assert Report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_reports_of_before_bundles_were_compared_are_still_read() -> None:
+    content = make().model_dump(mode="json")
+    del content["bundles"]
+    for name in ("precisions", "bytes", "random_weights"):
+        del content["bundle"][name]
+    report = Report.model_validate(content)
+    assert report.bundles == {} and report.bundle.precision_label == "fp32"
+    assert compare(report, make(), 0.05).notes == ()

@@ -98,6 +98,7 @@ def test_fixing_a_dimension_makes_it_a_number_everywhere() -> None:
         (TensorProto.FLOAT8E4M3FN, "8.6", "FP8"),
         (TensorProto.FLOAT, "7.5", "FP32"),
         (TensorProto.INT4, "7.5", "INT4"),
+        (TensorProto.BFLOAT16, "7.5", "BF16"),
     ],
 )
 def test_types_that_a_device_lacks_are_refused(data_type: int, capability: str, name: str) -> None:

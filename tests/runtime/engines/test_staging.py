@@ -2,6 +2,7 @@
 
 import numpy as np
 
+import catp.runtime.engines.base  # noqa: F401  numpy knows "bfloat16"
 from catp.runtime.engines.staging import StagingBuffer, StagingPool
 
 
@@ -34,3 +35,6 @@ def test_a_view_has_the_buffers_memory() -> None:
     view[...] = 7
     assert view.ctypes.data == buffer.address
     assert buffer.memory[:24].view(np.float32).tolist() == [7] * 6
+    narrow = buffer.view((2, 3), np.dtype("bfloat16"))
+    narrow[...] = 3
+    assert buffer.memory[:12].view(np.uint16).tolist() == [0x4040] * 6

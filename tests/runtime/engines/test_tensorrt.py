@@ -150,6 +150,37 @@ def test_the_cache_has_the_length_that_was_built() -> None:
         engine.cache_slots(129)
 
 
+class HostDevice:
+    """Stands where the CUDA device stands, with host memory."""
+
+    def __init__(self) -> None:
+        self.memory: dict[int, np.ndarray] = {}
+
+    def allocate(self, size: int) -> SimpleNamespace:
+        address = 4096 * (len(self.memory) + 1)
+        self.memory[address] = np.full(size, 255, np.uint8)
+        return SimpleNamespace(address=address)
+
+    def zero(self, allocation: SimpleNamespace, size: int) -> None:
+        self.memory[allocation.address][:size] = 0
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        self.memory[address][:] = array.reshape(-1).view(np.uint8)
+
+    def download(self, address: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        return self.memory[address].view(dtype).reshape(shape)
+
+
+def test_bfloat16_tensors_have_two_bytes_a_value() -> None:
+    device = HostDevice()
+    cache = TrtEngine(None, None, language_model(), device).zeros((2, 3), "bfloat16")  # type: ignore[arg-type]
+    assert cache.nbytes == 12 and cache.numpy().astype(np.float32).tolist() == [[0] * 3] * 2
+    step = TrtStep(Notes(), Launch(0, {}, {}, {}), {"past": cache}, {})  # type: ignore[arg-type]
+    step.update("past", np.arange(6, dtype=np.float32))
+    assert cache.numpy().astype(np.float32).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert device.memory[cache.address].view(np.uint16)[1] == 0x3F80
+
+
 @needs_no_gpu
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
 def test_without_a_gpu_it_says_what_is_missing(name: str, demo_bundle: Path) -> None:

@@ -1,0 +1,49 @@
+"""Getting everything ready that is to be timed, one after the other, so that their memory can be told apart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from catp.calibration.benchmark.machine import peak_memory, resident_memory
+from catp.calibration.benchmark.report import Load, Setup
+from catp.calibration.benchmark.rounds import warm_up
+from catp.calibration.benchmark.subject import OURS, Question, Subject
+from catp.runtime.commands.console import busy
+
+
+def load_subjects(
+    open_subject: Callable[[str], Subject], setup: Setup, question: Question, verified: Mapping[str, float]
+) -> tuple[dict[str, Subject], list[Load]]:
+    """Load and warm up ours, then each contender.
+
+    Args:
+        open_subject: loads the one of that name.
+        verified: seconds that comparing a bundle's files with its manifest took, by the name of its subject.
+
+    Raises:
+        CatpError: one can't be loaded.
+    """
+    subjects: dict[str, Subject] = {}
+    loads = []
+    for name in (OURS, *setup.against):
+        before = resident_memory()
+        clock = [time.perf_counter()]
+        with busy(f"load {name}"):
+            subjects[name] = open_subject(name)
+        clock.append(time.perf_counter())
+        with busy(f"warm up {name}"):
+            warm_up(subjects[name], question, setup.cases(name), setup.warmup)
+        clock.append(time.perf_counter())
+        after = resident_memory()
+        loads.append(
+            Load(
+                subject=name,
+                verify_seconds=verified.get(name),
+                load_seconds=clock[1] - clock[0],
+                warmup_seconds=clock[2] - clock[1],
+                resident_bytes=None if after is None or before is None else after - before,
+                peak_bytes=peak_memory(),
+            )
+        )
+    return subjects, loads

@@ -1,0 +1,200 @@
+"""Bundles of true sizes with random weights: what a geometry costs needs nobody's weights.
+
+torch is used in a process of its own, which takes its memory along when it ends: what is timed comes after it.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from catp.calibration.benchmark.contenders import check_installed
+from catp.calibration.benchmark.described import RANDOM_WEIGHTS
+from catp.calibration.benchmark.machine import available_memory
+from catp.runtime.bundle import is_dir
+from catp.runtime.commands.console import busy
+from catp.runtime.errors import CatpError, UsageError
+
+Geometry = Literal["tiny", "mid", "blip2-opt-2.7b"]
+BUNDLE = "bundle"
+
+QUERIES = 32
+IMAGE_SIZE, PATCH = 224, 14  # pixels, of a side
+MEMORY_COPIES, DISK_COPIES = 3, 2
+"""How often the float32 weights are in memory at most, and on disk at the end: checkpoint and bundle."""
+WORD_EMBEDDINGS = 0.05
+"""Standard deviation. The head is the same table: with larger ones the best tokens differ by rounding errors."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A stack of transformer layers."""
+
+    layers: int
+    width: int
+    heads: int
+    feed_forward: int
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width}: {self.heads} heads can't share it equally")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A BLIP-2 with 224 x 224 images, patches of 14, and 32 query tokens."""
+
+    vision: Tower
+    qformer: Tower  # cross-attention in every second layer
+    language: Tower
+    vocabulary: int
+    positions: int = 2048
+
+
+SIZES: dict[str, Sizes] = {
+    "mid": Sizes(Tower(12, 768, 12, 3072), Tower(12, 768, 12, 3072), Tower(12, 768, 12, 3072), vocabulary=50272),
+    "blip2-opt-2.7b": Sizes(
+        Tower(39, 1408, 16, 6144), Tower(12, 768, 12, 3072), Tower(32, 2560, 32, 10240), vocabulary=50304
+    ),
+}
+"""All but those of the demo, which are "tiny"."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """Folders of a checkpoint and of the bundle exported from it."""
+
+    checkpoint: Path
+    bundle: Path
+
+
+@contextmanager
+def made(name: Geometry, keep: Path | None) -> Iterator[Made]:
+    """A synthetic checkpoint and its bundle, in `keep`, or in a temporary folder that is gone afterwards.
+
+    Raises:
+        UsageError: `keep` is taken, or what exports checkpoints is not installed.
+        CatpError: memory or disk don't suffice, or the export failed.
+    """
+    check_installed(f"--synthetic {name}", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+    if keep is not None:
+        yield _make_in(keep, name)
+        return
+    with tempfile.TemporaryDirectory(prefix="catp-synthetic-") as folder:
+        yield _make_in(Path(folder), name)
+
+
+def _make_in(folder: Path, name: Geometry) -> Made:
+    found = Made(folder / f"synthetic-{name}", folder / BUNDLE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir())
+    except OSError as error:
+        raise UsageError(f"--keep {folder}: no folder can be made there ({error.strerror}); give another one") from None
+    if taken:
+        again = f", or time what it holds: catp-bench run {found.bundle} --checkpoint {found.checkpoint}"
+        raise UsageError(
+            f"--keep {folder}: the folder is not empty; give another one{again if is_dir(found.bundle) else ''}"
+        )
+    context = multiprocessing.get_context("spawn")
+    with busy(f"make and export {name} with random weights"), ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            pool.submit(_make, name, found).result()
+        except BrokenProcessPool:
+            raise CatpError(
+                f"--synthetic {name}: the process that exported it was killed, as systems do when memory runs out; "
+                "free some, or give a smaller one"
+            ) from None
+    return found
+
+
+def _make(name: Geometry, made: Made) -> None:
+    import torch
+
+    from catp.export.exporter import export_bundle
+
+    torch.manual_seed(0)
+    _save_checkpoint(name, made.checkpoint)
+    gc.collect()
+    export_bundle(str(made.checkpoint), made.bundle)
+
+
+def _save_checkpoint(name: Geometry, folder: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, Blip2ForConditionalGeneration, Blip2Processor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+    from transformers.utils import logging
+
+    from catp.export.demo import CHECKPOINT
+    from catp.export.demo.untrained import spread_weights
+
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    config = _config(name, tokenizer)
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in Blip2ForConditionalGeneration(config).parameters())
+    check_room(name, parameters, folder.parent)
+    model = Blip2ForConditionalGeneration(config).eval()
+    spread_weights(model)
+    with torch.no_grad():
+        model.language_model.get_input_embeddings().weight.normal_(0, WORD_EMBEDDINGS)
+    model.save_pretrained(folder)
+    side = config.vision_config.image_size
+    image_processor = BlipImageProcessorPil(size={"height": side, "width": side})
+    Blip2Processor(image_processor, tokenizer, num_query_tokens=config.num_query_tokens).save_pretrained(folder)
+    image_processor.save_pretrained(folder)
+
+
+def _config(name: Geometry, tokenizer: Any) -> Any:
+    from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig, OPTConfig
+
+    from catp.export.demo.untrained import EOS, PAD, make_config
+
+    if name == "tiny":
+        config = make_config(tokenizer)
+    else:
+        sizes = SIZES[name]
+        vision, qformer, language = sizes.vision, sizes.qformer, sizes.language
+        config = Blip2Config(
+            vision_config=Blip2VisionConfig(
+                hidden_size=vision.width, intermediate_size=vision.feed_forward, num_hidden_layers=vision.layers,
+                num_attention_heads=vision.heads, image_size=IMAGE_SIZE, patch_size=PATCH, initializer_range=0.02,
+            ),
+            qformer_config=Blip2QFormerConfig(
+                vocab_size=len(tokenizer), hidden_size=qformer.width, intermediate_size=qformer.feed_forward,
+                num_hidden_layers=qformer.layers, num_attention_heads=qformer.heads, cross_attention_frequency=2,
+                encoder_hidden_size=vision.width,
+            ),
+            text_config=OPTConfig(
+                vocab_size=sizes.vocabulary, hidden_size=language.width, word_embed_proj_dim=language.width,
+                ffn_dim=language.feed_forward, num_hidden_layers=language.layers, num_attention_heads=language.heads,
+                max_position_embeddings=sizes.positions, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=PAD,
+            ),
+            num_query_tokens=QUERIES,
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        )  # fmt: skip
+    setattr(config, RANDOM_WEIGHTS, True)
+    return config
+
+
+def check_room(name: str, parameters: int, folder: Path) -> None:
+    """Raises CatpError where making and exporting a model of so many parameters would fail for want of room."""
+    weights = 4 * parameters
+    for what, needed, free in (
+        ("memory", MEMORY_COPIES * weights, available_memory()),
+        (f"disk in {folder}", DISK_COPIES * weights, shutil.disk_usage(folder).free),
+    ):
+        if free is not None and free < needed:
+            raise CatpError(
+                f"--synthetic {name}: {parameters / 1e6:,.0f} million parameters need about {needed / 1e9:,.1f} GB of "
+                f"{what}, and {free / 1e9:,.1f} GB are free; free some, or give a smaller one"
+            )

@@ -1,0 +1,83 @@
+"""Bundles of true sizes with random weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from benchmark_reports import RATES
+from transformers import AutoTokenizer, Blip2ForConditionalGeneration
+from typer.testing import CliRunner
+
+from catp.calibration.benchmark import synthetic
+from catp.calibration.benchmark.report import Report
+from catp.calibration.benchmark.synthetic import Tower, check_room
+from catp.calibration.commands.bench import app
+from catp.export.demo import CHECKPOINT
+from catp.runtime.errors import CatpError
+
+RUNNER = CliRunner()
+
+
+def test_tiny_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made, exported with its parity checks, kept, and timed against transformers on the same weights."""
+    monkeypatch.setattr("catp.calibration.commands.bench.measure_rates", lambda threads: RATES)
+    keep = tmp_path / "kept"
+    arguments = ["--ratios", "0,0.5", "--batch", "1", "--iterations", "1", "--warmup", "0", "--threads", "1"]
+    result = RUNNER.invoke(
+        app, ["run", "--synthetic", "tiny", "--keep", str(keep), "--against", "transformers", *arguments, "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    report = Report.model_validate_json(result.stdout)
+    assert report.bundle.random_weights and report.bundle.model.id == "synthetic-tiny"
+    assert any("the weights of synthetic-tiny are random" in note for note in report.notes)
+    assert "Cost of synthetic-tiny, random weights" in result.stderr
+    theirs = report.results[-1]
+    assert (theirs.subject, theirs.agreeing_tokens) == ("transformers", 10)
+    # What was kept is an ordinary bundle and an ordinary checkpoint, and still says that its weights are random.
+    again = RUNNER.invoke(
+        app, ["run", str(keep / "bundle"), "--checkpoint", str(keep / "synthetic-tiny"), *arguments, "--json"]
+    )
+    assert Report.model_validate_json(again.stdout).bundle.random_weights
+    refused = RUNNER.invoke(app, ["run", "--synthetic", "tiny", "--keep", str(keep)])
+    assert refused.exit_code == 2
+    assert f"catp-bench run {keep}/bundle --checkpoint {keep}/synthetic-tiny" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("tiny", 2), ("mid", 311), ("blip2-opt-2.7b", 3745)],
+)
+def test_sizes_are_those_of_the_models(name: synthetic.Geometry, millions: int) -> None:
+    config = synthetic._config(name, AutoTokenizer.from_pretrained(CHECKPOINT))
+    with torch.device("meta"):
+        model = Blip2ForConditionalGeneration(config)
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
+
+
+def test_room_is_looked_for_before_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_room("mid", 1, tmp_path)
+    monkeypatch.setattr(synthetic, "available_memory", lambda: 40 * 10**9)
+    with pytest.raises(CatpError, match=r"3,700 million parameters need about 44.4 GB of memory, and 40.0 GB are free"):
+        check_room("blip2-opt-2.7b", 3_700_000_000, tmp_path)
+    monkeypatch.setattr(synthetic, "available_memory", lambda: None)  # as on systems that don't say
+    with pytest.raises(CatpError, match=r"GB of disk in .*, and .* GB are free"):
+        check_room("large", 10**15, tmp_path)
+
+
+def test_towers_validate_themselves() -> None:
+    with pytest.raises(ValueError, match="10 heads can't share it"):
+        Tower(1, 64, 10, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--synthetic tiny"),
+        (["--synthetic", "huge"], "'huge' is not one of 'tiny', 'mid', 'blip2-opt-2.7b'"),
+        (["--synthetic", "tiny", "--checkpoint", "x"], "--checkpoint x and --synthetic tiny"),
+        (["--synthetic", "tiny", "--keep", "/dev/null/x"], "no folder can be made there"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments: list[str], message: str) -> None:
+    result = RUNNER.invoke(app, ["run", *arguments])
+    assert result.exit_code == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
