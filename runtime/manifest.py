@@ -78,10 +78,12 @@ class Quantization(_Strict):
     )
     ranges: str | None = Field(default=None, description="method that chose the static ranges")
     block_size: int | None = Field(default=None, description="weights along a column that share a scale")
-    layers: int = Field(ge=1, description="matrix products that were quantised")
-    kept: tuple[str, ...] = Field(default=(), description="matrix products that stayed in floating point")
-    bytes_before: int = Field(description="of the quantised weights")
-    bytes_after: int = Field(description="of the quantised weights, scales and zero points included")
+    layers: int = Field(ge=0, description="matrix products that were quantised")
+    kept: tuple[str, ...] = Field(default=(), description="what could have been quantised and stayed in floating point")
+    bytes_before: int = Field(description="of the matrices")
+    bytes_after: int = Field(description="of the quantised matrices, scales and zero points included")
+    tables: int = Field(default=0, ge=0, description="tables of embeddings that are int8 by rows")
+    table_bytes: int = Field(default=0, description="of those tables, scales included")
 
 
 class GraphSpec(_Strict):

@@ -150,6 +150,8 @@ def weight_bytes(graph: GraphSpec) -> int:
 def language_weight_bytes(language: LanguageGeometry, graph: GraphSpec) -> int:
     """All weights, less tables of which a few rows are read: positions, and embeddings that are not the head."""
     total = weight_bytes(graph)
+    if graph.quantization and graph.quantization.tables:
+        return total - graph.quantization.table_bytes
     item = WEIGHT_BYTES[graph.precision]
     table = item * language.vocabulary * language.width
     looked_up = item * language.positions * language.width

@@ -55,7 +55,10 @@ def _write(
     path = folder / spec.file.path
     data = save_model(model, path)
     onnx.checker.check_model(path)
-    before = {layer.name: layer.nbytes for layer in graph.layers}
+    products, tables = (
+        [layer for layer in graph.layers if layer.name in fragments and layer.is_table == is_table]
+        for is_table in (False, True)
+    )
     return spec.model_copy(
         update={
             "file": file_spec(folder, path),
@@ -67,10 +70,16 @@ def _write(
                 activations=recipe.activations,
                 ranges=ranges if recipe.needs_ranges else None,
                 block_size=recipe.block_size if recipe.format == "int4" else None,
-                layers=len(fragments),
-                kept=tuple(layer.name for layer in graph.layers if layer.name not in fragments),
-                bytes_before=sum(before[name] for name in fragments),
-                bytes_after=sum(initializer_bytes(fragment) for fragment in fragments.values()),
+                layers=len(products),
+                kept=tuple(
+                    layer.name
+                    for layer in graph.layers
+                    if layer.name not in fragments and (recipe.takes(layer) or not layer.is_table)
+                ),
+                bytes_before=sum(layer.nbytes for layer in products),
+                bytes_after=sum(initializer_bytes(fragments[layer.name]) for layer in products),
+                tables=len(tables),
+                table_bytes=sum(initializer_bytes(fragments[layer.name]) for layer in tables),
             ),
         }
     )

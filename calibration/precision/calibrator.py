@@ -210,7 +210,11 @@ class Calibrator:
         return chosen
 
     def _ranges(self) -> GraphRanges:
-        observed = {name: layers for name, layers in self.layers.items() if self.recipes[name].needs_ranges}
+        observed = {
+            name: [layer for layer in layers if not layer.is_table]
+            for name, layers in self.layers.items()
+            if self.recipes[name].needs_ranges
+        }
         if not observed:
             return {}
         asked = self.questions

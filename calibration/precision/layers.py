@@ -1,4 +1,4 @@
-"""Layers: products with a constant matrix, which is what calibration quantises in a graph."""
+"""Layers: what calibration quantises in a graph, products with a constant matrix and tables of which rows are read."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 @dataclass(frozen=True)
 class Layer:
-    """One product y = x W of a graph, or with a bias that stays as it is."""
+    """One product y = x W of a graph, with a bias or without, which stays as it is; or one table y = W[x]."""
 
     name: str  # of the module it came from, such as "vision_model.encoder.layers.0.mlp.fc2"
     node: str
-    input: str  # tensor x [..., K]
+    input: str  # tensor x: [..., K] of a product, row numbers of a table
     opset: int  # of the graph
     _weight: Any  # ir tensor [K, N], or [N, K] where it is transposed
-    _transposed: bool
+    _transposed: bool = False
+    is_table: bool = False
 
     def weight(self) -> np.ndarray:
-        """W [K, N], float32 or float16, read from disk."""
+        """W [K, N], of a table [rows, width]; float32 or float16, read from disk."""
         matrix = self._weight.numpy()
         return np.ascontiguousarray(matrix.T) if self._transposed else matrix
 
@@ -47,7 +48,7 @@ class Layer:
 
 
 def find_layers(model: ir.Model, graph: str) -> tuple[Layer, ...]:
-    """The layers of a graph whose input comes from its caller, in the order of the graph.
+    """The layers of a graph whose input comes from its caller, in the order of the graph; at least one is a product.
 
     Products of constants alone (queries before they meet the image) are computed when the graph is loaded.
 
@@ -67,7 +68,7 @@ def find_layers(model: ir.Model, graph: str) -> tuple[Layer, ...]:
             dependent.update(node.outputs)
             if layer := _as_layer(node, model.opset_imports[""]):
                 layers.append(layer)
-    if not layers:
+    if all(layer.is_table for layer in layers):
         raise UsageError(f"{graph}: it has no product with a constant matrix, so there is nothing to quantise")
     repeated = {name for name, count in Counter(layer.name for layer in layers).items() if count > 1}
     return tuple(
@@ -81,11 +82,14 @@ def matching(layers: tuple[Layer, ...], patterns: tuple[str, ...]) -> Iterator[L
 
 
 def _as_layer(node: ir.Node, opset: int) -> Layer | None:
-    if node.op_type not in ("MatMul", "Gemm") or node.domain not in ("", "ai.onnx"):
+    if node.op_type not in ("MatMul", "Gemm", "Gather") or node.domain not in ("", "ai.onnx"):
         return None
-    x, w = node.inputs[0], node.inputs[1]
+    is_table = node.op_type == "Gather" and _number(node, "axis", 0) == 0
+    x, w = (node.inputs[1], node.inputs[0]) if is_table else (node.inputs[0], node.inputs[1])
     tensor = None if w is None else w.const_value
     if x is None or tensor is None or len(tensor.shape) != 2 or x.const_value is not None:
+        return None
+    if not tensor.dtype.is_floating_point():
         return None
     transposed = False
     if node.op_type == "Gemm":
@@ -93,8 +97,8 @@ def _as_layer(node: ir.Node, opset: int) -> Layer | None:
         if not plain:
             return None
         transposed = bool(_number(node, "transB", 0))
-    assert node.name is not None and x.name is not None
-    return Layer(_module(node), node.name, x.name, opset, tensor, transposed)
+    assert node.name is not None and x.name is not None and w is not None
+    return Layer(_module(node, w), node.name, x.name, opset, tensor, transposed, is_table)
 
 
 def _number(node: ir.Node, name: str, default: float) -> float:
@@ -102,13 +106,11 @@ def _number(node: ir.Node, name: str, default: float) -> float:
     return default if attribute is None else float(attribute.value)
 
 
-def _module(node: ir.Node) -> str:
+def _module(node: ir.Node, weight: ir.Value) -> str:
     """The innermost module that the node came from; where that is not known, the one that its weight belongs to."""
     try:
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
     except (ValueError, SyntaxError):
         scopes = []
     modules = [scope for scope in scopes[:-1] if scope]
-    weight = node.inputs[1]
-    assert weight is not None
     return modules[-1] if modules else str(weight.name).removesuffix(".weight")

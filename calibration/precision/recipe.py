@@ -14,6 +14,7 @@ from catp.calibration.precision.formats.base import Range
 from catp.calibration.precision.formats.dynamic_int8 import dynamic_int8
 from catp.calibration.precision.formats.fp8 import fp8
 from catp.calibration.precision.formats.int4 import int4
+from catp.calibration.precision.formats.int8_rows import int8_rows
 from catp.calibration.precision.formats.static_int8 import static_int8
 from catp.calibration.precision.layers import Layer
 from catp.runtime.errors import UsageError
@@ -67,11 +68,15 @@ class Recipe:
             )
 
     def takes(self, layer: Layer) -> bool:
-        """Whether a layer can be quantised so; TensorRT wants whole blocks."""
+        """Whether a layer can be quantised so; TensorRT wants whole blocks, and tables in floating point."""
+        if layer.is_table:
+            return self.purpose == "cpu"
         return self.format != "int4" or self.purpose == "cpu" or layer.depth % self.block_size == 0
 
     def fragment(self, layer: Layer, ranges: Mapping[str, Range]) -> onnx.GraphProto:
         """The layer, quantised. `ranges`: by tensor, where activations are static."""
+        if layer.is_table:
+            return int8_rows(layer)
         with _silent():
             if self.format == "int4":
                 return int4(layer, self.block_size, self.purpose)

@@ -81,9 +81,10 @@ def _size(size: GraphSize, before: GraphSpec) -> tuple[str, str, str]:
     if found is None:
         return was, "the same", ""
     now = f"{found.format}, {size.after / 1e6:,.1f} MB"
-    weights = found.bytes_before / found.bytes_after
-    kept = f", {len(found.kept)} layers kept" if found.kept else ""
-    return was, now, f"{size.before / size.after:.1f}x smaller, {found.layers} matrices {weights:.1f}x{kept}"
+    weights = found.bytes_before / max(found.bytes_after, 1)
+    tables = f", {found.tables} tables int8" if found.tables else ""
+    kept = f", {len(found.kept)} kept" if found.kept else ""
+    return was, now, f"{size.before / size.after:.1f}x smaller, {found.layers} matrices {weights:.1f}x{tables}{kept}"
 
 
 def _points(change: AccuracyChange) -> str:
