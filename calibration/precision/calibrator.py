@@ -237,8 +237,11 @@ class Calibrator:
         examples = Examples()
         pipeline = Pipeline(self.source, ObservingProvider({}, {}, examples))
         tokens = self.source.manifest.pruning.num_query_tokens
-        for _ in answer_each(pipeline, self.questions.samples[:EXAMPLES], (tokens,)):
-            pass
+        if not list(answer_each(pipeline, self.questions.samples[:EXAMPLES], (tokens,))):
+            raise CatpError(
+                f"data {self.questions.name}: none of the first {EXAMPLES} samples could be asked; catp-eval on "
+                "the same data says why"
+            )
         advance = self._counter("measure layers", sum(map(len, fragments.values())))
         found = [
             error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -82,14 +82,16 @@ class _ObservedStep:
         return outputs
 
 
-def answer_each(pipeline: Pipeline, questions: Iterable[Question], kept: Sequence[int]) -> Iterator[Question]:
-    """Answer questions one by one, so that no padding is seen; each one that could be asked, after it was.
+def answer_each(
+    pipeline: Pipeline, questions: Sequence[Question], kept: Sequence[int], start: int = 0
+) -> Iterator[int]:
+    """Answer questions one by one, so that no padding is seen; after each that could be asked, how many are behind it.
 
     Args:
+        start: the first question that is asked.
         kept: how many query tokens the language model reads, in turns.
     """
-    asked = 0
-    for question in questions:
+    for index, question in enumerate(questions[start:], start):
         token_ids = pipeline.tokenize(question.prompt)
         if too_long(pipeline, token_ids):
             continue
@@ -97,10 +99,9 @@ def answer_each(pipeline: Pipeline, questions: Iterable[Question], kept: Sequenc
             pixel_values = pipeline.preprocess([question.image])
         except ImageError:
             continue
-        pruned = pipeline.prune(pipeline.encode(pixel_values), kept[asked % len(kept)])
+        pruned = pipeline.prune(pipeline.encode(pixel_values), kept[index % len(kept)])
         pipeline.decode(pruned, [token_ids], pipeline.manifest.text.max_new_tokens)
-        asked += 1
-        yield question
+        yield index + 1
 
 
 class Examples(Observer):

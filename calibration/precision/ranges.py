@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 from catp.calibration.cache import cache_folder
 from catp.calibration.data.dataset import Question
@@ -75,11 +76,17 @@ def gather_ranges(
     pruning = bundle.manifest.pruning
     tokens = pruning.num_query_tokens
     kept = (tokens,) if pruning.method == "none" else (tokens, num_kept(pruning.ratio or 0.5, tokens))
-    for _ in answer_each(pipeline, sampling.questions[done:], kept):
-        done += 1
-        advance(1)
-        if done % SAVE_EVERY == 0:
+    saved = done
+    for behind in answer_each(pipeline, sampling.questions, kept, done):
+        advance(behind - done)
+        done = behind
+        if done - saved >= SAVE_EVERY:
             statistics.save(unfinished, done)
+            saved = done
+    if not done:
+        raise CatpError(
+            f"data {sampling.data}: none of the samples could be asked; catp-eval on the same data says why"
+        )
     found: GraphRanges = {graph: {} for graph in layers}
     for name, seen in statistics.ranges().items():
         graph, tensor = name.split(": ", 1)
@@ -113,5 +120,5 @@ def _read(path: Path) -> GraphRanges | None:
 def _resume(statistics: Statistics, path: Path) -> int:
     try:
         return statistics.load(path)
-    except (OSError, ValueError, KeyError):
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
         return 0

@@ -45,7 +45,8 @@ def _one_line_errors(ctx: Any) -> Iterator[None]:
         # Typer's usage errors have no public base class; this method is what they share.
         if not hasattr(error, "format_message"):
             raise
-        message = f"{error.format_message().rstrip('.')}; see {ctx.command_path} --help"
+        said = " ".join(error.format_message().split())  # of choices it makes a list, line by line
+        message = f"{said.rstrip('.')}; see {ctx.command_path} --help"
         console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
         raise typer.Exit(2) from None
 

@@ -167,7 +167,7 @@ class OrtProvider:
             )
         path = bundle.graph_file(graph)
         try:
-            session = self._session(str(path), self._options(purpose))
+            session = self._session(str(path), self._options(purpose), purpose)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
             reason = str(error).splitlines()[0]
             raise BundleError(f"bundle {bundle.path}: ONNX Runtime can't load {path.name}: {reason}") from error
@@ -184,11 +184,13 @@ class OrtProvider:
         """A model that no bundle holds, whose external weights lie in `folder`."""
         options = self._options(purpose)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        return OrtEngine(self._session(model, options), _DEVICES[self.name])
+        return OrtEngine(self._session(model, options, purpose), _DEVICES[self.name])
 
-    def _session(self, model: str | bytes, options: Any) -> Any:
+    def _session(self, model: str | bytes, options: Any, purpose: Purpose | None) -> Any:
         # It takes a zero point of 0 for the lowest number there is, also of FP8, and drops the Relu before it.
         wrong = ["ReluQuantRewrite"]
+        if purpose == "cpu":
+            wrong.append("MatMulAddFusion")  # it makes a float Gemm of a product that an integer kernel could do
         return ort.InferenceSession(model, options, providers=self._execution_providers, disabled_optimizers=wrong)
 
     def _options(self, purpose: Purpose | None) -> Any:

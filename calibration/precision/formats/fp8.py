@@ -22,7 +22,7 @@ def fp8(layer: Layer, seen: Range) -> onnx.GraphProto:
     model = single_layer(layer)
     weight = layer.weight()
     x, w = f"{layer.input}_fp8", f"{layer.node}.weight_fp8"
-    scale = np.maximum(np.abs(weight).max(axis=0).astype(np.float32) / LARGEST, 1e-12).astype(weight.dtype)
+    scale = np.maximum(np.abs(weight).max(axis=0) / LARGEST, np.finfo(weight.dtype).tiny).astype(weight.dtype)
     stored = np.clip(weight / scale, -LARGEST, LARGEST).astype(float8_e4m3fn)
     tensors = {
         f"{x}_scale": np.array(seen.largest / LARGEST, weight.dtype),

@@ -269,7 +269,6 @@ _CASES = [
     ("fp8", "tensorrt", None, np.float32),
     pytest.param(
         "fp8", "tensorrt", None, np.float16,
-        marks=pytest.mark.xfail(strict=True, reason="fp8.py: the smallest scale, 1e-12, is 0 in float16"),
     ),
 ]  # fmt: skip
 

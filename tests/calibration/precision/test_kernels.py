@@ -76,10 +76,6 @@ def test_a_calibrated_bundle_runs_on_integer_kernels(
 
 
 CPU = ("--to", "int8", "--language", "int4", "--for", "cpu", "--questions", "50")
-FUSION = pytest.mark.xfail(
-    strict=True,
-    reason="onnx_runtime.py: MatMulAddFusion turns a layer and its bias into a Gemm of dequantised weights (OPT's fc2)",
-)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +83,6 @@ FUSION = pytest.mark.xfail(
     [
         pytest.param(
             activations, bundle, graph,
-            marks=[FUSION] if (activations, bundle, graph) == ("static", "demo_bundle", "language_model") else [],
         )
         for activations in ("dynamic", "static")
         for bundle in ("demo_bundle", "odd_bundle")

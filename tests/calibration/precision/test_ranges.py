@@ -194,7 +194,6 @@ def test_an_interrupted_run_goes_on_to_the_same_ranges(
     assert found == gather(asked, method, graph="language_model")
 
 
-@pytest.mark.xfail(strict=True, reason="ranges.py: `done` counts what was asked, and is used as an index of questions")
 def test_a_question_that_can_not_be_asked_does_not_shift_where_an_interrupted_run_goes_on(
     gather: Setup, questions: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,12 +212,9 @@ def test_a_question_that_can_not_be_asked_does_not_shift_where_an_interrupted_ru
     [
         pytest.param(
             lambda content: content[:-20],
-            marks=pytest.mark.xfail(strict=True, reason="ranges.py: zipfile.BadZipFile is not caught"),
             id="truncated",
         ),
-        pytest.param(
-            lambda _: b"", marks=pytest.mark.xfail(strict=True, reason="ranges.py: EOFError is not caught"), id="empty"
-        ),
+        pytest.param(lambda _: b"", id="empty"),
         pytest.param(lambda _: b"nonsense", id="something else"),
     ],
 )
@@ -251,7 +247,6 @@ def test_a_damaged_result_is_gathered_again(gather: Setup, questions: Callable, 
     assert gather(asked, advance=advanced.append, graph="vision_encoder") == first and sum(advanced) == 4
 
 
-@pytest.mark.xfail(strict=True, reason="ranges.py: an empty result is returned, and kept for the next run")
 def test_no_question_that_could_be_asked_is_an_error(gather: Setup, questions: Callable, tmp_path: Path) -> None:
     unreadable = [replace(question, image=tmp_path / "missing.png") for question in questions(4)]
     with pytest.raises(CatpError):
