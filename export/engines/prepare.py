@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,6 @@ import onnx
 import typer
 from onnx import numpy_helper
 
-from catp.export.publish import link_or_copy
 from catp.runtime.bundle import open_bundle
 from catp.runtime.commands.console import make_app
 from catp.runtime.errors import UsageError
@@ -65,16 +65,16 @@ def write_prepared(
     opened = open_bundle(bundle)
     if graph not in opened.manifest.graphs:
         raise UsageError(f"graph {graph!r}: unknown; accepted: {', '.join(opened.manifest.graphs)}")
+    if output.resolve() == opened.folder.resolve():
+        raise UsageError(f"-o {output}: it is the bundle itself, whose graph would be replaced; give another folder")
     model = onnx.load(opened.graph_file(graph), load_external_data=False)
     prepare(model, dict(_dimension(text) for text in fix or ()))
     output.mkdir(parents=True, exist_ok=True)
     onnx.save(model, output / f"{graph}.onnx")
     weights = opened.manifest.graphs[graph].external_data
     if weights:
-        # A file of its own name beside the graph: ONNX tools refuse weights that lie elsewhere.
-        target = output / weights.path
-        target.unlink(missing_ok=True)
-        link_or_copy(opened.file(weights), target)
+        # A copy beside the graph: ONNX's tools refuse weights that lie elsewhere or that have a second name.
+        shutil.copy2(opened.file(weights), output / weights.path)
 
 
 def _dimension(text: str) -> tuple[str, int]:

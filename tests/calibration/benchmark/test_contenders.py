@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from catp.calibration.benchmark.contenders import find_contenders, open_bundles
 from catp.calibration.benchmark.report import Report
 from catp.calibration.commands.bench import app
-from catp.export.publish import link_or_copy
 from catp.runtime.bundle import file_spec, open_bundle, write_manifest
 from catp.runtime.errors import UsageError
 from catp.runtime.manifest import Manifest, Quantization
@@ -24,7 +23,7 @@ RUNNER = CliRunner()
 
 def variant(bundle: Path, folder: Path, change: Callable[[Manifest], Manifest]) -> Path:
     """A bundle with the same files and another manifest."""
-    shutil.copytree(bundle, folder, copy_function=link_or_copy)
+    shutil.copytree(bundle, folder)
     write_manifest(folder, change(open_bundle(bundle, verify=False).manifest))
     return folder
 
