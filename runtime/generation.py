@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from catp.runtime.engines.base import Engine, Step, Value
+from catp.runtime.engines.base import DeviceTensor, Engine, Step, Value
 from catp.runtime.errors import UsageError
 from catp.runtime.kv_cache import Cache
 from catp.runtime.manifest import GraphSpec, TextSpec
@@ -25,6 +25,7 @@ class Generation:
     token_ids: list[list[int]]  # per row, EOS included where it was reached
     prefill_seconds: float = 0.0
     decode_seconds: list[float] = field(default_factory=list)  # one per decode step
+    first_token_seconds: float = 0.0  # from the call of generate() to the first tokens in host memory
 
 
 class LanguageModel:
@@ -57,6 +58,7 @@ class LanguageModel:
         Raises:
             UsageError: a prompt does not fit the model's positions.
         """
+        began = time.perf_counter()
         batch, kept = prefix_embeds.shape[:2]
         lengths = np.array([len(p) for p in prompts], np.int64)
         room = self._text.max_positions - position_start - lengths  # positions left after each prompt
@@ -82,47 +84,78 @@ class LanguageModel:
             self._text.pad_token_id,
             cache,
         )
-        tokens = prefill.run()["next_token"].numpy().copy()
-        result = Generation([[] for _ in prompts], time.perf_counter() - started)
+        tokens = prefill.run()["next_token"].numpy()
+        ended = time.perf_counter()
+        result = Generation([[] for _ in prompts], ended - started, first_token_seconds=ended - began)
 
-        finished = self._record(result, tokens, limits, np.zeros(batch, bool))
-        if finished.all():
+        answers = _Answers(result.token_ids, limits.tolist(), frozenset(self._text.eos_token_ids))
+        answers.append(tokens)
+        if not answers.running.any():
             return result
         # A row without room for another position is finished, and still takes part in the steps of the others.
         positions = np.minimum(position_start + lengths, self._text.max_positions - 1)
         slots = kept + lengths
-        decode = self._engine.bind(
-            {
-                "input_ids": tokens[:, None],
-                "prefix_embeds": np.zeros((batch, 0, self._width), self._embeds_dtype),
-                "prefix_positions": np.zeros((batch, 0), np.int64),
-                "position_start": positions,
-                "write_indices": slots,
-                "last_indices": np.zeros(batch, np.int64),
-                **cache.inputs,
-            },
-            {**cache.outputs, "next_token": self._engine.zeros((batch,), "int64")},
-        )
+        decode = self._bind_decode(tokens, positions, slots, cache)
+        # From here on nothing is allocated or bound: a step copies three small arrays to the engine and one back.
         while True:
             started = time.perf_counter()
-            tokens = decode.run()["next_token"].numpy().copy()
+            tokens = decode.run()["next_token"].numpy()
             result.decode_seconds.append(time.perf_counter() - started)
-            finished = self._record(result, tokens, limits, finished)
-            if finished.all():
+            answers.append(tokens)
+            if not answers.running.any():
                 return result
             # A finished row stays where it is, so it never leaves the cache or the positions.
-            positions, slots = positions + ~finished, slots + ~finished
+            positions += answers.running
+            slots += answers.running
             decode.update("input_ids", tokens[:, None])
             decode.update("position_start", positions)
             decode.update("write_indices", slots)
 
-    def _record(self, result: Generation, tokens: np.ndarray, limits: np.ndarray, finished: np.ndarray) -> np.ndarray:
-        """Append the new tokens to the rows still running; which rows are finished now."""
-        for row, token in enumerate(tokens):
-            if not finished[row]:
-                result.token_ids[row].append(int(token))
-        full = np.array([len(ids) for ids in result.token_ids]) >= limits
-        return finished | full | np.isin(tokens, self._text.eos_token_ids)
+    def _bind_decode(self, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray, cache: Cache) -> Step:
+        """The step that feeds one token per row, the first ones bound; the arrays remain the caller's."""
+        batch = len(tokens)
+        outputs = {name: self._output_like(name, batch) for name in ("logits", "next_token")}
+        return self._engine.bind(
+            {
+                "input_ids": tokens[:, None].copy(),
+                "prefix_embeds": np.zeros((batch, 0, self._width), self._embeds_dtype),
+                "prefix_positions": np.zeros((batch, 0), np.int64),
+                "position_start": positions.copy(),
+                "write_indices": slots.copy(),
+                "last_indices": np.zeros(batch, np.int64),
+                **cache.inputs,
+            },
+            {**cache.outputs, **outputs},
+        )
+
+    def _output_like(self, name: str, batch: int) -> DeviceTensor:
+        """A buffer for an output [B, ...]: what has none is allocated and collected again in every step."""
+        spec = next(tensor for tensor in self._graph.outputs if tensor.name == name)
+        return self._engine.zeros((batch, *(int(extent) for extent in spec.shape[1:])), spec.dtype)
+
+
+class _Answers:
+    """The rows of a batch while they grow.
+
+    Args:
+        token_ids: per row, empty; appended to.
+        limits: per row, the most tokens it may have, at least 1.
+        ends: tokens that end a row.
+    """
+
+    def __init__(self, token_ids: list[list[int]], limits: list[int], ends: frozenset[int]) -> None:
+        self._token_ids = token_ids
+        self._limits = limits
+        self._ends = ends
+        self.running = np.ones(len(limits), bool)  # bool [B], changed in place
+
+    def append(self, tokens: np.ndarray) -> None:
+        """Append one token int64 [B] to each row that still runs; of a finished one it means nothing."""
+        for row, token in enumerate(tokens.tolist()):
+            if self.running[row]:
+                ids = self._token_ids[row]
+                ids.append(token)
+                self.running[row] = len(ids) < self._limits[row] and token not in self._ends
 
 
 def bind_prefill(

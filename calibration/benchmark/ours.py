@@ -39,4 +39,10 @@ class BundleSubject:
         prompts = [question.prompt_ids] * case.batch
         generation = pipeline.decode(pruned, prompts, question.new_tokens, self._positions)
         clock.append(time.perf_counter())
-        return make_sample(clock, generation.prefill_seconds, generation.decode_seconds, generation.token_ids)
+        return make_sample(
+            clock,
+            generation.prefill_seconds,
+            generation.decode_seconds,
+            generation.token_ids,
+            generation.first_token_seconds,
+        )

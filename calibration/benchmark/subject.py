@@ -98,29 +98,38 @@ def _picture(rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8))
 
 
-def make_sample(clock: Sequence[float], prefill: float, decode: Sequence[float], token_ids: list[list[int]]) -> Sample:
+def make_sample(
+    clock: Sequence[float],
+    prefill: float,
+    decode: Sequence[float],
+    token_ids: list[list[int]],
+    first_token: float | None = None,
+) -> Sample:
     """From the moments at which preprocessing, vision, Q-Former and language model began, and the last one ended.
 
     What the language model's loop spends outside prefill and decode steps lies partly before the first token (cache)
-    and partly after it; as long as a loop does not tell, all of it counts as before.
+    and partly after it (binding, bookkeeping). A loop that does not tell is charged with all of it before.
 
     Args:
         clock: five moments in seconds.
         prefill: seconds.
         decode: seconds of each step.
+        token_ids: what was generated, by row.
+        first_token: seconds from the language model's beginning to its first tokens in host memory; None: not known.
     """
     preprocess, vision, qformer, language = np.diff(clock) * 1e3
     total = (clock[-1] - clock[0]) * 1e3
     steps = [1e3 * seconds for seconds in decode]
+    first = total - sum(steps) if first_token is None else (clock[3] - clock[0] + first_token) * 1e3
     found = {
         "preprocess": preprocess,
         "vision": vision,
         "qformer": qformer,
         "prefill": 1e3 * prefill,
         "host": language - 1e3 * prefill - sum(steps),
-        "time_to_first_token": total - sum(steps),
+        "time_to_first_token": first,
         "total": total,
     }
     if steps:
-        found |= {"decode": sum(steps) / len(steps), "time_per_output_token": sum(steps) / len(steps)}
+        found |= {"decode": sum(steps) / len(steps), "time_per_output_token": (total - first) / len(steps)}
     return Sample({name: float(found[name]) for name in (*STAGES, *WHOLE) if name in found}, token_ids)

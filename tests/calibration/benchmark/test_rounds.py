@@ -88,6 +88,11 @@ def test_stages_add_up_to_the_total() -> None:
             "time_to_first_token": 1100, "time_per_output_token": 300, "total": 2000,
         }
     )  # fmt: skip
+    told = make_sample([1.0, 1.1, 1.3, 1.6, 3.0], 0.4, [0.2, 0.3, 0.4], [[1] * 4], first_token=0.45).milliseconds
+    assert told["time_to_first_token"] == pytest.approx(1050) and told["time_per_output_token"] == pytest.approx(950 / 3)
+    assert {name for name in told if told[name] != found.milliseconds[name]} == {
+        "time_to_first_token", "time_per_output_token",
+    }  # fmt: skip
     single = make_sample([0.0, 0.1, 0.2, 0.3, 0.4], prefill=0.1, decode=[], token_ids=[[1]])
     assert "decode" not in single.milliseconds and single.milliseconds["time_to_first_token"] == pytest.approx(400)
 
@@ -103,6 +108,8 @@ def test_a_bundle_generates_exactly_what_is_asked(demo_bundle: Path) -> None:
         whole = found.milliseconds
         steps = 11 * whole["time_per_output_token"]
         assert whole["total"] == pytest.approx(whole["time_to_first_token"] + steps)
+        # What the loop does between steps comes after the first token.
+        assert whole["time_to_first_token"] < whole["total"] - 11 * whole["decode"]
     # An end token would have ended the demo's answers: it generates one within 12 tokens of any prompt.
     eos = bundle.manifest.text.eos_token_ids
     assert any(token in eos for row in found.token_ids for token in row[:-1])
