@@ -65,7 +65,7 @@ def write_prepared(
     opened = open_bundle(bundle)
     if graph not in opened.manifest.graphs:
         raise UsageError(f"graph {graph!r}: unknown; accepted: {', '.join(opened.manifest.graphs)}")
-    if output.resolve() == opened.folder.resolve():
+    if output.resolve() == opened.path.resolve():
         raise UsageError(f"-o {output}: it is the bundle itself, whose graph would be replaced; give another folder")
     model = onnx.load(opened.graph_file(graph), load_external_data=False)
     prepare(model, dict(_dimension(text) for text in fix or ()))
