@@ -180,7 +180,7 @@ class CalibrationSpec(_Strict):
 
     source_sha256: dict[str, str] = Field(description="ONNX files of the bundle that it was made from, by graph")
     data: str
-    samples: int = Field(description="questions whose activations were looked at")
+    samples: int = Field(description="questions whose activations chose the ranges; 0 where no range was needed")
     seed: int
     metric: str
     questions: int = Field(description="other questions, on which both bundles were compared")

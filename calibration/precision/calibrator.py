@@ -15,7 +15,7 @@ from catp.calibration.precision.comparison import Answers, accuracy_changes, ask
 from catp.calibration.precision.graph import FloatGraph
 from catp.calibration.precision.layers import Layer, matching
 from catp.calibration.precision.observation import Examples, ObservingProvider, answer_each
-from catp.calibration.precision.ranges import GraphRanges, Sampling, gather_ranges
+from catp.calibration.precision.ranges import Gathered, GraphRanges, Sampling, gather_ranges
 from catp.calibration.precision.recipe import Recipe
 from catp.calibration.precision.report import GraphSize, PrecisionReport, Trial
 from catp.calibration.precision.search import fewest_kept
@@ -29,6 +29,8 @@ from catp.runtime.manifest import AccuracyChange, CalibrationSpec, Manifest
 from catp.runtime.pipeline import Pipeline
 
 FEWEST_SAMPLES = 16
+"""Questions that ranges are chosen by."""
+
 EXAMPLES = 4
 """Questions by which the error of single layers is measured."""
 
@@ -89,24 +91,25 @@ class Questions:
         if len(self.samples) < FEWEST_SAMPLES:
             raise UsageError(
                 f"data {self.name}: {len(self.samples)} samples are too few to choose ranges by; give at least "
-                f"{FEWEST_SAMPLES} with --samples, and questions about twice as many images"
+                f"{FEWEST_SAMPLES} with --samples, and questions about enough images: half of them are for comparing"
             )
         if not self.confirmation:
             raise UsageError(f"data {self.name}: nothing is left to compare the bundles on; give more questions")
 
 
 def split(data: DataSet, samples: int, questions: int, seed: int) -> Questions:
-    """At most `samples` questions to calibrate by, and `questions` for each comparison."""
-    # Halves are drawn by image, so they are equal only about.
-    drawn = data.subset(3 * max(samples, questions), None, seed)
-    calibration = list(islice(half(drawn, seed, "search"), max(samples, questions)))
+    """`samples` questions to calibrate by, and `questions` for each comparison; fewer where there are no more."""
+    enough = max(samples, questions)
+    drawn = data.subset(3 * enough, None, seed)
+    while True:
+        calibration = list(islice(half(drawn, seed, "search"), enough))
+        confirmation = list(islice(half(drawn, seed, "confirmation"), questions))
+        # Halves are drawn by image, so they are equal only about; where an image has many questions, hardly that.
+        if (len(calibration) == enough and len(confirmation) == questions) or len(drawn) == len(data):
+            break
+        drawn = data.subset(2 * len(drawn), None, seed)
     return Questions(
-        data.name,
-        drawn.digest(),
-        data.metric,
-        calibration[:samples],
-        calibration[:questions],
-        list(islice(half(drawn, seed, "confirmation"), questions)),
+        data.name, drawn.digest(), data.metric, calibration[:samples], calibration[:questions], confirmation
     )
 
 
@@ -163,7 +166,8 @@ class Calibrator:
             CatpError: activations that no scale can be chosen for, or no question could be asked.
         """
         with published(output, overwrite) as folder:
-            fragments = self._fragments(self._ranges())
+            gathered = self._ranges()
+            fragments = self._fragments(gathered.ranges)
             errors = self._errors(fragments) if sensitivity else ()
             trials: list[Trial] = []
 
@@ -187,7 +191,7 @@ class Calibrator:
                     "even with every layer but one in floating point, quantising costs too much", report
                 )
             manifest = self._assemble(fragments, kept, folder)
-            report = self._confirm(report, manifest, folder, budget)
+            report = self._confirm(report, manifest, gathered.samples, folder, budget)
             if not report.confirmed:
                 raise BudgetExceeded("what was chosen on one half of the images costs too much on the other", report)
             write_manifest(folder, manifest.model_copy(update={"calibration": report.calibration}))
@@ -209,18 +213,24 @@ class Calibrator:
                 raise UsageError(f"{name}: it has no layers to quantise to {recipe.format} ({reason})")
         return chosen
 
-    def _ranges(self) -> GraphRanges:
+    def _ranges(self) -> Gathered:
         observed = {
             name: [layer for layer in layers if not layer.is_table]
             for name, layers in self.layers.items()
             if self.recipes[name].needs_ranges
         }
         if not observed:
-            return {}
+            return Gathered({}, 0)
         asked = self.questions
         sampling = Sampling(asked.samples, asked.name, asked.digest, self._seed, self._method, self._percentile)
         advance = self._counter("observe activations", len(asked.samples))
-        return gather_ranges(self.source, self.graphs, observed, sampling, advance)
+        gathered = gather_ranges(self.source, self.graphs, observed, sampling, advance)
+        if gathered.samples < FEWEST_SAMPLES:
+            raise CatpError(
+                f"data {asked.name}: only {gathered.samples} of {len(asked.samples)} samples could be asked, and "
+                f"{FEWEST_SAMPLES} are the fewest to choose ranges by; catp-eval on the same data says why"
+            )
+        return gathered
 
     def _fragments(self, ranges: GraphRanges) -> dict[str, Fragments]:
         advance = self._counter("quantise layers", sum(map(len, self.layers.values())))
@@ -237,10 +247,9 @@ class Calibrator:
         examples = Examples()
         pipeline = Pipeline(self.source, ObservingProvider({}, {}, examples))
         tokens = self.source.manifest.pruning.num_query_tokens
-        if not list(answer_each(pipeline, self.questions.samples[:EXAMPLES], (tokens,))):
+        if not list(islice(answer_each(pipeline, self.questions.samples, (tokens,)), EXAMPLES)):
             raise CatpError(
-                f"data {self.questions.name}: none of the first {EXAMPLES} samples could be asked; catp-eval on "
-                "the same data says why"
+                f"data {self.questions.name}: none of the samples could be asked; catp-eval on the same data says why"
             )
         advance = self._counter("measure layers", sum(map(len, fragments.values())))
         found = [
@@ -268,7 +277,9 @@ class Calibrator:
             fits=budget.allows(changes, overlap),
         )
 
-    def _confirm(self, report: PrecisionReport, manifest: Manifest, folder: Path, budget: Budget) -> PrecisionReport:
+    def _confirm(
+        self, report: PrecisionReport, manifest: Manifest, samples: int, folder: Path, budget: Budget
+    ) -> PrecisionReport:
         asked = self.questions.confirmation
         before = self._ask(self.source.path, asked, "original bundle, other images")
         after = self._ask(folder, asked, "quantised bundle, other images")
@@ -283,7 +294,7 @@ class Calibrator:
                 "calibration": CalibrationSpec(
                     source_sha256={name: spec.file.sha256 for name, spec in old.items()},
                     data=self.questions.name,
-                    samples=len(self.questions.samples),
+                    samples=samples,
                     seed=self._seed,
                     metric=self.questions.metric,
                     questions=len(before.images),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from catp.runtime.errors import UsageError
 _QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits"}
 _SCOPES = "pkg.torch.onnx.name_scopes"
 """Where PyTorch's exporter notes the modules that a node came from, outermost first, then the node itself."""
+
+_SLICE = re.compile(r"\.slice\([^)]*\)")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ def find_layers(model: ir.Model, graph: str) -> tuple[Layer, ...]:
         UsageError: the graph is quantised already, or has no such layer.
     """
     found = Counter(node.op_type for node in model.graph)
-    if found.keys() & _QUANTISED:
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    tables = any(weight is not None and weight.dtype == ir.DataType.INT8 for weight in weights)
+    if tables or found.keys() & _QUANTISED:
         raise UsageError(f"{graph}: it is quantised already; give the floating-point bundle that it was made from")
     dependent = set(model.graph.inputs)
     layers = []
@@ -113,4 +118,5 @@ def _module(node: ir.Node, weight: ir.Value) -> str:
     except (ValueError, SyntaxError):
         scopes = []
     modules = [scope for scope in scopes[:-1] if scope]
-    return modules[-1] if modules else str(weight.name).removesuffix(".weight")
+    # A slice of a module list (Llama's `layers[:n]`) is a scope too: its name is no part of the path.
+    return _SLICE.sub("", modules[-1]) if modules else str(weight.name).removesuffix(".weight")

@@ -29,6 +29,14 @@ GraphRanges = dict[str, dict[str, Range]]
 
 
 @dataclass(frozen=True)
+class Gathered:
+    """Ranges, and from how many questions they come: some can't be asked."""
+
+    ranges: GraphRanges
+    samples: int
+
+
+@dataclass(frozen=True)
 class Sampling:
     """What decides ranges, other than the graphs."""
 
@@ -46,7 +54,7 @@ def gather_ranges(
     layers: Mapping[str, Sequence[Layer]],
     sampling: Sampling,
     advance: Callable[[int], None],
-) -> GraphRanges:
+) -> Gathered:
     """Ask the bundle, and note what its layers read: all query tokens and the pruned prefix by turns.
 
     What an earlier run gathered for the same graphs and questions is used; one that was interrupted goes on.
@@ -56,7 +64,7 @@ def gather_ranges(
         advance: called with the number of questions done since the last call.
 
     Raises:
-        CatpError: activations that no scale can be chosen for, or a question that can't be asked.
+        CatpError: activations that no scale can be chosen for, or no question could be asked.
     """
     folder = cache_folder("ranges")
     try:
@@ -80,10 +88,11 @@ def gather_ranges(
     for behind in answer_each(pipeline, sampling.questions, kept, done):
         advance(behind - done)
         done = behind
+        statistics.asked += 1
         if done - saved >= SAVE_EVERY:
             statistics.save(unfinished, done)
             saved = done
-    if not done:
+    if not statistics.asked:
         raise CatpError(
             f"data {sampling.data}: none of the samples could be asked; catp-eval on the same data says why"
         )
@@ -92,10 +101,11 @@ def gather_ranges(
         graph, tensor = name.split(": ", 1)
         found[graph][tensor] = seen
     temporary = finished.with_suffix(".part")
-    temporary.write_text(json.dumps({graph: to_json(ranges) for graph, ranges in found.items()}))
+    by_graph = {graph: to_json(ranges) for graph, ranges in found.items()}
+    temporary.write_text(json.dumps({"samples": statistics.asked, "ranges": by_graph}))
     temporary.replace(finished)
     unfinished.unlink(missing_ok=True)
-    return found
+    return Gathered(found, statistics.asked)
 
 
 def _key(bundle: Bundle, layers: Mapping[str, Sequence[Layer]], sampling: Sampling) -> str:
@@ -110,10 +120,12 @@ def _key(bundle: Bundle, layers: Mapping[str, Sequence[Layer]], sampling: Sampli
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
 
 
-def _read(path: Path) -> GraphRanges | None:
+def _read(path: Path) -> Gathered | None:
     try:
-        return {graph: from_json(ranges) for graph, ranges in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, TypeError):  # not there, or not whole: it is gathered again
+        content = json.loads(path.read_text())
+        ranges = {graph: from_json(ranges) for graph, ranges in content["ranges"].items()}
+        return Gathered(ranges, int(content["samples"]))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not there, or not ours: it is gathered again
         return None
 
 

@@ -43,3 +43,9 @@ class PrecisionReport(_Strict):
     graphs: dict[str, GraphSize] | None = None
     calibration: CalibrationSpec | None = Field(default=None, description="cost on the confirming half of the images")
     confirmed: bool = False
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Layers that stay in floating point, as GRAPH: LAYER, in the cheapest trial that fits, if one does."""
+        fitting = [trial.kept for trial in self.trials if trial.fits]
+        return min(fitting, key=len, default=())

@@ -34,6 +34,7 @@ class Statistics:
 
     def __init__(self, method: RangeMethod, percentile: float = PERCENTILE) -> None:
         self.method = method
+        self.asked = 0  # questions that what was added came from; the caller counts them
         self._extremes: dict[str, tuple[float, float]] = {}
         self._histograms = HistogramCollector(method, False, _BINS[method], 128, percentile, "same")
 
@@ -70,8 +71,9 @@ class Statistics:
         return {tensor: Range(float(found[0]), float(found[1])) for tensor, found in chosen.items()}
 
     def save(self, path: Path, done: int) -> None:
-        """Write what was gathered from the first `done` questions, in one step."""
-        arrays: dict[str, Any] = {"done": np.array(done), "extremes": np.array(json.dumps(self._extremes))}
+        """Write what was gathered when `done` questions were behind, in one step."""
+        arrays: dict[str, Any] = {"done": np.array(done), "asked": np.array(self.asked)}
+        arrays["extremes"] = np.array(json.dumps(self._extremes))
         names = list(self._histograms.histogram_dict)
         arrays["histograms"] = np.array(json.dumps(names))
         for index, name in enumerate(names):
@@ -83,14 +85,15 @@ class Statistics:
         temporary.replace(path)
 
     def load(self, path: Path) -> int:
-        """Read what `save` wrote; how many questions it was gathered from."""
+        """Read what `save` wrote; how many questions were behind."""
         with np.load(path, allow_pickle=False) as arrays:
+            done, self.asked = int(arrays["done"]), int(arrays["asked"])
             self._extremes = {name: tuple(pair) for name, pair in json.loads(str(arrays["extremes"])).items()}
             self._histograms.histogram_dict = {
                 name: tuple(arrays[f"{index}.{part}"] for part in range(5))
                 for index, name in enumerate(json.loads(str(arrays["histograms"])))
             }
-            return int(arrays["done"])
+            return done
 
 
 def to_json(ranges: Mapping[str, Range]) -> dict[str, list[float]]:

@@ -21,16 +21,19 @@ def change_table(report: PrecisionReport, graphs: Mapping[str, GraphSpec]) -> Ta
     """
     found = report.calibration
     assert found is not None and report.graphs is not None
-    table = Table(title=f"Calibrated on {found.samples} samples of {escape(found.data)}", title_justify="left")
+    by = f"Calibrated on {found.samples} samples" if found.samples else "Quantised"
+    title = f"{by}, compared on {found.questions:,} questions of {escape(found.data)}"
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     for column in ("before", "after", "change"):
         table.add_column(column, justify="right")
     for name, size in report.graphs.items():
-        table.add_row(name, *_size(size, graphs[name]))
+        stay = sum(layer.startswith(f"{name}: ") for layer in report.kept)
+        table.add_row(name, *_size(size, graphs[name], stay))
     table.add_section()
     for change in found.accuracy:
         table.add_row(
-            f"{found.metric} at ratio {change.ratio:g}, {found.questions:,} questions",
+            f"{found.metric} at ratio {change.ratio:g}",
             f"{100 * change.before:.1f} %",
             f"{100 * change.after:.1f} %",
             _points(change),
@@ -43,14 +46,13 @@ def layer_table(report: PrecisionReport) -> Table | None:
     """The layers that suffer most from being quantised alone; None where that was not measured."""
     if not report.errors:
         return None
-    kept = set(report.trials[-1].kept) if report.trials else set()
     total = len(report.errors)
     table = Table(title=f"Error of single layers, the worst of {total}", title_justify="left")
     for column in ("graph", "layer", "error of the output", "weight", ""):
         numbers = column in ("error of the output", "weight")
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for error in report.errors[:MOST_LAYERS]:
-        stays = f"{error.graph}: {error.layer}" in kept
+        stays = f"{error.graph}: {error.layer}" in report.kept
         table.add_row(
             error.graph,
             escape(error.layer),
@@ -75,11 +77,12 @@ def trial_table(report: PrecisionReport) -> Table | None:
     return table
 
 
-def _size(size: GraphSize, before: GraphSpec) -> tuple[str, str, str]:
+def _size(size: GraphSize, before: GraphSpec, stay: int) -> tuple[str, str, str]:
+    """`stay`: layers that the search keeps in floating point."""
     was = f"{before.precision_label}, {size.before / 1e6:,.1f} MB"
     found = size.quantization
     if found is None:
-        return was, "the same", ""
+        return was, "the same", f"all {stay} layers stay in floating point" if stay else ""
     now = f"{found.format}, {size.after / 1e6:,.1f} MB"
     weights = found.bytes_before / max(found.bytes_after, 1)
     tables = f", {found.tables} tables int8" if found.tables else ""

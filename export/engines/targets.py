@@ -117,7 +117,9 @@ def check_types(graph: str, model: onnx.ModelProto, capabilities: Sequence[str])
     for data_type, (name, minimum) in _NEEDS.items():
         for capability in capabilities:
             if data_type in used and int(capability.replace(".", "")) < minimum:
+                calibrated = data_type in (onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.INT4)
+                instead = "calibrate for another format" if calibrated else "export with another --precision"
                 raise UsageError(
                     f"{graph}: it computes in {name}, which compute capability {capability} does not have; "
-                    f"build for {minimum / 10} or later, or export with another --precision"
+                    f"build for {minimum / 10} or later, or {instead}"
                 )

@@ -89,7 +89,9 @@ def test_stages_add_up_to_the_total() -> None:
         }
     )  # fmt: skip
     told = make_sample([1.0, 1.1, 1.3, 1.6, 3.0], 0.4, [0.2, 0.3, 0.4], [[1] * 4], first_token=0.45).milliseconds
-    assert told["time_to_first_token"] == pytest.approx(1050) and told["time_per_output_token"] == pytest.approx(950 / 3)
+    assert told["time_to_first_token"] == pytest.approx(1050) and told["time_per_output_token"] == pytest.approx(
+        950 / 3
+    )
     assert {name for name in told if told[name] != found.milliseconds[name]} == {
         "time_to_first_token", "time_per_output_token",
     }  # fmt: skip

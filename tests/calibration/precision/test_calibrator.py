@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from catp.calibration.commands.calibrate import app
 from catp.calibration.data import open_data
-from catp.calibration.data.dataset import Question
+from catp.calibration.data.dataset import Question, QuestionList
 from catp.calibration.precision.calibrator import Budget, BudgetExceeded, Calibrator, Questions, split
 from catp.calibration.precision.comparison import ask
 from catp.calibration.precision.recipe import make_recipe
@@ -132,7 +133,11 @@ def test_the_manifest_says_what_is_in_the_files(made: Path, demo_bundle: Path) -
     assert after.calibration is not None and after.calibration.source_sha256 == {
         name: sha256(demo_bundle / f"{name}.onnx") for name in GRAPHS
     }
-    assert (after.calibration.data, after.calibration.samples, after.calibration.seed) == ("demo", 16, 0)
+    assert (after.calibration.data, after.calibration.samples, after.calibration.seed) == (
+        "demo",
+        0,
+        0,
+    )  # dynamic: no ranges
     for name in GRAPHS:
         old, new = before.graphs[name], after.graphs[name]
         assert (new.inputs, new.outputs, new.precision) == (old.inputs, old.outputs, "fp32")
@@ -305,6 +310,14 @@ def test_halves_have_no_image_in_common() -> None:
     assert {q.id for q in split(open_data("demo"), 16, 40, 4).search} != {q.id for q in asked.search}
     with pytest.raises(UsageError, match="15 samples are too few to choose ranges by; give at least 16"):
         split(open_data("demo"), 15, 40, 0)
+    # Halves are of whole images: with many questions to an image, more have to be drawn than are used.
+    question = next(iter(open_data("demo")))
+    crowded = QuestionList(
+        "crowded",
+        [replace(question, id=f"{image}.{i}", image_key=f"{image}") for image in range(20) for i in range(50)],
+    )
+    for seed in range(8):
+        assert len(split(crowded, 16, 16, seed).samples) == len(split(crowded, 16, 16, seed).confirmation) == 16
 
 
 def test_budgets() -> None:

@@ -99,6 +99,16 @@ def test_a_graph_that_is_quantised_is_refused(demo_bundle: Path, float_graphs: G
             FloatGraph("vision_encoder", path)
 
 
+def test_a_graph_whose_tables_alone_are_quantised_is_refused(
+    demo_bundle: Path, float_graphs: Graphs, tmp_path: Path
+) -> None:
+    graph = float_graphs(demo_bundle)["language_model"]
+    table = next(layer for layer in graph.layers if layer.is_table)
+    save_model(graph.exchanged({table.name: make_recipe("int8", "cpu").fragment(table, {})}), tmp_path / "g.onnx")
+    with pytest.raises(UsageError, match="language_model: it is quantised already"):
+        FloatGraph("language_model", tmp_path / "g.onnx")
+
+
 def test_a_graph_without_layers_is_refused(tmp_path: Path) -> None:
     x, y = (helper.make_tensor_value_info(name, FLOAT, [2, 2]) for name in ("x", "y"))
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"], "n")], "g", [x], [y])

@@ -112,7 +112,7 @@ def test_overwrite_replaces_a_bundle_and_json_is_one_line(demo_bundle: Path, tmp
     assert manifest["calibration"] == content["calibration"]
     assert manifest["graphs"]["language_model"]["quantization"]["format"] == "int8"
     printed = " ".join(result.stderr.split())
-    assert f"Next: catp-run {output}" in printed and "Calibrated on 16 samples of demo" in printed
+    assert f"Next: catp-run {output}" in printed and "Quantised, compared on 5 questions of demo" in printed
     assert {path.name for path in tmp_path.iterdir()} == {"out", "report.json"}
 
 

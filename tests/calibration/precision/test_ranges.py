@@ -17,12 +17,12 @@ from catp.calibration.data.dataset import Question
 from catp.calibration.precision import ranges as module
 from catp.calibration.precision.graph import FloatGraph
 from catp.calibration.precision.layers import Layer
-from catp.calibration.precision.ranges import GraphRanges, Sampling, gather_ranges
+from catp.calibration.precision.ranges import Gathered, Sampling, gather_ranges
 from catp.runtime import CatpError, Pipeline
 from catp.runtime.bundle import open_bundle
 
 Extremes = dict[str, tuple[float, float]]
-Setup = Callable[..., GraphRanges]
+Setup = Callable[..., Gathered]
 METHODS = ("minmax", "entropy", "percentile")
 
 
@@ -97,7 +97,7 @@ def gather(demo_bundle: Path, graphs: dict[str, FloatGraph], tmp_path: Path, mon
 
     def call(
         questions: Sequence[Question], method: Any = "minmax", advance: Any = lambda _: None, graph: str | None = None
-    ) -> GraphRanges:
+    ) -> Gathered:
         layers = {name: products(found) for name, found in graphs.items() if graph in (None, name)}
         return gather_ranges(bundle, graphs, layers, Sampling(questions, "mine", "0" * 64, 0, method), advance)
 
@@ -126,7 +126,7 @@ def test_ranges_are_those_of_pruned_and_unpruned_prefixes(
     demo_bundle: Path, graphs: dict[str, FloatGraph], gather: Setup, pipeline: Pipeline, questions: Callable
 ) -> None:
     asked = questions(6)
-    found = gather(asked)
+    found = gather(asked).ranges
     opened = {name: Opened(demo_bundle, name, products(graph)) for name, graph in graphs.items()}
     calls_of: dict[int, list[Extremes]] = defaultdict(list)
     for index, question in enumerate(asked):
@@ -171,7 +171,7 @@ def test_what_decides_ranges_is_not_mixed_up(gather: Setup, questions: Callable,
         gather(asked, graph="language_model"),
     ]
     assert files(tmp_path) == [".json"] * 5
-    assert all(one != other for one, other in combinations(found, 2)) and list(found[4]) == ["language_model"]
+    assert all(one != other for one, other in combinations(found, 2)) and list(found[4].ranges) == ["language_model"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -203,6 +203,7 @@ def test_a_question_that_can_not_be_asked_does_not_shift_where_an_interrupted_ru
     with pytest.raises(Interrupted):
         gather(asked, "percentile", stop_after(5), graph="language_model")
     found = gather(asked, "percentile", graph="language_model")
+    assert found.samples == 11
     monkeypatch.setenv("CATP_CACHE_DIR", str(tmp_path / "elsewhere"))
     assert found == gather(asked, "percentile", graph="language_model")
 
@@ -238,11 +239,16 @@ def test_a_damaged_intermediate_result_is_gathered_again(
     assert found == gather(asked, graph="vision_encoder")
 
 
-def test_a_damaged_result_is_gathered_again(gather: Setup, questions: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-10], lambda _: "[]", lambda _: "null", lambda _: '{"vision": {}}']
+)
+def test_a_damaged_result_is_gathered_again(
+    damage: Callable[[str], str], gather: Setup, questions: Callable, tmp_path: Path
+) -> None:
     asked = questions(4)
     first = gather(asked, graph="vision_encoder")
     (path,) = (tmp_path / "cache" / "ranges").iterdir()
-    path.write_text(path.read_text()[:-10])
+    path.write_text(damage(path.read_text()))
     advanced: list[int] = []
     assert gather(asked, advance=advanced.append, graph="vision_encoder") == first and sum(advanced) == 4
 
