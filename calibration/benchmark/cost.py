@@ -83,10 +83,7 @@ def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: f
                 flops=batch * qformer_flops(qformer, vision, kept, language.width),
                 bytes=weight_bytes(graphs["qformer_voting"]) + embeds + prefix,
             ),
-            "prefill": StageCost(
-                flops=batch * language_flops(language, seen, seen),
-                bytes=weights + prefix + batch * seen * token_bytes,
-            ),
+            "prefill": prefill_cost(language, graphs["language_model"], weights, workload),
         },
         cache_bytes=batch * (seen + workload.new_tokens - 1) * token_bytes,
         vote_comparisons=batch * _comparisons(qformer, vision) if manifest.pruning.method == "catp" else 0,
@@ -96,6 +93,21 @@ def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: f
             flops=batch * language_flops(language, 1, context), bytes=weights + round(batch * context * token_bytes)
         )
     return cost
+
+
+def prefill_cost(language: LanguageGeometry, graph: GraphSpec, weights: int, workload: Workload) -> StageCost:
+    """Of the language model's first pass.
+
+    Args:
+        graph: says how wide prefix and cache are stored; the sizes are those of `language`.
+        weights: bytes that a pass reads.
+    """
+    batch, seen = workload.batch, workload.num_kept + workload.prompt_tokens
+    prefix = batch * workload.num_kept * language.width * _item_size(graph, "prefix_embeds")
+    return StageCost(
+        flops=batch * language_flops(language, seen, seen),
+        bytes=weights + prefix + batch * seen * cache_bytes_per_token(language, graph),
+    )
 
 
 def vision_flops(vision: VisionGeometry) -> int:
@@ -136,6 +148,11 @@ def language_flops(language: LanguageGeometry, tokens: int, context: float) -> i
     return round(language.layers * (projections + attention + feed_forward)) + head
 
 
+def matrix_weights(language: LanguageGeometry) -> int:
+    """Weights of all matrices that a token is multiplied with, the head included."""
+    return language_flops(language, 1, 0) // 2  # without a context, a multiplication for every weight
+
+
 def cache_bytes_per_token(language: LanguageGeometry, graph: GraphSpec) -> int:
     """Keys and values of all layers."""
     item = _item_size(graph, "past_key_values.0.key")
@@ -164,8 +181,7 @@ def _has_own_head(language: LanguageGeometry, graph: GraphSpec, total: int, tabl
     """Whether a tied head was quantised: the embeddings, which must stay as they were, are a second table then."""
     if graph.quantization is None:
         return False
-    matrices = language_flops(language, 1, 0) // 2  # without a context, a multiplication for every weight
-    once = WEIGHT_BYTES[graph.precision] * (matrices + language.positions * language.width)
+    once = WEIGHT_BYTES[graph.precision] * (matrix_weights(language) + language.positions * language.width)
     # Biases and normalisation are in neither sum; they are far smaller than half of a table.
     return total - graph.quantization.bytes_after + graph.quantization.bytes_before > once + table / 2
 

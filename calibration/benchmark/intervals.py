@@ -1,4 +1,4 @@
-"""How sure a ratio of medians is: bootstrap intervals of paired and of separate runs."""
+"""How sure a ratio or a difference of durations is: bootstrap intervals of paired and of separate runs."""
 
 from __future__ import annotations
 
@@ -25,6 +25,34 @@ class Ratio(BaseModel):
     def is_clear(self) -> bool:
         """Whether 1 is outside the interval."""
         return self.interval_95 is not None and not self.interval_95[0] <= 1 <= self.interval_95[1]
+
+
+class Difference(BaseModel):
+    """A difference of durations in milliseconds with its 95 % interval."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    median: float
+    interval_95: tuple[float, float] | None = Field(description=f"None with fewer than {FEWEST} values")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The interval; everything where there is none."""
+        return self.interval_95 or (float("-inf"), float("inf"))
+
+
+def paired_difference(values: Sequence[float], baseline: Sequence[float], seed: int) -> Difference:
+    """Median of values[i] - baseline[i], milliseconds, where both were measured in round i.
+
+    Raises:
+        ValueError: they differ in length, or are empty.
+    """
+    above, below = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
+    if above.shape != below.shape or not above.size:
+        raise ValueError(f"{above.shape} values and {below.shape} baselines: as many of both, at least one")
+    differences = above - below
+    medians = _resampled_medians(differences, np.random.default_rng(seed))
+    return Difference(median=float(np.median(differences)), interval_95=_interval(differences.size, medians))
 
 
 def paired_ratio(values: Sequence[float], baseline: Sequence[float], seed: int) -> Ratio:

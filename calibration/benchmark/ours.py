@@ -21,11 +21,11 @@ class BundleSubject:
         self.name = name
         manifest = bundle.manifest
         endless = manifest.text.model_copy(update={"eos_token_ids": ()})
-        self._pipeline = Pipeline(Bundle(bundle.path, manifest.model_copy(update={"text": endless})), provider)
+        self.pipeline = Pipeline(Bundle(bundle.path, manifest.model_copy(update={"text": endless})), provider)
         self._positions = positions
 
     def run(self, question: Question, case: Case) -> Sample:
-        pipeline = self._pipeline
+        pipeline = self.pipeline
         kept = pipeline.num_kept(case.ratio)
         clock = [time.perf_counter()]
         pixel_values = pipeline.preprocess(question.images[: case.batch])

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from catp.calibration.benchmark.break_even import BreakEven
 from catp.calibration.benchmark.cost import Cost
 from catp.calibration.benchmark.described import Described
 from catp.calibration.benchmark.intervals import Ratio, paired_ratio
@@ -127,6 +128,9 @@ class Report(_Strict):
     )
     noisy: bool
     notes: tuple[str, ...]
+    break_even: BreakEven | None = Field(
+        default=None, description="None where the vote could not be timed; a note says why"
+    )
 
     def result(self, case: Case) -> Result:
         return next(result for result in self.results if result.case == case)
@@ -144,11 +148,14 @@ def make_report(
     costs: Sequence[Cost],
     loads: Sequence[Load],
     measured: Measured,
+    break_even: BreakEven | None = None,
+    remarks: Sequence[str] = (),
 ) -> Report:
     """Everything that follows from the samples.
 
     Args:
         bundles: by subject, ours among them.
+        remarks: notes beyond those that the samples call for.
     """
     by_setting = {(cost.batch, cost.ratio): cost for cost in costs}
     order = (OURS, *setup.against)
@@ -176,7 +183,8 @@ def make_report(
         yardstick_ms=_rounded(measured.yardstick_ms),
         cpu_of_others=others,
         noisy=bool(noise),
-        notes=(*noise, *_remarks(bundles[OURS], setup, results, rounds, load_averages[0], rates)),
+        notes=(*noise, *_remarks(bundles[OURS], setup, results, rounds, load_averages[0], rates), *remarks),
+        break_even=break_even,
     )
 
 

@@ -15,6 +15,7 @@ from catp.calibration.benchmark.report import Report
 from catp.calibration.benchmark.rounds import Rounds
 from catp.calibration.benchmark.subject import Case
 from catp.calibration.benchmark.tables import (
+    break_even_table,
     bundle_table,
     contender_table,
     latency_table,
@@ -56,6 +57,7 @@ def show(report: Report) -> None:
         latency_table(report),
         roofline_table(report),
         pruning_table(report),
+        break_even_table(report),
         contender_table(report),
     ):
         if table is not None:

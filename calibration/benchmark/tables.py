@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from catp.calibration.benchmark.break_even import Thresholds
 from catp.calibration.benchmark.compare import Change, Comparison
 from catp.calibration.benchmark.cost import Cost
 from catp.calibration.benchmark.described import Described
-from catp.calibration.benchmark.intervals import Ratio
+from catp.calibration.benchmark.intervals import Difference, Ratio
 from catp.calibration.benchmark.machine import Machine
 from catp.calibration.benchmark.rates import Rates
 from catp.calibration.benchmark.report import Report, Result
@@ -178,6 +179,28 @@ def contender_table(report: Report) -> Table | None:
     return table
 
 
+def break_even_table(report: Report) -> Table | None:
+    """What the vote costs against the prefill that it saves, and from where on it pays; None where that is unknown."""
+    found = report.break_even
+    if found is None:
+        return None
+    table = Table(
+        title=f"Does pruning pay? Medians in ms (95 % interval), {found.rounds} rounds of the Q-Former alone. From "
+        f"where on: by the cost model, prefill at the {found.own_gflops:,.0f} GFLOP/s that it runs at / at the "
+        f"{found.limit_gflops:,.0f} that this machine was seen to do; all else as timed",
+        title_justify="left",
+    )
+    columns = ("batch", "ratio", "vote", "of the total", "prefill saved", "pays here", "from language model of")
+    for column in (*columns, "from prompt of", "from batch of"):
+        table.add_column(column, justify="right")
+    for payoff in found.payoffs:
+        table.add_row(
+            f"{payoff.batch}", f"{payoff.ratio:g}", _difference(payoff.vote_ms), f"{100 * payoff.vote_of_total:.1f} %",
+            _difference(payoff.saved_ms), payoff.pays, *_from_where_on(payoff.at_own_rate, payoff.at_limit),
+        )  # fmt: skip
+    return table
+
+
 def load_table(report: Report) -> Table:
     """What is not in any of the times."""
     table = Table(title="Before timing (in none of the figures)", title_justify="left")
@@ -220,6 +243,35 @@ def _verdict(change: Change) -> str:
     if change.slower:
         return "[red]slower[/]" if change.counts else "slower (doesn't count)"
     return "[green]faster[/]" if change.faster else ""
+
+
+def _difference(difference: Difference) -> str:
+    if difference.interval_95 is None:
+        return f"{_ms(difference.median)} (too few rounds)"
+    low, high = difference.interval_95
+    return f"{_ms(difference.median)} ({_ms(low)} to {_ms(high)})"
+
+
+def _from_where_on(own: Thresholds | None, limit: Thresholds | None) -> tuple[str, ...]:
+    """Language model, prompt and batch, at either rate."""
+    if own is None or limit is None:
+        return ("unclear",) * 3
+    return (
+        f"{_weights(own.matrix_weights)} / {_weights(limit.matrix_weights)}",
+        f"{_count(own.prompt_tokens)} / {_count(limit.prompt_tokens)}",
+        f"{_count(own.batch)} / {_count(limit.batch)}",
+    )
+
+
+def _weights(count: int | None) -> str:
+    """Of a language model, rounded: 2.7 G."""
+    if count is None:
+        return "none"
+    return f"{count / 1e9:.1f} G" if count >= 1e9 else f"{count / 1e6:.0f} M"
+
+
+def _count(number: int | None) -> str:
+    return "none" if number is None else f"{number:,}"
 
 
 def _percent(ratio: Ratio) -> str:

@@ -18,6 +18,7 @@ from catp.calibration.benchmark.loading import load_subjects
 from catp.calibration.benchmark.machine import available_cpus, describe_machine, load_average
 from catp.calibration.benchmark.options import ITERATIONS, parse_batches, parse_ratios, parse_rounds
 from catp.calibration.benchmark.ours import BundleSubject
+from catp.calibration.benchmark.payoff import find_break_even
 from catp.calibration.benchmark.rates import measure_rates
 from catp.calibration.benchmark.report import Report, Setup, make_report, read_report
 from catp.calibration.benchmark.rounds import MOST_ROUNDS, Rounds, measure
@@ -25,6 +26,7 @@ from catp.calibration.benchmark.screen import counted, show, show_notes, show_ta
 from catp.calibration.benchmark.subject import IMAGE_SIZE, OURS, UNPRUNED, Case, Subject, make_question
 from catp.calibration.benchmark.synthetic import Geometry, made
 from catp.calibration.benchmark.tables import change_table, cost_table
+from catp.calibration.benchmark.vote import time_vote, why_not
 from catp.calibration.plots import check_plot
 from catp.runtime.bundle import Bundle
 from catp.runtime.commands.console import busy, check_file_output, console, make_group, print_json_line, write_file
@@ -225,10 +227,19 @@ def _measure(
     with counted(rounds) as advance:
         measured = measure(subjects, question, cases, rounds, setup.seed, advance)
     load_after = load_average()
+    reason, votes = why_not(manifest, setup), None
+    if reason is None:
+        ours = subjects[OURS]
+        assert isinstance(ours, BundleSubject)
+        with busy("time the vote"):
+            votes = time_vote(ours.pipeline, question, setup, len(measured.yardstick_ms))
     with busy("measure the machine again"):
         rates_after = measure_rates(setup.threads)
+    both = rates, rates_after
+    break_even = find_break_even(manifest, geometry, setup, costs, both, measured, votes) if votes else None
+    remarks = () if reason is None else (f"what the vote costs, and from where on it pays, is not known: {reason}",)
     return make_report(
-        described, setup, machine, (load_before, load_after), (rates, rates_after), costs, loads, measured
+        described, setup, machine, (load_before, load_after), both, costs, loads, measured, break_even, remarks
     )
 
 

@@ -58,6 +58,10 @@ def test_end_to_end(demo_bundle: Path, tmp_path: Path) -> None:
     assert [load.subject for load in report.loads] == ["catp", "transformers", "transformers-bf16"]
     assert report.setup.threads == 1 and report.setup.warmup_excluded and report.setup.load_excluded
     assert len(report.speedups) == 2 * (2 + 2 * 3)
+    assert report.break_even is not None and report.break_even.rounds == 6
+    assert [(p.batch, p.ratio, p.num_kept) for p in report.break_even.payoffs] == [
+        (1, 0.5, 16), (1, 0.75, 8), (2, 0.5, 16), (2, 0.75, 8),
+    ]  # fmt: skip
     assert "6 samples are too few for some percentiles" in result.stderr
     # The cost card comes before anything is timed.
     titles = [
@@ -66,6 +70,7 @@ def test_end_to_end(demo_bundle: Path, tmp_path: Path) -> None:
         "Medians of 6 rounds",
         "Share of",
         "Pruned over",
+        "Does pruning pay?",
         "Times as fast as others",
     ]
     assert sorted(titles, key=result.stderr.index) == titles
