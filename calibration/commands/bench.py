@@ -96,9 +96,9 @@ def run(
     Every round times every setting once, in an order drawn anew; ratios between settings are paired by round. Loading
     and warm-up are in none of the times. Times are for a machine that does nothing else.
 
-    catp-bench run catp-bundle --against transformers --checkpoint Salesforce/blip2-opt-2.7b -o report.json
+    catp-bench catp-bundle --against transformers --checkpoint Salesforce/blip2-opt-2.7b -o report.json
 
-    catp-bench run fp32-bundle --against int8-bundle
+    catp-bench fp32-bundle --against int8-bundle
     """
     check_file_output("--output", output)
     check_plot(plot)
@@ -243,7 +243,11 @@ def _measure(
     )
 
 
-app = make_group("How long a bundle takes, stage by stage.", {"run": run, "compare": compare_reports})
+app = make_group(
+    "How long a bundle takes, stage by stage. `catp-bench BUNDLE` is short for `catp-bench run BUNDLE`.",
+    {"run": run, "compare": compare_reports},
+    usual="run",
+)
 
 if __name__ == "__main__":
     app()

@@ -58,6 +58,12 @@ class _Command(typer.core.TyperCommand):
 
 
 class _Group(typer.core.TyperGroup):
+    usual: str | None = None  # the command that is meant where none is named
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = not args or args[0] in self.commands or args[0] in _SETTINGS["help_option_names"]
+        return super().parse_args(ctx, args if named or self.usual is None else [self.usual, *args])
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         with _one_line_errors(ctx):
             return super().resolve_command(ctx, args)
@@ -73,10 +79,10 @@ def make_app(command: Callable[..., None]) -> typer.Typer:
     return app
 
 
-def make_group(help: str, commands: dict[str, Callable[..., None]]) -> typer.Typer:
-    """A program with a command for each thing it does."""
+def make_group(help: str, commands: dict[str, Callable[..., None]], usual: str | None = None) -> typer.Typer:
+    """A program with a command for each thing it does; `usual` is the one that need not be named."""
     app = typer.Typer(
-        cls=_Group,
+        cls=type("_Group", (_Group,), {"usual": usual}),
         help=help,
         no_args_is_help=True,
         add_completion=False,

@@ -97,7 +97,7 @@ def test_the_baseline_alone_for_a_time(demo_bundle: Path) -> None:
         "--positions",
         "compact",
     )
-    result = call("run", demo_bundle, *arguments, "--min-time", "0.1s", "--json")
+    result = call(demo_bundle, *arguments, "--min-time", "0.1s", "--json")  # `run` need not be said
     assert result.exit_code == 0, result.output
     (found,) = Report.model_validate_json(result.stdout).results
     assert sum(found.samples_ms["total"]) >= 100 > sum(found.samples_ms["total"][:-1])
