@@ -14,6 +14,12 @@ from catp.runtime.bundle import Bundle, is_dir, open_bundle
 from catp.runtime.errors import UsageError
 from catp.runtime.manifest import Manifest
 
+_NEEDS = {
+    "transformers": ("export,cpu", "torch", "transformers"),
+    "openvino": ("export,cpu,openvino", "torch", "transformers", "openvino", "nncf"),
+}
+"""The extras that install a runtime, and what it imports."""
+
 
 def find_contenders(given: str | None) -> dict[str, Path | None]:
     """What `--against` names, by the name it has in a report, each once: a bundle's folder, or None for a runtime.
@@ -28,7 +34,8 @@ def find_contenders(given: str | None) -> dict[str, Path | None]:
     for text in [part.strip() for part in given.split(",")] if given else ():
         path = Path(text)
         if text in UNPRUNED:
-            check_installed(f"--against {text}", "torch", "transformers")
+            extra, *libraries = _NEEDS["openvino" if text.startswith("openvino") else "transformers"]
+            check_installed(f"--against {text}", extra, *libraries)
             found[text] = None
         elif not text or not is_dir(path):
             raise UsageError(
@@ -48,11 +55,15 @@ def _free_name(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def check_installed(option: str, *libraries: str) -> None:
-    """Raises UsageError where one is not; none is imported: it takes memory that would be taken for ours."""
+def check_installed(option: str, extra: str, *libraries: str) -> None:
+    """Raises UsageError where one is not; none is imported: it takes memory that would be taken for ours.
+
+    Args:
+        extra: what installs them.
+    """
     for library in libraries:
         if not _is_installed(library):
-            raise UsageError(f"{option}: it needs {library}, which is not installed; pip install '.[export,cpu]'")
+            raise UsageError(f"{option}: it needs {library}, which is not installed; pip install '.[{extra}]'")
 
 
 def _is_installed(library: str) -> bool:
@@ -135,6 +146,10 @@ def open_contender(name: str, checkpoint: str, threads: int) -> Subject:
     Raises:
         UsageError: its checkpoint can't be loaded, or what it needs is missing.
     """
+    if name.startswith("openvino"):
+        from catp.calibration.benchmark.openvino.subject import OpenVinoSubject
+
+        return OpenVinoSubject(name, checkpoint, threads, int8=name == "openvino-int8")
     import torch
 
     from catp.calibration.benchmark.hugging_face import TransformersSubject

@@ -14,7 +14,7 @@ from catp.runtime.manifest import Manifest
 
 OURS = "catp"
 """The bundle that is timed: everything else is timed beside it."""
-UNPRUNED = ("transformers", "transformers-bf16", "compile")
+UNPRUNED = ("transformers", "transformers-bf16", "compile", "openvino", "openvino-int8")
 """Runtimes that keep every query token; every other name is a bundle's."""
 STAGES = ("preprocess", "vision", "qformer", "prefill", "decode", "host")
 """Parts of an answer; decode is one step, host what lies between the parts (allocation, binding, loops)."""
@@ -89,10 +89,11 @@ def make_question(
     # The first ids are special in most vocabularies, the last ones often added tokens (<image>).
     ordinary = [token for token in range(4, max(5, vocabulary - 8)) if token not in special]
     prompt = [ordinary[i] for i in rng.integers(len(ordinary), size=prompt_tokens)]
-    return Question([_picture(rng) for _ in range(batch)], prompt, new_tokens)
+    return Question([make_picture(rng) for _ in range(batch)], prompt, new_tokens)
 
 
-def _picture(rng: np.random.Generator) -> Image.Image:
+def make_picture(rng: np.random.Generator) -> Image.Image:
+    """Of IMAGE_SIZE, with structure and grain."""
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize(IMAGE_SIZE, Image.Resampling.BICUBIC), np.int16)
     return Image.fromarray(np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8))

@@ -28,7 +28,7 @@ def why_not(manifest: Manifest, setup: Setup) -> str | None:
     if setup.provider != "cpu":
         return f"the graph without a vote is run by ONNX Runtime on a CPU, and this is provider {setup.provider}"
     try:
-        check_installed("the graph without a vote", "onnx", "onnx_ir")
+        check_installed("the graph without a vote", "export,cpu", "onnx", "onnx_ir")
     except UsageError as error:
         return str(error)
     return None

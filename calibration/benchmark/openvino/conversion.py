@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from catp.calibration.benchmark.openvino_library import import_openvino
+from catp.calibration.benchmark.openvino.library import import_openvino
 from catp.runtime.errors import UsageError
 
 

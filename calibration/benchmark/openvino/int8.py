@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from catp.calibration.benchmark.openvino_conversion import Converted
-from catp.calibration.benchmark.openvino_library import import_nncf
-from catp.calibration.benchmark.subject import _picture
+from catp.calibration.benchmark.openvino.conversion import Converted
+from catp.calibration.benchmark.openvino.library import import_nncf
+from catp.calibration.benchmark.subject import make_picture
 
 PICTURES = 16
 """That activations are observed on. They are all alike: NNCF's default of 300 would only take longer."""
@@ -34,7 +34,7 @@ DECODE_STEPS = 3
 def calibration_pictures(count: int) -> list[Image.Image]:
     """As those that are timed, of another seed."""
     rng = np.random.default_rng(SEED)
-    return [_picture(rng) for _ in range(count)]
+    return [make_picture(rng) for _ in range(count)]
 
 
 def quantize(converted: Converted, pixel_values: Sequence[np.ndarray], vocabulary: int) -> Converted:

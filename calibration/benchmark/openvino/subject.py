@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from catp.calibration.benchmark.openvino_conversion import convert_blip2
-from catp.calibration.benchmark.openvino_int8 import PICTURES, calibration_pictures, quantize
-from catp.calibration.benchmark.openvino_library import import_openvino
+from catp.calibration.benchmark.openvino.conversion import convert_blip2
+from catp.calibration.benchmark.openvino.int8 import PICTURES, calibration_pictures, quantize
+from catp.calibration.benchmark.openvino.library import import_openvino
 from catp.calibration.benchmark.subject import Case, Question, Sample, make_sample
 from catp.export.checkpoint import load_checkpoint
 

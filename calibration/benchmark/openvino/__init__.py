@@ -1,0 +1,1 @@
+"""OpenVINO as a contender: a checkpoint converted from PyTorch, quantised by NNCF, and timed."""
