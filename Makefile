@@ -7,7 +7,7 @@ SOURCES := $(shell find export runtime -name '*.py') $(wildcard export/demo/chec
 IMAGE := export/demo/images/scene-a.png
 PROMPT := Question: what is in the bottom right? Answer:
 
-.PHONY: demo test gpu-check lint format clean
+.PHONY: demo test bench gpu-check lint format clean
 
 # Export the embedded demo model (once), then answer a question about a sample image from the exported graphs.
 demo: $(DEMO)/catp.json
@@ -15,6 +15,10 @@ demo: $(DEMO)/catp.json
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+# Time a model of middle size against transformers and OpenVINO, on a machine that does nothing else: 15 minutes.
+bench: $(INSTALLED)
+	$(VENV)/bin/python tests/benchmarks/mid_size.py
 
 # Compare every provider that is installed with the CPU provider, on this machine's GPU.
 gpu-check: $(INSTALLED)

@@ -101,7 +101,7 @@ def make(
         MACHINE.model_copy(update={"cpu": cpu}),
         (0.0, 0.0),
         (RATES, RATES),
-        costs,
+        dict.fromkeys((OURS, *filter(prunes, against)), costs),
         [],
         measured,
     )

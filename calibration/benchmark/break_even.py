@@ -61,7 +61,7 @@ class BreakEven(_Strict):
 
     rounds: int = Field(description="in which the Q-Former graphs were timed")
     own_gflops: float = Field(description="matrix products per second of this bundle's fastest prefill; 1e9/s")
-    limit_gflops: float = Field(description="the most this machine was seen to do, in its own prefill or in float32")
+    limit_gflops: float = Field(description="the most this machine was seen to do, in this or any product")
     gbytes: float = Field(description="memory traffic that the machine was seen to do; 1e9 bytes/s")
     largest_prompt: int = Field(description="tokens that the model has positions for")
     payoffs: tuple[Payoff, ...]

@@ -29,6 +29,7 @@ class StageCost(BaseModel):
 
     flops: int = Field(description="floating-point operations of matrix products")
     bytes: int = Field(description="bytes that must be moved")
+    integer: bool = Field(default=False, description="whether its products are of 8-bit integers, on a CPU")
 
     def fastest_ms(self, flops_per_second: float, bytes_per_second: float) -> float:
         """The roofline: no faster than its arithmetic, and no faster than its traffic."""
@@ -78,10 +79,12 @@ def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: f
             "vision": StageCost(
                 flops=batch * vision_flops(vision),
                 bytes=weight_bytes(graphs["vision_encoder"]) + batch * _pixels(manifest) * 4 + embeds,
+                integer=in_integers(graphs["vision_encoder"]),
             ),
             "qformer": StageCost(
                 flops=batch * qformer_flops(qformer, vision, kept, language.width),
                 bytes=weight_bytes(graphs["qformer_voting"]) + embeds + prefix,
+                integer=in_integers(graphs["qformer_voting"]),
             ),
             "prefill": prefill_cost(language, graphs["language_model"], weights, workload),
         },
@@ -90,7 +93,9 @@ def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: f
     )
     if workload.new_tokens > 1:
         cost.stages["decode"] = StageCost(
-            flops=batch * language_flops(language, 1, context), bytes=weights + round(batch * context * token_bytes)
+            flops=batch * language_flops(language, 1, context),
+            bytes=weights + round(batch * context * token_bytes),
+            integer=in_integers(graphs["language_model"]),
         )
     return cost
 
@@ -107,6 +112,7 @@ def prefill_cost(language: LanguageGeometry, graph: GraphSpec, weights: int, wor
     return StageCost(
         flops=batch * language_flops(language, seen, seen),
         bytes=weights + prefix + batch * seen * cache_bytes_per_token(language, graph),
+        integer=in_integers(graph),
     )
 
 
@@ -157,6 +163,11 @@ def cache_bytes_per_token(language: LanguageGeometry, graph: GraphSpec) -> int:
     """Keys and values of all layers."""
     item = _item_size(graph, "past_key_values.0.key")
     return 2 * language.layers * language.key_value_heads * language.head_width * item
+
+
+def in_integers(graph: GraphSpec) -> bool:
+    """Whether matrices are multiplied in 8-bit integers; INT4 weights are, by what they are multiplied with."""
+    return graph.quantization is not None and graph.quantization.purpose == "cpu"
 
 
 def weight_bytes(graph: GraphSpec) -> int:

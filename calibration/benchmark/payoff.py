@@ -8,7 +8,7 @@ from catp.calibration.benchmark.break_even import BreakEven, Payoff, PrefillMode
 from catp.calibration.benchmark.cost import Cost, Workload
 from catp.calibration.benchmark.geometry import Geometry
 from catp.calibration.benchmark.intervals import Difference, paired_difference
-from catp.calibration.benchmark.rates import Rates
+from catp.calibration.benchmark.rates import Rates, best_rates
 from catp.calibration.benchmark.report import Setup
 from catp.calibration.benchmark.rounds import Measured
 from catp.calibration.benchmark.subject import OURS, Case
@@ -36,12 +36,13 @@ def find_break_even(
     """
     model = PrefillModel(geometry.language, manifest.graphs["language_model"])
     queries, text = manifest.pruning.num_query_tokens, manifest.text
-    traffic = max(found.bytes_per_second for found in rates)
+    best = best_rates(rates)
+    traffic = best.bytes_per_second
     own = max(
         cost.stages["prefill"].flops / (1e-3 * _median(measured, Case(cost.batch, OURS, cost.ratio), "prefill"))
         for cost in costs
     )
-    limit = max(own, *(found.flops_per_second for found in rates))
+    limit = max(own, best.operations_per_second(costs[0].stages["prefill"].integer))
     largest_prompt = text.max_positions - queries - setup.new_tokens + 1
     payoffs = []
     for ratio in filter(None, setup.ratios):

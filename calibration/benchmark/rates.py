@@ -12,12 +12,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from catp.calibration.benchmark.cost import StageCost
 from catp.runtime.errors import CatpError
 
 M, K, N = 1024, 1024, 4096
@@ -28,22 +30,44 @@ TRIES = 7
 
 
 class Rates(BaseModel):
-    """Best of several tries each."""
+    """Best of several tries each, and of several libraries: what one of them reaches, the machine can."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     threads: int
-    gflops: float = Field(description="float32 matrix product of [1024, 1024] and [1024, 4096], numpy's BLAS; 1e9/s")
+    gflops: float = Field(
+        description="float32 matrix product of [1024, 1024] and [1024, 4096], by numpy's BLAS or ONNX Runtime; 1e9/s"
+    )
+    int8_gops: float | None = Field(
+        default=None,
+        description="the same of uint8 and int8, by ONNX Runtime; None where it or onnx is not installed",
+    )
     read_gbytes: float = Field(description="256 MiB read once, by a matrix-vector product or a maximum; 1e9 bytes/s")
     copy_gbytes: float = Field(description="256 MiB copied, read and written bytes both counted; 1e9 bytes/s")
 
-    @property
-    def flops_per_second(self) -> float:
-        return 1e9 * self.gflops
+    def operations_per_second(self, integer: bool) -> float:
+        """Of matrix products in float32, or in int8 where that is known."""
+        return 1e9 * (self.int8_gops if integer and self.int8_gops else self.gflops)
 
     @property
     def bytes_per_second(self) -> float:
         return 1e9 * max(self.read_gbytes, self.copy_gbytes)
+
+    def least_ms(self, stage: StageCost) -> float:
+        """The roofline: milliseconds below which the stage can't be."""
+        return stage.fastest_ms(self.operations_per_second(stage.integer), self.bytes_per_second)
+
+
+def best_rates(rates: Sequence[Rates]) -> Rates:
+    """What the machine was seen to do at its best; of the same number of threads."""
+    integer = [found.int8_gops for found in rates if found.int8_gops]
+    return Rates(
+        threads=rates[0].threads,
+        gflops=max(found.gflops for found in rates),
+        int8_gops=max(integer, default=None),
+        read_gbytes=max(found.read_gbytes for found in rates),
+        copy_gbytes=max(found.copy_gbytes for found in rates),
+    )
 
 
 def measure_rates(threads: int) -> Rates:
@@ -65,7 +89,14 @@ def measure_rates(threads: int) -> Rates:
 def _measure(threads: int) -> Rates:
     left, right = np.ones((M, K), np.float32), np.ones((K, N), np.float32)
     product = np.empty((M, N), np.float32)
-    gemm = _fastest(lambda: np.matmul(left, right, out=product))
+    seconds = [_fastest(lambda: np.matmul(left, right, out=product))]
+    if find_spec("onnx") and find_spec("onnxruntime"):
+        seconds.append(_in_onnx_runtime(left, right, "MatMul", threads))
+        integers = left.astype(np.uint8), right.astype(np.int8)
+        integer = [_in_onnx_runtime(*integers, "MatMulInteger", threads)]
+    else:
+        integer = []
+    operations = 2 * M * K * N / 1e9
     large, vector = np.ones((ROWS, COLUMNS), np.float32), np.ones(COLUMNS, np.float32)
     copied = np.empty_like(large)
     parts = [slice(ROWS * i // threads, ROWS * (i + 1) // threads) for i in range(threads)]
@@ -76,10 +107,33 @@ def _measure(threads: int) -> Rates:
         copy = _fastest(lambda: list(pool.map(lambda part: np.copyto(copied[part], large[part]), parts)))
     return Rates(
         threads=threads,
-        gflops=2 * M * K * N / gemm / 1e9,
+        gflops=operations / min(seconds),
+        int8_gops=operations / integer[0] if integer else None,
         read_gbytes=large.nbytes / read / 1e9,
         copy_gbytes=2 * large.nbytes / copy / 1e9,
     )
+
+
+def _in_onnx_runtime(left: np.ndarray, right: np.ndarray, product: str, threads: int) -> float:
+    """Seconds of a matrix product by the operator of that name; `right` is a constant, as weights are."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    kind = helper.np_dtype_to_tensor_dtype(left.dtype)
+    result = TensorProto.FLOAT if left.dtype == np.float32 else TensorProto.INT32
+    graph = helper.make_graph(
+        [helper.make_node(product, ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", kind, left.shape)],
+        [helper.make_tensor_value_info("y", result, (M, N))],
+        [numpy_helper.from_array(right, "w")],
+    )
+    # Opset and format of long ago: any ONNX Runtime reads them.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return _fastest(lambda: session.run(None, {"x": left}))
 
 
 def _fastest(call: Callable[[], object]) -> float:

@@ -14,7 +14,7 @@ from catp.calibration.benchmark.cost import Cost
 from catp.calibration.benchmark.described import Described
 from catp.calibration.benchmark.intervals import Ratio, paired_ratio
 from catp.calibration.benchmark.machine import Machine
-from catp.calibration.benchmark.rates import Rates
+from catp.calibration.benchmark.rates import Rates, best_rates
 from catp.calibration.benchmark.rounds import Measured
 from catp.calibration.benchmark.subject import OURS, STAGES, WHOLE, Case, prunes
 from catp.calibration.benchmark.summary import PERCENTILES, Summary, needed, summarize
@@ -78,7 +78,7 @@ class Result(_Strict):
     tokens_per_second: float = Field(description="new tokens of the batch over the median total")
     images_per_second: float = Field(description="images of the batch over the median total")
     roofline: dict[str, float] = Field(
-        description="the least time that the machine allows, over the median; by stage, of ours alone"
+        description="the least time that the machine allows, over the median; by stage, of bundles alone"
     )
     token_ids: list[list[int]]
     agreeing_tokens: int | None = Field(
@@ -117,6 +117,7 @@ class Report(_Strict):
     rates_before: Rates
     rates_after: Rates
     costs: tuple[Cost, ...]
+    bundle_costs: dict[str, tuple[Cost, ...]] = Field(default={}, description="of bundles among the contenders")
     loads: tuple[Load, ...]
     rounds: int
     seconds: float = Field(description="of all rounds, pauses included")
@@ -145,7 +146,7 @@ def make_report(
     machine: Machine,
     load_averages: tuple[float | None, float | None],
     rates: tuple[Rates, Rates],
-    costs: Sequence[Cost],
+    costs: Mapping[str, Sequence[Cost]],
     loads: Sequence[Load],
     measured: Measured,
     break_even: BreakEven | None = None,
@@ -155,12 +156,14 @@ def make_report(
 
     Args:
         bundles: by subject, ours among them.
+        costs: of each bundle, one of every batch and ratio.
         remarks: notes beyond those that the samples call for.
     """
-    by_setting = {(cost.batch, cost.ratio): cost for cost in costs}
+    by_case = {Case(cost.batch, name, cost.ratio): cost for name, found in costs.items() for cost in found}
+    best = best_rates(rates)
     order = (OURS, *setup.against)
     cases = sorted(measured.samples, key=lambda case: (case.batch, order.index(case.subject), case.ratio))
-    results = tuple(_result(case, measured, by_setting[case.batch, case.ratio], rates) for case in cases)
+    results = tuple(_result(case, measured, by_case, best) for case in cases)
     rounds = len(measured.yardstick_ms)
     others = None if measured.others_seconds is None else measured.others_seconds / measured.seconds / machine.cpus
     noise = _noise(results, measured, others)
@@ -174,7 +177,8 @@ def make_report(
         load_average_after=load_averages[1],
         rates_before=rates[0],
         rates_after=rates[1],
-        costs=tuple(costs),
+        costs=tuple(costs[OURS]),
+        bundle_costs={name: tuple(found) for name, found in costs.items() if name != OURS},
         loads=tuple(loads),
         rounds=rounds,
         seconds=measured.seconds,
@@ -211,7 +215,7 @@ def read_report(path: Path) -> Report:
         ) from None
 
 
-def _result(case: Case, measured: Measured, cost: Cost, rates: tuple[Rates, Rates]) -> Result:
+def _result(case: Case, measured: Measured, costs: Mapping[Case, Cost], rates: Rates) -> Result:
     stages = {stage: measured.values(case, stage) for stage in (*STAGES, *WHOLE)}
     stages = {stage: values for stage, values in stages.items() if values}
     summaries = {stage: summarize(values) for stage, values in stages.items()}
@@ -219,16 +223,13 @@ def _result(case: Case, measured: Measured, cost: Cost, rates: tuple[Rates, Rate
     token_ids = samples[0].token_ids
     total = summaries["total"].p50 / 1e3
     ours = measured.samples[Case(case.batch, OURS, case.ratio)][0].token_ids
-    # What the machine was seen to do at its best, before or after.
-    flops = max(found.flops_per_second for found in rates)
-    traffic = max(found.bytes_per_second for found in rates)
-    known = cost.stages if case.subject == OURS else {}
-    least = {stage: part.fastest_ms(flops, traffic) for stage, part in known.items()}
+    known = costs[case].stages if case in costs else {}
+    least = {stage: rates.least_ms(part) for stage, part in known.items()}
     return Result(
         subject=case.subject,
         batch=case.batch,
         ratio=case.ratio,
-        num_kept=cost.num_kept,
+        num_kept=costs[Case(case.batch, OURS, case.ratio)].num_kept,
         milliseconds=summaries,
         tokens_per_second=sum(len(row) for row in token_ids) / total,
         images_per_second=case.batch / total,

@@ -85,7 +85,7 @@ def made(name: Geometry, keep: Path | None) -> Iterator[Made]:
         UsageError: `keep` is taken, or what exports checkpoints is not installed.
         CatpError: memory or disk don't suffice, or the export failed.
     """
-    check_installed(f"--synthetic {name}", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+    check_installed(f"--synthetic {name}", "export,cpu", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
     if keep is not None:
         yield _make_in(keep, name)
         return

@@ -40,10 +40,11 @@ MISSING = "too few"
 def cost_table(bundle: Described, costs: Sequence[Cost], rates: Rates, machine: Machine) -> Table:
     """What each stage has to do at each ratio, and the least time that takes here; no stage has run yet."""
     made = ", random weights" if bundle.random_weights else ""
+    integer = f"{rates.int8_gops:,.0f} in int8, " if rates.int8_gops else ""
     title = (
         f"Cost of {escape(bundle.model.id)}{made}; {bundle.precision_label}. {escape(machine.cpu)}, "
-        f"{rates.threads} threads: {rates.gflops:,.0f} GFLOP/s, {rates.bytes_per_second / 1e9:.1f} GB/s "
-        "(measured, float32)"
+        f"{rates.threads} threads: {rates.gflops:,.0f} GFLOP/s in float32, {integer}"
+        f"{rates.bytes_per_second / 1e9:.1f} GB/s (measured)"
     )
     table = Table(title=title, title_justify="left")
     table.add_column("batch", justify="right")
@@ -60,8 +61,7 @@ def cost_table(bundle: Described, costs: Sequence[Cost], rates: Rates, machine: 
             cells = []
             for cost in row:
                 part = cost.stages[stage]
-                least = part.fastest_ms(rates.flops_per_second, rates.bytes_per_second)
-                cells += [f"{part.flops / 1e9:.3g}", f"{part.bytes / 1e6:,.1f}", _ms(least)]
+                cells += [f"{part.flops / 1e9:.3g}", f"{part.bytes / 1e6:,.1f}", _ms(rates.least_ms(part))]
             parameters = f"{bundle.parameters[GRAPH_OF[stage]] / 1e6:,.1f}"
             table.add_row(f"{batch}", TITLES[stage], parameters, *cells)
         cache = [cell for cost in row for cell in ("", f"{cost.cache_bytes / 1e6:,.2f}", "")]
@@ -121,18 +121,17 @@ def latency_table(report: Report) -> Table:
 def roofline_table(report: Report) -> Table:
     """How near each stage is to what the machine's arithmetic and memory allow."""
     table = Table(
-        title="Share of the machine's limit in % (least possible time over median; "
-        "measured with float32, so lower precision may pass 100)",
+        title="Share of the machine's limit in % (least possible time over median)",
         title_justify="left",
     )
-    for column in ("batch", "ratio"):
-        table.add_column(column, justify="right")
+    for column in ("batch", "runtime", "ratio"):
+        table.add_column(column, justify="left" if column == "runtime" else "right")
     for stage in GRAPH_OF:
         table.add_column(TITLES[stage], justify="right")
     for result in report.results:
-        if result.subject == OURS:
+        if result.roofline:
             shares = [f"{100 * result.roofline[s]:.0f}" if s in result.roofline else "" for s in GRAPH_OF]
-            table.add_row(f"{result.batch}", f"{result.ratio:g}", *shares)
+            table.add_row(f"{result.batch}", escape(result.subject), f"{result.ratio:g}", *shares)
     return table
 
 

@@ -11,8 +11,9 @@ import typer
 
 from catp.calibration.benchmark.compare import compare
 from catp.calibration.benchmark.contenders import find_checkpoint, find_contenders, open_bundles, open_contender
-from catp.calibration.benchmark.cost import Workload, cost_of
+from catp.calibration.benchmark.cost import Cost, Workload, cost_of
 from catp.calibration.benchmark.described import describe
+from catp.calibration.benchmark.geometry import Geometry as Sizes
 from catp.calibration.benchmark.geometry import read_geometry
 from catp.calibration.benchmark.loading import load_subjects
 from catp.calibration.benchmark.machine import available_cpus, describe_machine, load_average
@@ -32,7 +33,7 @@ from catp.runtime.bundle import Bundle
 from catp.runtime.commands.console import busy, check_file_output, console, make_group, print_json_line, write_file
 from catp.runtime.engines import PROVIDERS, open_provider
 from catp.runtime.errors import CatpError, UsageError
-from catp.runtime.manifest import Positions
+from catp.runtime.manifest import Manifest, Positions
 from catp.runtime.pruning import num_kept
 
 
@@ -207,13 +208,9 @@ def _measure(
     machine = describe_machine()
     with busy("measure the machine"):
         rates = measure_rates(setup.threads)
-    costs = [
-        cost_of(manifest, geometry, Workload(size, kept, setup.prompt_tokens, setup.new_tokens), ratio)
-        for size in setup.batches
-        for ratio in setup.ratios
-        for kept in (num_kept(ratio, manifest.pruning.num_query_tokens),)
-    ]
-    show_table(cost_table(described[OURS], costs, rates, machine))
+    costs = {name: _costs(bundle.manifest, geometry, setup) for name, bundle in bundles.items()}
+    for name, found in costs.items():
+        show_table(cost_table(described[name], found, rates, machine))
 
     def open_subject(name: str) -> Subject:
         if name not in bundles:
@@ -236,11 +233,20 @@ def _measure(
     with busy("measure the machine again"):
         rates_after = measure_rates(setup.threads)
     both = rates, rates_after
-    break_even = find_break_even(manifest, geometry, setup, costs, both, measured, votes) if votes else None
+    break_even = find_break_even(manifest, geometry, setup, costs[OURS], both, measured, votes) if votes else None
     remarks = () if reason is None else (f"what the vote costs, and from where on it pays, is not known: {reason}",)
     return make_report(
         described, setup, machine, (load_before, load_after), both, costs, loads, measured, break_even, remarks
     )
+
+
+def _costs(manifest: Manifest, sizes: Sizes, setup: Setup) -> list[Cost]:
+    return [
+        cost_of(manifest, sizes, Workload(size, kept, setup.prompt_tokens, setup.new_tokens), ratio)
+        for size in setup.batches
+        for ratio in setup.ratios
+        for kept in (num_kept(ratio, manifest.pruning.num_query_tokens),)
+    ]
 
 
 app = make_group(

@@ -128,7 +128,7 @@ def test_compare_fails_where_something_got_slower(tmp_path: Path) -> None:
         (["--min-time", "soon"], "give seconds"),
         (
             ["--against", "tensorflow"],
-            "accepted: transformers, transformers-bf16, compile, and folders of other bundles",
+            "accepted: transformers, transformers-bf16, compile, openvino, openvino-int8, and folders of other bundles",
         ),
         (["--against", "transformers", "--checkpoint", "{tmp}/none"], "transformers can't load it"),
         (["--prompt-tokens", "1000"], "this model has 256"),

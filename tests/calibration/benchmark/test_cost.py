@@ -22,6 +22,7 @@ from catp.calibration.benchmark.geometry import (
     VisionGeometry,
     read_geometry,
 )
+from catp.calibration.benchmark.rates import Rates, best_rates
 from catp.export.checkpoint import Checkpoint, load_checkpoint
 from catp.runtime.bundle import Bundle, open_bundle
 from catp.runtime.errors import BundleError
@@ -111,11 +112,20 @@ def test_quantised_weights_count_as_they_are_on_disk(demo_bundle: Path, own_head
     costs = [cost_of(m, geometry, workload, 0.5) for m in (manifest, manifest.model_copy(update={"graphs": graphs}))]
     assert costs[0].stages["decode"].bytes - costs[1].stages["decode"].bytes == saved
     assert costs[0].stages["decode"].flops == costs[1].stages["decode"].flops
+    assert [cost.stages["decode"].integer for cost in costs] == [False, True] and not costs[1].stages["vision"].integer
 
 
 def test_the_least_time_is_the_larger_of_two() -> None:
     cost = StageCost(flops=2_000_000, bytes=1_000_000)
     assert cost.fastest_ms(1e9, 1e9) == 2 and cost.fastest_ms(1e9, 1e8) == 10
+    rates = Rates(threads=1, gflops=1, int8_gops=4, read_gbytes=100, copy_gbytes=50)
+    integer = cost.model_copy(update={"integer": True})
+    assert (rates.least_ms(cost), rates.least_ms(integer)) == (2, 0.5)
+    unknown = rates.model_copy(update={"int8_gops": None})
+    assert unknown.least_ms(integer) == 2
+    assert best_rates([unknown, rates, rates.model_copy(update={"gflops": 3, "read_gbytes": 2})]) == Rates(
+        threads=1, gflops=3, int8_gops=4, read_gbytes=100, copy_gbytes=50
+    )
 
 
 @pytest.fixture(params=["demo", "odd"])

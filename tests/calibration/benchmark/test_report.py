@@ -87,8 +87,9 @@ def test_a_bundle_is_paired_with_ours_ratio_by_ratio() -> None:
         against = pairs["int8", ratio, OURS, ratio]
         assert {stage: round(found.median, 1) for stage, found in against.items()} == dict.fromkeys(against, 0.5)
     assert pairs["int8", 0.5, "int8", 0]["prefill"].median == pytest.approx(2, rel=0.02)
-    # The cost is ours: another precision has another.
-    assert report.result(Case(1, OURS, 0.5)).roofline and not report.result(Case(1, "int8", 0.5)).roofline
+    # Of a bundle it is known what it has to do; of another runtime it is not.
+    shares = [report.result(Case(1, name, 0.0)).roofline for name in (OURS, "int8", "transformers")]
+    assert shares[0]["vision"] == pytest.approx(2 * shares[1]["vision"], rel=0.02) and shares[2] == {}
 
 
 def test_a_bundle_with_other_tokens_says_how_many_are_the_same() -> None:

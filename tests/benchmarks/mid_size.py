@@ -1,0 +1,113 @@
+"""The README's latency tables, made by one command: `make bench`, or `python tests/benchmarks/mid_size.py`.
+
+A model of middle size (12 layers of 768 in each part) is made with random weights, exported, calibrated to INT8 and to
+INT8 with an INT4 language model; then catp-bench times these three bundles, Hugging Face transformers and OpenVINO in
+the same rounds. What is there already, in `--folder`, is not made again. Takes about fifteen minutes and 8 GB of
+memory; nothing else should run meanwhile. The report is kept as JSON in tests/benchmarks/records/.
+
+`--record FILE` only prints the tables of a recorded report.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from catp.calibration.benchmark.intervals import Ratio
+from catp.calibration.benchmark.report import Report, read_report
+from catp.calibration.benchmark.subject import OURS
+
+ROOT = Path(__file__).parents[2]
+RECORD = ROOT / "tests" / "benchmarks" / "records" / "mid-size.json"
+BUNDLES = {OURS: "fp32", "int8": "int8", "int8-int4": "int8, language model int4"}
+RUNTIMES = {
+    "transformers": "transformers fp32",
+    "transformers-bf16": "transformers bf16",
+    "openvino": "OpenVINO fp32",
+    "openvino-int8": "OpenVINO INT8",
+}
+STAGES = {
+    "vision": "vision", "qformer": "Q-Former and vote", "prefill": "prefill", "decode": "decode, per token",
+    "total": "end to end",
+}  # fmt: skip
+QUANTISED = {"int8": ["--to", "int8"], "int8-int4": ["--to", "int8", "--language", "int4"]}
+# Random weights have no accuracy to lose: whatever it costs is within the budget.
+CALIBRATION = ["--for", "cpu", "--samples", "16", "--questions", "2", "--min-kept-overlap", "0", "--no-sensitivity"]
+
+
+def prepare(folder: Path) -> None:
+    """Checkpoint and bundles in `folder`, as far as they are not there."""
+    bundle = folder / "fp32" / "bundle"
+    if not bundle.is_dir():
+        call("bench", "--synthetic", "mid", "--keep", folder / "fp32", "--iterations", 1, "--warmup", 0, "--ratios", 0)
+    for name, format in QUANTISED.items():
+        if not (folder / name).is_dir():
+            call("calibrate", "precision", bundle, *format, *CALIBRATION, "-o", folder / name)
+
+
+def time_all(folder: Path, iterations: int, output: Path) -> None:
+    """Time bundles and runtimes in the same rounds."""
+    against = ",".join([*(str(folder / name) for name in QUANTISED), *RUNTIMES])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    call(
+        "bench", folder / "fp32" / "bundle", "--checkpoint", folder / "fp32" / "synthetic-mid", "--against", against,
+        "--ratios", "0,0.5", "--batch", 1, "--iterations", iterations, "--warmup", 3, "-o", output,
+    )  # fmt: skip
+
+
+def call(command: str, *arguments: object) -> None:
+    """Run catp-`command` in a process of its own, which takes its memory along when it ends."""
+    code = f"from catp.calibration.commands.{command} import app; app()"
+    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
+
+
+def latency_rows(report: Report) -> list[str]:
+    """Medians in milliseconds, a line of Markdown each."""
+    rows = ["| ms | ratio | " + " | ".join(STAGES.values()) + " |", "|---" * (2 + len(STAGES)) + "|"]
+    for result in report.results:
+        name = BUNDLES.get(result.subject) or RUNTIMES[result.subject]
+        cells = [f"{result.milliseconds[stage].p50:.1f}" for stage in STAGES]
+        ratio = f"{result.ratio:g}" if result.subject in BUNDLES else ""
+        rows.append(f"| {name} | {ratio} | {' | '.join(cells)} |")
+    return rows
+
+
+def ratio_rows(report: Report) -> list[str]:
+    """How many times as fast end to end, with 95 % intervals, a line of Markdown each."""
+    headings = ["times as fast as", "ratio", "itself unpruned", "fp32 at that ratio", *RUNTIMES.values()]
+    rows = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    found = {(s.subject, s.ratio, s.baseline, s.baseline_ratio): s.by_stage["total"] for s in report.speedups}
+    for subject, name in BUNDLES.items():
+        for ratio in report.setup.ratios:
+            baselines = [(subject, 0.0), (OURS, ratio), *((runtime, 0.0) for runtime in RUNTIMES)]
+            cells = [_cell(found.get((subject, ratio, *baseline))) for baseline in baselines]
+            rows.append(f"| {name} | {ratio:g} | {' | '.join(cells)} |")
+    return rows
+
+
+def _cell(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return ""
+    low, high = ratio.interval_95 or (float("nan"), float("nan"))
+    return f"{ratio.median:.2f} ({low:.2f} to {high:.2f})"
+
+
+def main(
+    folder: Annotated[Path, typer.Option(help="Where checkpoint and bundles are kept.")] = ROOT / "build" / "mid-size",
+    iterations: Annotated[int, typer.Option(min=1, help="Rounds.")] = 30,
+    record: Annotated[Path | None, typer.Option(help="Print the tables of this report, and time nothing.")] = None,
+) -> None:
+    """Make the README's latency tables."""
+    if record is None:
+        prepare(folder)
+        time_all(folder, iterations, RECORD)
+    report = read_report(record or RECORD)
+    print("\n".join([*latency_rows(report), "", *ratio_rows(report)]))
+
+
+if __name__ == "__main__":
+    typer.run(main)
