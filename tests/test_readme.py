@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from catp.calibration.benchmark.report import read_report
 from catp.calibration.precision.report import PrecisionReport
 from catp.calibration.report import Report
 from catp.export.demo import samples
@@ -136,6 +137,16 @@ def test_the_precision_table_is_the_recorded_reports() -> None:
             factor = quantization.bytes_before / quantization.bytes_after
             assert factor >= {"int8": 3.5, "fp8": 3.5, "int4": 6}[quantization.format]
             assert f"{quantization.format} {factor:.1f}x" in cells[3]
+
+
+def test_the_latency_tables_are_the_recorded_report() -> None:
+    folder = ROOT / "tests" / "benchmarks"
+    command = [sys.executable, str(folder / "mid_size.py"), "--record", str(folder / "records" / "mid-size.json")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    tables = [table.strip() for table in printed.split("\n\n")]
+    assert len(tables) == 2 and all(table in README for table in tables)
+    report = read_report(folder / "records" / "mid-size.json")
+    assert not report.noisy and not [note for note in report.notes if "other tokens" in note]
 
 
 def recorded(seed: int) -> Report:

@@ -1,11 +1,14 @@
 """A slowdown is found, and none is found where there is none."""
 
+from pathlib import Path
+
 import pytest
 from benchmark_reports import BUNDLE, make
 
 from catp.calibration.benchmark.compare import compare
-from catp.calibration.benchmark.report import Report
+from catp.calibration.benchmark.report import Report, read_report
 from catp.calibration.benchmark.subject import OURS, Case
+from catp.calibration.benchmark.summary import summarize
 from catp.runtime.errors import UsageError
 
 
@@ -100,3 +103,25 @@ def test_other_work_is_refused() -> None:
         compare(make(rounds=5), make(), 0.05)
     with pytest.raises(UsageError, match="no setting in common"):
         compare(make(), make().model_copy(update={"results": ()}), 0.05)
+
+
+def part_of(report: Report, start: int, factor: float = 1.0) -> Report:
+    """Every second round of a run from `start` on, ours taking `factor` times as long for everything."""
+    results = []
+    for result in report.results:
+        times = factor if result.subject == OURS else 1.0
+        samples = {stage: [times * value for value in found[start::2]] for stage, found in result.samples_ms.items()}
+        summaries = {stage: summarize(values) for stage, values in samples.items()}
+        results.append(result.model_copy(update={"samples_ms": samples, "milliseconds": summaries}))
+    yardstick = report.yardstick_ms[start::2]
+    update = {"results": tuple(results), "yardstick_ms": yardstick, "rounds": len(yardstick)}
+    return report.model_copy(update=update)
+
+
+def test_ten_percent_are_found_in_samples_of_a_real_run_and_nothing_where_nothing_changed() -> None:
+    recorded = read_report(Path(__file__).parents[2] / "benchmarks" / "records" / "mid-size.json")
+    before, after = part_of(recorded, 0), part_of(recorded, 1)
+    assert not compare(before, after, 0.05).slower and not compare(after, before, 0.05).slower
+    found = compare(before, part_of(recorded, 1, 1.1), 0.05)
+    slower = {(change.ratio, change.stage) for change in found.changes if change.slower and change.counts}
+    assert {(0.0, "total"), (0.5, "total"), (0.0, "vision"), (0.0, "qformer"), (0.5, "qformer")} <= slower
