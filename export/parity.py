@@ -12,7 +12,7 @@ from catp.export.reference import Greedy, Votes
 from catp.runtime.bundle import Bundle
 from catp.runtime.engines import open_provider
 from catp.runtime.engines.base import Engine, to_host
-from catp.runtime.generation import bind_prefill
+from catp.runtime.language_models.decoder_only import bind_prefill
 from catp.runtime.manifest import GRAPHS, ParityCheck, Precision, scores_of
 from catp.runtime.pipeline import Pipeline, Pruned
 

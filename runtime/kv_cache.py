@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from catp.runtime.engines.base import DeviceTensor, Engine
 from catp.runtime.manifest import GraphSpec
 
@@ -23,3 +25,8 @@ class Cache:
                 buffer = engine.zeros((batch, int(heads), self.slots, int(width)), spec.dtype)
                 self.inputs[spec.name] = buffer
                 self.outputs[spec.name.replace("past_key_values.", "present.")] = buffer
+
+    def copy_rows(self, engine: Engine, rows: np.ndarray, target: Cache, target_rows: np.ndarray, slots: int) -> None:
+        """Copy the first `slots` slots of `rows` to `target_rows` of a cache, which may be this one; see Engine."""
+        for name, buffer in self.inputs.items():
+            engine.copy_rows(buffer, rows, target.inputs[name], target_rows, slots)

@@ -14,8 +14,10 @@ from catp.runtime.bundle import Bundle, open_bundle
 from catp.runtime.engines import open_provider
 from catp.runtime.engines.base import DeviceTensor, Provider, Value, to_host
 from catp.runtime.errors import UsageError
-from catp.runtime.generation import Generation, LanguageModel
+from catp.runtime.generation import Generation, generate
 from catp.runtime.images import ImageSource, load_image, preprocess
+from catp.runtime.language_models import open_language_model
+from catp.runtime.language_models.base import Batch
 from catp.runtime.manifest import Manifest, Positions
 from catp.runtime.pruning import check_mass, check_ratio, num_kept, num_kept_by_mass, top_indices
 from catp.runtime.text import TextCodec
@@ -89,9 +91,7 @@ class Pipeline:
         self._text = TextCodec(tokenizer, manifest.text)
         self._vision = provider.engine(bundle, "vision_encoder")
         self._qformer = provider.engine(bundle, "qformer_voting")
-        self._language_model = LanguageModel(
-            provider.engine(bundle, "language_model"), manifest.graphs["language_model"], manifest.text
-        )
+        self.language_model = open_language_model(bundle, provider)
 
     @classmethod
     def load(
@@ -259,14 +259,15 @@ class Pipeline:
         mode = positions or pruning.positions
         if mode not in get_args(Positions):
             raise UsageError(f"positions {mode!r}: unknown; accepted: {', '.join(get_args(Positions))}")
-        batch, kept = pruned.kept_indices.shape
+        rows, kept = pruned.kept_indices.shape
         if mode == "original":
             # As in training: kept tokens stay where they were, and the text begins after all N.
             where: Value = pruned.kept_indices
             start = pruning.num_query_tokens
         else:
-            where, start = np.tile(np.arange(kept), (batch, 1)), kept
-        return self._language_model.generate(pruned.kept_embeds, where, start, prompts, max_new_tokens)
+            where, start = np.tile(np.arange(kept), (rows, 1)), kept
+        batch = Batch(pruned.kept_embeds, where, start, prompts)
+        return generate(self.language_model, batch, max_new_tokens, self.manifest.text.eos_token_ids)
 
     def tokenize(self, prompt: str) -> list[int]:
         """Token ids of a prompt, special tokens included."""

@@ -54,6 +54,24 @@ class Engine(Protocol):
         """A new tensor in the engine's memory."""
         ...
 
+    def copy_rows(
+        self,
+        source: DeviceTensor,
+        rows: np.ndarray[Any, Any],
+        target: DeviceTensor,
+        target_rows: np.ndarray[Any, Any],
+        length: int,
+    ) -> None:
+        """Copy rows from tensor to tensor, which never leave the engine's memory: target[t, ..., :length, :] is
+        source[r, ..., :length, :] for each pair of rows.
+
+        Args:
+            source, target: [B, ..., M, d], alike but for B; or one tensor, no row of which is in both lists.
+            rows, target_rows: int64, equally long.
+            length: of the last dimension but one, what is copied.
+        """
+        ...
+
     def cache_slots(self, needed: int) -> int:
         """How many slots a KV cache for `needed` tokens gets.
 

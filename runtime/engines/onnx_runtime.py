@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,19 @@ class OrtEngine:
     def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
         return self.upload(np.zeros(shape, dtype))
 
+    def copy_rows(
+        self,
+        source: DeviceTensor,
+        rows: np.ndarray[Any, Any],
+        target: DeviceTensor,
+        target_rows: np.ndarray[Any, Any],
+        length: int,
+    ) -> None:
+        assert isinstance(source, OrtTensor) and isinstance(target, OrtTensor)
+        read, written = _memory(source), _memory(target)
+        for row, target_row in zip(rows.tolist(), target_rows.tolist()):
+            written[target_row, ..., :length, :] = read[row, ..., :length, :]
+
     def cache_slots(self, needed: int) -> int:
         return -(-needed // SLOT_BUCKET) * SLOT_BUCKET
 
@@ -111,6 +125,14 @@ class OrtEngine:
 
     def bind(self, inputs: Mapping[str, Value], outputs: Mapping[str, DeviceTensor] | None = None) -> OrtStep:
         return OrtStep(self, inputs, outputs or {})
+
+
+def _memory(tensor: OrtTensor) -> np.ndarray[Any, Any]:
+    """A tensor on the CPU, not a copy of it."""
+    value = tensor.value
+    return np.frombuffer(
+        (ctypes.c_byte * value.tensor_size_in_bytes()).from_address(value.data_ptr()), np.uint8
+    ).reshape(*value.shape()[:-1], -1)
 
 
 def _check_tensors(session: Any, bundle: Bundle, graph: str) -> None:

@@ -29,7 +29,7 @@ from catp.runtime import CatpError, Pipeline, UsageError
 from catp.runtime.bundle import open_bundle
 from catp.runtime.engines import PROVIDERS, open_provider
 from catp.runtime.engines.base import to_host
-from catp.runtime.generation import bind_prefill
+from catp.runtime.language_models.decoder_only import bind_prefill
 
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-python", "polygraphy", "torch")
 RATIOS = (0.0, 0.5, 0.75)
@@ -231,7 +231,7 @@ def answers(pipeline: Pipeline, questions: int) -> dict[float, list[dict[str, An
         encoded = pipeline.encode(pipeline.preprocess([example.image for example in batch]))
         for ratio in RATIOS:
             pruned = pipeline.prune(encoded, pipeline.num_kept(ratio))
-            engine, text_start = pipeline._language_model._engine, pipeline.manifest.pruning.num_query_tokens
+            engine, text_start = pipeline.language_model.engine, pipeline.manifest.pruning.num_query_tokens
             prefill = bind_prefill(
                 engine, graph, pruned.kept_embeds, pruned.kept_indices, text_start, prompts, pad_token_id=0
             )

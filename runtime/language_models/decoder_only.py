@@ -1,0 +1,194 @@
+"""A decoder-only language model: one graph for prefill and decode over a cache that it writes in place.
+
+Positions are separate from cache slots, rows are padded on the right, and the graph itself masks what a token
+must not see (`export/graphs/language_model.py` is the other side of this contract).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from catp.runtime.engines.base import DeviceTensor, Engine, Step, Value, to_host
+from catp.runtime.errors import UsageError
+from catp.runtime.kv_cache import Cache
+from catp.runtime.language_models.base import Batch, Output
+from catp.runtime.language_models.rows import place
+from catp.runtime.manifest import GraphSpec, TextSpec
+
+
+class DecoderOnly:
+    """The language model graph on one engine."""
+
+    def __init__(self, engine: Engine, graph: GraphSpec, text: TextSpec) -> None:
+        self.engine = engine
+        self.graph = graph
+        self.text = text
+
+    def context(self, prompt: Sequence[int], image_tokens: Sequence[int]) -> list[int]:
+        """A placeholder for every query token, then the prompt: BLIP-2 hands its `input_ids` on with the embeddings."""
+        return [*image_tokens, *prompt]
+
+    def begin(
+        self, batch: Batch, new_tokens: int, beams: int = 1, output: Output = "next_token"
+    ) -> DecoderOnlyDecoding:
+        lengths = np.array([len(prompt) for prompt in batch.prompts], np.int64)
+        room = self.text.max_positions - batch.text_start - lengths  # positions left after each prompt
+        if room.min() < 0:
+            raise UsageError(
+                f"prompt: {lengths.max()} tokens after {batch.text_start} image positions; "
+                f"this model has {self.text.max_positions} positions, so give at most "
+                f"{self.text.max_positions - batch.text_start} tokens"
+            )
+        # The last token generated needs no position of its own: it is never fed back.
+        limits = np.minimum(new_tokens, room + 1)
+        return DecoderOnlyDecoding(self, batch, lengths, limits, beams, output)
+
+
+class DecoderOnlyDecoding:
+    """A batch of prompts and its cache.
+
+    Args:
+        lengths: int64 [B], of the prompts.
+        limits: int64 [B].
+    """
+
+    def __init__(
+        self,
+        model: DecoderOnly,
+        batch: Batch,
+        lengths: np.ndarray,
+        limits: np.ndarray,
+        beams: int,
+        output: Output,
+    ) -> None:
+        self.limits = limits
+        self.prefill_seconds = 0.0
+        self.decode_seconds: list[float] = []
+        self._model = model
+        self._engine = model.engine
+        self._batch = batch
+        self._beams = beams
+        self._output = output
+        self._positions = batch.text_start + lengths
+        self._slots = batch.prefix_embeds.shape[1] + lengths
+        # A row whose positions end takes part in the steps of the others; it stays at the last position.
+        self._last_position = model.text.max_positions - 1
+        self._cache = Cache(self._engine, model.graph, len(lengths), int(self._slots.max() + limits.max()) - 1)
+        self._places: np.ndarray | None = None  # int64 [R], where each row is in the cache; None: in order
+        self._step: Step | None = None
+
+    def prefill(self) -> np.ndarray:
+        started = time.perf_counter()
+        embeds, positions = self._prefix()
+        prefill = bind_prefill(
+            self._engine,
+            self._model.graph,
+            embeds,
+            positions,
+            self._batch.text_start,
+            self._batch.prompts,
+            self._model.text.pad_token_id,
+            self._cache,
+        )
+        result = prefill.run()[self._output].numpy()
+        self.prefill_seconds = time.perf_counter() - started
+        return result
+
+    def _prefix(self) -> tuple[Value, Value]:
+        """Embeddings and positions with a row for every prompt."""
+        embeds, positions, images = self._batch.prefix_embeds, self._batch.prefix_positions, self._batch.images
+        if images is None:
+            return embeds, positions
+        rows = np.asarray(images, np.int64)
+        positions = to_host(positions)[rows]
+        if isinstance(embeds, np.ndarray):
+            return embeds[rows], positions
+        every = self._engine.zeros((len(rows), *embeds.shape[1:]), self._model.graph.input("prefix_embeds").dtype)
+        self._engine.copy_rows(embeds, rows, every, np.arange(len(rows)), embeds.shape[1])
+        return every, positions
+
+    def reorder(self, rows: np.ndarray) -> None:
+        used = int(self._slots.max())
+        if self._places is None:  # the cache has a row for every prompt: make it one for every beam
+            narrow = self._cache
+            self._cache = Cache(self._engine, self._model.graph, len(rows), narrow.slots)
+            narrow.copy_rows(self._engine, rows, self._cache, np.arange(len(rows)), used)
+            self._positions, self._slots = self._positions[rows], self._slots[rows]
+            self._places = np.arange(len(rows))
+            return
+        self._places, sources, targets = place(self._places[rows])
+        if len(targets):
+            self._cache.copy_rows(self._engine, sources, self._cache, targets, used)
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        if self._step is None:
+            # From here on nothing is allocated or bound: a step copies three small arrays to the engine and one back.
+            self._step = self._bind_step()
+        if self._places is not None:
+            placed = np.empty_like(tokens)
+            placed[self._places] = tokens
+            tokens = placed
+        self._step.update("input_ids", tokens[:, None])
+        self._step.update("position_start", self._positions)
+        self._step.update("write_indices", self._slots)
+        started = time.perf_counter()
+        result = self._step.run()[self._output].numpy()
+        self.decode_seconds.append(time.perf_counter() - started)
+        self._positions += 1
+        np.minimum(self._positions, self._last_position, out=self._positions)
+        self._slots += 1
+        return result if self._places is None else result[self._places]
+
+    def _bind_step(self) -> Step:
+        """The step that feeds one token a row; its content comes with every step."""
+        rows = len(self._slots)
+        prefix = self._model.graph.input("prefix_embeds")
+        np.minimum(self._positions, self._last_position, out=self._positions)
+        return self._engine.bind(
+            {
+                "input_ids": np.zeros((rows, 1), np.int64),
+                "prefix_embeds": np.zeros((rows, 0, int(prefix.shape[2])), prefix.dtype),
+                "prefix_positions": np.zeros((rows, 0), np.int64),
+                "position_start": np.zeros(rows, np.int64),
+                "write_indices": np.zeros(rows, np.int64),
+                "last_indices": np.zeros(rows, np.int64),
+                **self._cache.inputs,
+            },
+            {**self._cache.outputs, **{name: self._output_like(name, rows) for name in ("logits", "next_token")}},
+        )
+
+    def _output_like(self, name: str, rows: int) -> DeviceTensor:
+        """A buffer for an output [R, ...]: what has none is allocated and collected again in every step."""
+        spec = next(tensor for tensor in self._model.graph.outputs if tensor.name == name)
+        return self._engine.zeros((rows, *(int(extent) for extent in spec.shape[1:])), spec.dtype)
+
+
+def bind_prefill(
+    engine: Engine,
+    graph: GraphSpec,
+    prefix_embeds: Value,
+    prefix_positions: Value,
+    position_start: int,
+    prompts: Sequence[Sequence[int]],
+    pad_token_id: int,
+    cache: Cache | None = None,
+) -> Step:
+    """The language model's first pass, bound and ready to run: prefix [B, k, D], then B prompts padded on the right."""
+    batch, kept = prefix_embeds.shape[:2]
+    lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+    padded = np.full((batch, int(lengths.max())), pad_token_id, np.int64)
+    for row, prompt in zip(padded, prompts):
+        row[: len(prompt)] = prompt
+    cache = cache or Cache(engine, graph, batch, kept + padded.shape[1])
+    inputs: dict[str, Value] = {
+        "input_ids": padded,
+        "prefix_embeds": prefix_embeds,
+        "prefix_positions": prefix_positions,
+        "position_start": np.full(batch, position_start, np.int64),
+        "write_indices": np.zeros(batch, np.int64),
+        "last_indices": kept + lengths - 1,
+    }
+    return engine.bind({**inputs, **cache.inputs}, cache.outputs)
