@@ -63,6 +63,7 @@ class _ObservedEngine:
     def __init__(self, engine: Engine, graph: str, observer: Observer) -> None:
         self._engine, self._graph, self._observer = engine, graph, observer
         self.zeros = engine.zeros
+        self.copy_rows = engine.copy_rows
         self.cache_slots = engine.cache_slots
 
     def bind(self, inputs: Mapping[str, Value], outputs: Mapping[str, DeviceTensor] | None = None) -> Step:

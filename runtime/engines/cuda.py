@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from catp.runtime.engines.row_copies import RowCopies
 from catp.runtime.engines.staging import StagingBuffer, StagingPool
 from catp.runtime.errors import CatpError, UsageError
 
@@ -42,6 +43,28 @@ def compute_capability() -> str | None:
         return None
     properties = _check(cudart.cudaGetDeviceProperties(0), "reading the device's properties")
     return f"{properties.major}.{properties.minor}"
+
+
+def copy_rectangles(source: int, target: int, copies: RowCopies, stream: Any = 0) -> None:
+    """Queue copies from address to address within the device's memory.
+
+    Raises:
+        UsageError: cuda-python is not installed.
+    """
+    if cudart is None:
+        raise UsageError("cuda-python is not installed, and beams need it on this provider; pip install '.[gpu]'")
+    kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+    pitch, width, height = copies.pitch, copies.width, copies.height
+    for read, written in copies.offsets:
+        _check(
+            cudart.cudaMemcpy2DAsync(target + written, pitch, source + read, pitch, width, height, kind, stream),
+            "copying rows",
+        )
+
+
+def wait_for_default_stream() -> None:
+    """Until what was queued without a stream is done."""
+    _check(cudart.cudaStreamSynchronize(0), "copying rows")
 
 
 class Allocation:
@@ -119,6 +142,10 @@ class Device:
         result = buffer.view(shape, dtype).copy()
         self._staging.release()
         return result
+
+    def copy_rows(self, source: int, target: int, copies: RowCopies) -> None:
+        """Queue copies from address to address; nothing passes through the host."""
+        copy_rectangles(source, target, copies, self.stream)
 
     def synchronize(self) -> None:
         """Wait for everything queued; staging buffers are free again."""

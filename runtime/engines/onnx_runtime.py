@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from catp.runtime.bundle import Bundle
 from catp.runtime.engines.base import DeviceTensor, Value
+from catp.runtime.engines.row_copies import row_copies
 from catp.runtime.errors import BundleError, UsageError
 from catp.runtime.manifest import Purpose
 
@@ -107,9 +109,19 @@ class OrtEngine:
         length: int,
     ) -> None:
         assert isinstance(source, OrtTensor) and isinstance(target, OrtTensor)
-        read, written = _memory(source), _memory(target)
-        for row, target_row in zip(rows.tolist(), target_rows.tolist()):
-            written[target_row, ..., :length, :] = read[row, ..., :length, :]
+        read, written = source.value, target.value
+        if self.device == "cpu":
+            view, target_view = _host_memory(read), _host_memory(written)
+            for row, target_row in zip(rows.tolist(), target_rows.tolist()):
+                target_view[target_row, ..., :length, :] = view[row, ..., :length, :]
+            return
+        from catp.runtime.engines.cuda import copy_rectangles, wait_for_default_stream
+
+        itemsize = read.tensor_size_in_bytes() // max(1, math.prod(source.shape))
+        copies = row_copies(source.shape, itemsize, rows, target_rows, length)
+        # A run returns when its stream is done, so the default stream needs no other order than its own.
+        copy_rectangles(read.data_ptr(), written.data_ptr(), copies)
+        wait_for_default_stream()
 
     def cache_slots(self, needed: int) -> int:
         return -(-needed // SLOT_BUCKET) * SLOT_BUCKET
@@ -127,12 +139,10 @@ class OrtEngine:
         return OrtStep(self, inputs, outputs or {})
 
 
-def _memory(tensor: OrtTensor) -> np.ndarray[Any, Any]:
-    """A tensor on the CPU, not a copy of it."""
-    value = tensor.value
-    return np.frombuffer(
-        (ctypes.c_byte * value.tensor_size_in_bytes()).from_address(value.data_ptr()), np.uint8
-    ).reshape(*value.shape()[:-1], -1)
+def _host_memory(value: Any) -> np.ndarray[Any, Any]:
+    """The bytes of an OrtValue on the CPU, uint8 [B, ..., M, d * itemsize]: its memory, not a copy of it."""
+    content = (ctypes.c_byte * value.tensor_size_in_bytes()).from_address(value.data_ptr())
+    return np.frombuffer(content, np.uint8).reshape(*value.shape()[:-1], -1)
 
 
 def _check_tensors(session: Any, bundle: Bundle, graph: str) -> None:

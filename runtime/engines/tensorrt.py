@@ -14,6 +14,7 @@ from catp.runtime.engine_sets import EngineSet, choose_set
 from catp.runtime.engines.base import DeviceTensor, Value
 from catp.runtime.engines.cuda import Allocation, CapturedGraph, Device
 from catp.runtime.engines.launch import Launch, plan_launch, shared_addresses
+from catp.runtime.engines.row_copies import row_copies
 from catp.runtime.errors import BundleError, CatpError, UsageError
 from catp.runtime.plans import MODULES, REBUILD, REPEATED, PlanSpec
 
@@ -176,6 +177,18 @@ class TrtEngine:
         tensor = TrtTensor(self._device, shape, dtype)
         self._device.zero(tensor.memory, tensor.nbytes)
         return tensor
+
+    def copy_rows(
+        self,
+        source: DeviceTensor,
+        rows: np.ndarray[Any, Any],
+        target: DeviceTensor,
+        target_rows: np.ndarray[Any, Any],
+        length: int,
+    ) -> None:
+        assert isinstance(source, TrtTensor) and isinstance(target, TrtTensor)
+        copies = row_copies(source.shape, source.dtype.itemsize, rows, target_rows, length)
+        self._device.copy_rows(source.address, target.address, copies)
 
     def cache_slots(self, needed: int) -> int:
         built = self.spec.request.fixed["max_length"]
