@@ -21,6 +21,7 @@ from catp.export.checkpoint import Checkpoint, load_checkpoint
 from catp.export.demo import CHECKPOINT, MODEL_ID
 from catp.export.demo import samples as demo_samples
 from catp.export.expected import Sample, compute_expected
+from catp.export.generation_settings import describe_unheeded, read_settings
 from catp.export.methods import make_method
 from catp.export.parity import check_parity
 from catp.export.publish import link_or_copy, published
@@ -70,6 +71,7 @@ def export_bundle(
     diagnostics: bool = False,
     overwrite: bool = False,
     step: Step = lambda _: nullcontext(),
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Export a checkpoint and publish the bundle once it has been verified.
 
@@ -87,6 +89,7 @@ def export_bundle(
             catp-eval, catp-explain and catp-calibrate.
         overwrite: replace an existing bundle.
         step: progress display.
+        warn: called with what the user should know about the checkpoint.
 
     Raises:
         UsageError: an argument or the checkpoint can't be used.
@@ -109,7 +112,9 @@ def export_bundle(
         voting.cross_layers(checkpoint.family.cross_layers(checkpoint.model))  # refuses layers that there aren't
         dtype = DTYPES[precision]
         _check_disk(checkpoint, folder, dtype)
-        image, text = _image_spec(checkpoint), _text_spec(checkpoint)
+        image, text, generation = _image_spec(checkpoint), _text_spec(checkpoint), read_settings(checkpoint)
+        if unheeded := describe_unheeded(checkpoint):
+            warn(unheeded)
         _write_files(checkpoint, folder)
         with step("run the samples in PyTorch"):
             expected = compute_expected(Reference(checkpoint), _samples(), voting, ratio, dtype, compared or ())
@@ -133,6 +138,7 @@ def export_bundle(
             precision=precision,
             image=image,
             text=text,
+            generation=generation,
             graphs=graphs,
             files=tuple(file_spec(folder, path) for path in sorted(folder.glob("*.json"))),
             versions=_versions(),
@@ -211,4 +217,5 @@ def _text_spec(checkpoint: Checkpoint) -> TextSpec:
         eos_token_ids=eos,
         max_positions=lm.config.max_position_embeddings,
         max_new_tokens=generation.max_new_tokens or DEFAULT_NEW_TOKENS,
+        image_token_id=checkpoint.model.config.image_token_index,
     )

@@ -12,6 +12,7 @@ from catp.export.reference import Greedy, Votes
 from catp.runtime.bundle import Bundle
 from catp.runtime.engines import open_provider
 from catp.runtime.engines.base import Engine, to_host
+from catp.runtime.generation.settings import GREEDY
 from catp.runtime.language_models.decoder_only import bind_prefill
 from catp.runtime.manifest import GRAPHS, ParityCheck, Precision, scores_of
 from catp.runtime.pipeline import Pipeline, Pruned
@@ -164,7 +165,11 @@ def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) ->
         wrong = 0
         for group in groups:
             answers = pipeline.generate(
-                [images[row] for row in group], [prompts[row] for row in group], ratio=0, max_new_tokens=MAX_NEW_TOKENS
+                [images[row] for row in group],
+                [prompts[row] for row in group],
+                ratio=0,
+                max_new_tokens=MAX_NEW_TOKENS,
+                settings=GREEDY,
             )
             wrong += sum(
                 not same_tokens(answer.token_ids, expected.unpruned[row], RELATIVE_ERROR[precision])

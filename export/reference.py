@@ -143,8 +143,13 @@ class Reference:
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
+            # Greedily, whatever else the checkpoint's configuration asks for.
             do_sample=False,
             num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            min_length=0,
+            min_new_tokens=0,
             return_dict_in_generate=True,
             output_logits=True,
         )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from catp.runtime.generation.settings import GREEDY, GenerationSettings
 from catp.runtime.images import ImageSpec
 
 SCHEMA_VERSION: Final = 1
@@ -145,6 +146,7 @@ class TextSpec(_Strict):
     eos_token_ids: tuple[int, ...]
     max_positions: int = Field(description="position ids that the language model has")
     max_new_tokens: int = Field(default=20, ge=1, description="default")
+    image_token_id: int | None = Field(default=None, description="stands for a query token where ids are counted")
 
     @field_validator("prompt_template")
     @classmethod
@@ -197,6 +199,7 @@ class Manifest(_Strict):
     precision: Precision
     image: ImageSpec
     text: TextSpec
+    generation: GenerationSettings = Field(default=GREEDY, description="default")
     graphs: dict[str, GraphSpec]
     files: tuple[FileSpec, ...] = Field(description="tokenizer and configuration, as the Hub names them")
     versions: dict[str, str] = Field(description="libraries that wrote the bundle")

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any, Unpack, get_args
 
 import numpy as np
+from PIL import Image
 
 from catp.runtime.bundle import Bundle, open_bundle
 from catp.runtime.engines import open_provider
 from catp.runtime.engines.base import DeviceTensor, Provider, Value, to_host
 from catp.runtime.errors import UsageError
-from catp.runtime.generation import Generation, generate
+from catp.runtime.generation.loop import generate, generate_in_steps
+from catp.runtime.generation.request import Request, limit_lengths
+from catp.runtime.generation.result import Generation
+from catp.runtime.generation.settings import GREEDY, GenerationSettings, Overrides
+from catp.runtime.generation.stopping import Ending, StopStrings
 from catp.runtime.images import ImageSource, load_image, preprocess
 from catp.runtime.language_models import open_language_model
 from catp.runtime.language_models.base import Batch
 from catp.runtime.manifest import Manifest, Positions
 from catp.runtime.pruning import check_mass, check_ratio, num_kept, num_kept_by_mass, top_indices
 from catp.runtime.text import TextCodec
+from catp.runtime.text_stream import TextStream
 
 
 @dataclass(frozen=True)
@@ -129,8 +135,12 @@ class Pipeline:
         positions: Positions | None = None,
         max_new_tokens: int | None = None,
         keep_mass: float | None = None,
+        settings: GenerationSettings | None = None,
+        **overrides: Unpack[Overrides],
     ) -> list[Answer]:
-        """Answer one prompt per image, all as one batch, greedily.
+        """Answer one prompt per image, all as one batch.
+
+        An image that is given several times (the same path, the same object) is encoded and voted on once.
 
         Args:
             images: files or PIL images.
@@ -139,6 +149,8 @@ class Pipeline:
             positions: "original" or "compact"; None: the bundle's default.
             max_new_tokens: per prompt; None: the bundle's default.
             keep_mass: instead of a ratio, keep for each image the fewest tokens that have this share of its votes.
+            settings: how tokens are chosen; None: the bundle's default, which is the checkpoint's.
+            overrides: single settings by name, such as num_beams=4; see GenerationSettings.
 
         Raises:
             UsageError: an argument is out of range, or a prompt is too long for the model.
@@ -148,33 +160,36 @@ class Pipeline:
             raise UsageError(
                 f"{len(images)} images and {len(prompts)} prompts: give one prompt per image, at least one"
             )
-        if ratio is not None and keep_mass is not None:
-            raise UsageError(f"ratio {ratio} and keep mass {keep_mass}: give one of them")
-        if ratio is None and keep_mass is None:
-            keep_mass = self.manifest.pruning.keep_mass
-        kept = self.num_kept(ratio)
-        self._check_mass(keep_mass)
-        limit = self.manifest.text.max_new_tokens if max_new_tokens is None else max_new_tokens
-        if limit < 1:
-            raise UsageError(f"max_new_tokens {limit}: at least 1")
+        pruning = self._check_pruning(ratio, keep_mass)
+        chosen = (settings or self.manifest.generation).override(**overrides)
         token_ids = [self._text.encode(prompt) for prompt in prompts]
+        distinct, image_of = _distinct(images)
+        self._limits(token_ids, max_new_tokens, chosen)  # refuses before any work
         clock = [time.perf_counter()]
-        pixel_values = self.preprocess(images)
+        pixel_values = self.preprocess(distinct)
         clock.append(time.perf_counter())
         encoded = self.encode(pixel_values)
         self.provider.synchronize()  # so that each stage's time is its own
         clock.append(time.perf_counter())
-        if keep_mass is None:
-            groups = [(list(range(len(images))), self.prune(encoded, kept))]
-        else:
-            groups = self._groups(self.votes(encoded), keep_mass)
+        groups = self._prune(encoded, len(distinct), *pruning)
         kept_indices = {
-            row: indices.tolist() for rows, pruned in groups for row, indices in zip(rows, to_host(pruned.kept_indices))
+            image: indices.tolist()
+            for group, pruned in groups
+            for image, indices in zip(group, to_host(pruned.kept_indices))
         }
         clock.append(time.perf_counter())
-        generations = [
-            (rows, self.decode(pruned, [token_ids[row] for row in rows], limit, positions)) for rows, pruned in groups
-        ]
+        generations = []
+        for group, pruned in groups:
+            rows = [row for row, image in enumerate(image_of) if image in group]
+            asked_about = [group.index(image_of[row]) for row in rows]
+            generations.append(
+                (
+                    rows,
+                    self.decode(
+                        pruned, [token_ids[row] for row in rows], max_new_tokens, positions, chosen, asked_about
+                    ),
+                )
+            )
         clock.append(time.perf_counter())
         generated = {row: ids for rows, generation in generations for row, ids in zip(rows, generation.token_ids)}
         decode = [seconds for _, generation in generations for seconds in generation.decode_seconds]
@@ -189,15 +204,91 @@ class Pipeline:
         )
         return [
             Answer(
-                self._text.decode(generated[row]),
+                self._text.decode(generated[row], chosen.stop_strings),
                 generated[row],
-                kept_indices[row],
-                len(kept_indices[row]),
+                kept_indices[image],
+                len(kept_indices[image]),
                 self.provider.name,
                 timings,
             )
-            for row in range(len(images))
+            for row, image in enumerate(image_of)
         ]
+
+    def ask(
+        self,
+        image: ImageSource,
+        prompts: Sequence[str],
+        ratio: float | None = None,
+        positions: Positions | None = None,
+        max_new_tokens: int | None = None,
+        keep_mass: float | None = None,
+        settings: GenerationSettings | None = None,
+        **overrides: Unpack[Overrides],
+    ) -> list[Answer]:
+        """Several prompts about one image, as one batch; everything else as in `generate`."""
+        images = [image] * len(prompts)
+        return self.generate(
+            images, prompts, ratio, positions, max_new_tokens, keep_mass, settings=settings, **overrides
+        )
+
+    def stream(
+        self,
+        image: ImageSource,
+        prompt: str,
+        ratio: float | None = None,
+        positions: Positions | None = None,
+        max_new_tokens: int | None = None,
+        keep_mass: float | None = None,
+        settings: GenerationSettings | None = None,
+        **overrides: Unpack[Overrides],
+    ) -> Iterator[str]:
+        """The answer to one prompt in pieces, each as soon as nothing that follows can change it.
+
+        Pieces are whole characters, and together the answer that `generate` gives; arguments and errors are its, too.
+
+        Raises:
+            UsageError: also for a beam search, whose answer is not known before its end.
+        """
+        pruning = self._check_pruning(ratio, keep_mass)
+        chosen = (settings or self.manifest.generation).override(**overrides)
+        if chosen.num_beams > 1:
+            raise UsageError(
+                f"stream: the answer of {chosen.num_beams} beams is not known before its end; give num_beams 1, or "
+                "don't stream"
+            )
+        token_ids = [self._text.encode(prompt)]
+        self._limits(token_ids, max_new_tokens, chosen)
+        self._check_positions(positions)
+
+        def pieces() -> Iterator[str]:
+            ((_, pruned),) = self._prune(self.encode(self.preprocess([image])), 1, *pruning)
+            text = TextStream(self._text, chosen.stop_strings)
+            request = self._request(pruned, token_ids, max_new_tokens, positions, chosen)
+            for generation in generate_in_steps(self.language_model, request):
+                if piece := text.advance(generation.token_ids[0]):
+                    yield piece
+            if piece := text.finish(generation.token_ids[0]):
+                yield piece
+
+        return pieces()
+
+    def _check_pruning(self, ratio: float | None, keep_mass: float | None) -> tuple[int, float | None]:
+        """How many tokens are kept, or the share of the votes instead."""
+        if ratio is not None and keep_mass is not None:
+            raise UsageError(f"ratio {ratio} and keep mass {keep_mass}: give one of them")
+        if ratio is None and keep_mass is None:
+            keep_mass = self.manifest.pruning.keep_mass
+        kept = self.num_kept(ratio)
+        self._check_mass(keep_mass)
+        return kept, keep_mass
+
+    def _prune(
+        self, encoded: Encoded, images: int, kept: int, keep_mass: float | None
+    ) -> list[tuple[list[int], Pruned]]:
+        """Images that keep equally many tokens, together."""
+        if keep_mass is None:
+            return [(list(range(images)), self.prune(encoded, kept))]
+        return self._groups(self.votes(encoded), keep_mass)
 
     # --- the stages, for callers that share work between settings --------------------------------------
 
@@ -252,22 +343,68 @@ class Pipeline:
         return groups
 
     def decode(
-        self, pruned: Pruned, prompts: Sequence[Sequence[int]], max_new_tokens: int, positions: Positions | None = None
+        self,
+        pruned: Pruned,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int | None = None,
+        positions: Positions | None = None,
+        settings: GenerationSettings = GREEDY,
+        images: Sequence[int] | None = None,
     ) -> Generation:
-        """Generate after the kept tokens; prompts are token ids, one list per image."""
+        """Generate after the kept tokens.
+
+        Args:
+            prompts: token ids of each.
+            settings: how tokens are chosen; greedily, whatever the bundle's default is, where none are given.
+            images: per prompt, the row of `pruned` that it is about; None: row by row.
+        """
+        request = self._request(pruned, prompts, max_new_tokens, positions, settings, images)
+        return generate(self.language_model, request)
+
+    def _request(
+        self,
+        pruned: Pruned,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int | None,
+        positions: Positions | None,
+        settings: GenerationSettings,
+        images: Sequence[int] | None = None,
+    ) -> Request:
         pruning = self.manifest.pruning
-        mode = positions or pruning.positions
-        if mode not in get_args(Positions):
-            raise UsageError(f"positions {mode!r}: unknown; accepted: {', '.join(get_args(Positions))}")
         rows, kept = pruned.kept_indices.shape
-        if mode == "original":
+        if self._check_positions(positions) == "original":
             # As in training: kept tokens stay where they were, and the text begins after all N.
             where: Value = pruned.kept_indices
             start = pruning.num_query_tokens
         else:
             where, start = np.tile(np.arange(kept), (rows, 1)), kept
-        batch = Batch(pruned.kept_embeds, where, start, prompts)
-        return generate(self.language_model, batch, max_new_tokens, self.manifest.text.eos_token_ids)
+        if images is not None and list(images) == list(range(rows)):
+            images = None
+        stop = tuple(string.encode() for string in settings.stop_strings)
+        return Request(
+            Batch(pruned.kept_embeds, where, start, prompts, images),
+            self._contexts(prompts),
+            self._limits(prompts, max_new_tokens, settings),
+            Ending(frozenset(self.manifest.text.eos_token_ids), StopStrings(stop, self._text.piece) if stop else None),
+            settings,
+        )
+
+    def _check_positions(self, positions: Positions | None) -> Positions:
+        mode = positions or self.manifest.pruning.positions
+        if mode not in get_args(Positions):
+            raise UsageError(f"positions {mode!r}: unknown; accepted: {', '.join(get_args(Positions))}")
+        return mode
+
+    def _contexts(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """What comes before each answer, as Hugging Face counts ids: all query tokens, also where some are pruned."""
+        placeholder = self.manifest.text.image_token_id
+        image = [] if placeholder is None else [placeholder] * self.manifest.pruning.num_query_tokens
+        return [self.language_model.context(prompt, image) for prompt in prompts]
+
+    def _limits(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int | None, settings: GenerationSettings
+    ) -> list[int]:
+        return limit_lengths(self._contexts(prompts), max_new_tokens, self.manifest.text.max_new_tokens, settings)
 
     def tokenize(self, prompt: str) -> list[int]:
         """Token ids of a prompt, special tokens included."""
@@ -276,3 +413,17 @@ class Pipeline:
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Text of generated tokens."""
         return self._text.decode(token_ids)
+
+
+def _distinct(images: Sequence[ImageSource]) -> tuple[list[ImageSource], list[int]]:
+    """Each image once, and which of them every given one is: paths by name, pictures in memory by identity."""
+    found: dict[str | int, int] = {}
+    distinct: list[ImageSource] = []
+    rows = []
+    for image in images:
+        key = id(image) if isinstance(image, Image.Image) else os.fspath(image)
+        if key not in found:
+            found[key] = len(distinct)
+            distinct.append(image)
+        rows.append(found[key])
+    return distinct, rows

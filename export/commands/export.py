@@ -115,6 +115,7 @@ def export(
         diagnostics=diagnostics,
         overwrite=overwrite,
         step=busy,
+        warn=lambda text: console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True),
     )
     _report(bundle)
     if json_output:

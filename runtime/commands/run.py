@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from catp.runtime.commands.console import busy, make_app, print_json_line
 from catp.runtime.engines import PROVIDERS
 from catp.runtime.errors import UsageError
+from catp.runtime.generation.settings import Overrides
 from catp.runtime.manifest import Positions
 from catp.runtime.pipeline import Pipeline
+
+_CHOICE = "How tokens are chosen (default: as the checkpoint's configuration says)"
+
+
+_EARLY: dict[str, bool | Literal["never"]] = {"yes": True, "no": False, "never": "never"}
 
 
 def run(
     bundle: Annotated[Path, typer.Argument(help="Folder written by catp-export.")],
-    image: Annotated[list[Path], typer.Option("--image", help="Image file; repeat with --prompt for a batch.")],
+    image: Annotated[
+        list[Path],
+        typer.Option("--image", help="Image file; repeat with --prompt for a batch, or give one for all prompts."),
+    ],
     prompt: Annotated[
         list[str], typer.Option("--prompt", help="Text for the image before it; an empty one asks for a caption.")
     ],
@@ -39,25 +49,98 @@ def run(
         str | None, typer.Option(help="Engine set, as catp-inspect names it. Default: the newest that fits.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads within an operator.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="One JSON object per pair on standard output.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer to one prompt while it grows.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON object per prompt on standard output.")] = False,
+    sample: Annotated[
+        bool | None, typer.Option("--sample/--no-sample", help="Draw tokens at random.", rich_help_panel=_CHOICE)
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Scores are divided by it before drawing.", rich_help_panel=_CHOICE)
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw one of so many likeliest tokens; 0: of all.", rich_help_panel=_CHOICE)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Draw one of the likeliest tokens with this probability together.", rich_help_panel=_CHOICE),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Draw the same tokens every time.", rich_help_panel=_CHOICE)] = None,
+    num_beams: Annotated[
+        int | None, typer.Option(help="Search with so many beams; 1: no search.", rich_help_panel=_CHOICE)
+    ] = None,
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(help="Exponent of the length that a beam's score is divided by.", rich_help_panel=_CHOICE),
+    ] = None,
+    early_stopping: Annotated[
+        Literal["yes", "no", "never"] | None,
+        typer.Option(
+            help="End a search with as many answers as beams, or where better ones are unlikely (no) or impossible "
+            "(never).",
+            rich_help_panel=_CHOICE,
+        ),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(help="Above 1: tokens that prompt or answer have are less likely.", rich_help_panel=_CHOICE),
+    ] = None,
+    no_repeat_ngram: Annotated[
+        int | None, typer.Option(help="No so many tokens in a row twice; 0: off.", rich_help_panel=_CHOICE)
+    ] = None,
+    min_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens before an answer may end.", rich_help_panel=_CHOICE)
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stop", help="Text that ends an answer and is left out of it; repeatable.", rich_help_panel=_CHOICE
+        ),
+    ] = None,
 ) -> None:
     """Answer questions about images from a bundle.
 
-    Several --image/--prompt pairs run as one batch:
+    Several --image/--prompt pairs run as one batch, several prompts about one --image as well, which is encoded once:
 
     catp-run catp-bundle --image a.png --prompt "Question: what is in the center? Answer:"
     """
-    if len(image) != len(prompt):
-        raise UsageError(f"{len(image)} --image and {len(prompt)} --prompt: give one prompt per image")
+    images = image * len(prompt) if len(image) == 1 else image
+    if len(images) != len(prompt):
+        raise UsageError(
+            f"{len(image)} --image and {len(prompt)} --prompt: give one prompt per image, or one image for all"
+        )
+    if stream and (len(prompt) > 1 or json_output):
+        raise UsageError("--stream prints one answer as text: give one --prompt, and no --json")
+    overrides: Overrides = {
+        "do_sample": sample,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "num_beams": num_beams,
+        "length_penalty": length_penalty,
+        "early_stopping": None if early_stopping is None else _EARLY[early_stopping],
+        "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram,
+        "min_new_tokens": min_new_tokens,
+        "stop_strings": stop or None,
+    }
     with busy("load the bundle"):
         pipeline = Pipeline.load(bundle, provider, threads=threads, engines=engines)
+    if stream:
+        for piece in pipeline.stream(images[0], prompt[0], ratio, positions, max_new_tokens, keep_mass, **overrides):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        typer.echo()
+        return
     with busy("answer"):
-        answers = pipeline.generate(image, prompt, ratio, positions, max_new_tokens, keep_mass)
-    for path, answer in zip(image, answers):
+        answers = pipeline.generate(images, prompt, ratio, positions, max_new_tokens, keep_mass, **overrides)
+    for path, text, answer in zip(images, prompt, answers):
         if json_output:
             print_json_line(json.dumps(answer.to_dict()))
+        elif len(answers) == 1:
+            typer.echo(answer.answer)
         else:
-            typer.echo(answer.answer if len(answers) == 1 else f"{path}: {answer.answer}")
+            typer.echo(f"{path}: {answer.answer}" if len(image) > 1 else f"{text} {answer.answer}".lstrip())
 
 
 app = make_app(run)

@@ -1,18 +1,19 @@
-"""Greedy generation: each row's most likely token, as the graph chose it."""
+"""Greedy generation as the graph chooses: of a step, nothing but the next tokens comes to the host."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 from catp.runtime.generation.stopping import Answers
 from catp.runtime.language_models.base import Decoding
 
 
-def generate_greedily(decoding: Decoding, answers: Answers, first_token: Callable[[], None]) -> None:
-    """Fill `answers`; `first_token` is called once, when the first tokens are there."""
+def generate_greedily(decoding: Decoding, answers: Answers) -> Iterator[None]:
+    """Fill `answers`; yields whenever each running row has one token more."""
     tokens = decoding.prefill()
-    first_token()
     answers.append(tokens)
+    yield
     while answers.running.any():
         tokens = decoding.step(tokens)
         answers.append(tokens)
+        yield

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 class Generation:
     """Tokens, and the seconds that they took."""
 
-    token_ids: list[list[int]]  # per row, EOS included where it was reached
+    token_ids: list[list[int]]  # per prompt; what ended it (EOS, the tokens of a stop string) is included
     prefill_seconds: float = 0.0
     decode_seconds: list[float] = field(default_factory=list)  # one per decode step
     first_token_seconds: float = 0.0  # from the call of generate() to the first tokens in host memory

@@ -51,7 +51,7 @@ def test_json_has_one_object_per_pair(demo_bundle: Path) -> None:
         (["--nonsense", *PAIR], "No such option: --nonsense", 2),
         (["--provider", "cuda", *PAIR], ".[gpu]", 2),
         (["--provider", "abacus", *PAIR], "accepted: cpu, cuda", 2),
-        ([*PAIR, "--prompt", "one more"], "one prompt per image", 2),
+        ([*PAIR, *PAIR, "--prompt", "one more"], "one prompt per image", 2),
         (["--image", "nowhere.png", "--prompt", "x"], "nowhere.png: no such file", 1),
         (["--image", __file__, "--prompt", "x"], "not an image", 1),
         (["--image", "/", "--prompt", "x"], "it is a folder", 1),

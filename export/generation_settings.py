@@ -1,0 +1,75 @@
+"""A checkpoint's generation_config.json as the bundle's default settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from catp.export.checkpoint import Checkpoint
+from catp.runtime.errors import UsageError
+from catp.runtime.generation.settings import GREEDY, GenerationSettings
+
+_SETTINGS = tuple(name for name in GenerationSettings.model_fields if name != "seed")
+
+_ELSEWHERE = ("max_new_tokens", "eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
+"""What the manifest's `text` has, or the prompt's tokens."""
+
+_WITHOUT_EFFECT = {
+    "use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "low_memory",
+    "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores", "output_logits",
+    "compile_config", "disable_compile", "continuous_batching_config", "is_assistant", "num_assistant_tokens",
+    "num_assistant_tokens_schedule", "assistant_confidence_threshold", "max_matching_ngram_size",
+    "assistant_lookbehind", "target_lookbehind", "transformers_version", "_from_model_config",
+}  # fmt: skip
+"""On the tokens: caches, outputs, speed, and details of a decoding that only an assistant model switches on."""
+
+_OFF_AT_ONE = ("typical_p", "encoder_repetition_penalty", "num_beam_groups", "num_return_sequences", "guidance_scale")
+"""Settings that 1 switches off; others are off at None, 0 or False."""
+
+
+def read_settings(checkpoint: Checkpoint) -> GenerationSettings:
+    """What Hugging Face's `generate()` of this checkpoint does without arguments.
+
+    Raises:
+        UsageError: it depends on a setting that the runtime does not have; the message names it.
+    """
+    asked = asked_for(checkpoint.generation_config)
+    unknown = sorted(name for name in asked if name not in (*_SETTINGS, *_ELSEWHERE))
+    if unknown:
+        raise UsageError(
+            f"model {checkpoint.id}: its generation configuration has {', '.join(f'{n}={asked[n]}' for n in unknown)}, "
+            f"which the runtime can't do; accepted: {', '.join(_SETTINGS)}; remove it from a copy of the checkpoint to "
+            "export without"
+        )
+    found = {name: asked[name] for name in _SETTINGS if name in asked}
+    if "max_new_tokens" in asked:
+        found.pop("max_length", None)
+    return GREEDY.override(**found)
+
+
+def describe_unheeded(checkpoint: Checkpoint) -> str | None:
+    """What the checkpoint's generation_config.json asks for and Hugging Face's BLIP-2 does not do, in one line.
+
+    Its `generate()` is its language model's, which is configured by the `text_config` of config.json alone.
+    """
+    own, heeded = asked_for(checkpoint.model.generation_config), asked_for(checkpoint.generation_config)
+    names = [name for name in own if name not in ("pad_token_id", "bos_token_id", "decoder_start_token_id")]
+    left = [f"{name}={own[name]}" for name in names if own[name] != heeded.get(name, getattr(GREEDY, name, None))]
+    if not left:
+        return None
+    return (
+        f"generation_config.json has {', '.join(left)}: Hugging Face's generate() of this model does not heed that, "
+        "nor does the bundle by default; what counts is the text_config in config.json"
+    )
+
+
+def asked_for(config: Any) -> dict[str, Any]:
+    """Settings of a GenerationConfig that may change tokens, and are not switched off."""
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if value is not None and name not in _WITHOUT_EFFECT and (name in _SETTINGS or not _is_off(name, value))
+    }
+
+
+def _is_off(name: str, value: Any) -> bool:
+    return not value or (name in _OFF_AT_ONE and value == 1)
