@@ -25,6 +25,9 @@ _WITHOUT_EFFECT = {
 _OFF_AT_ONE = ("typical_p", "encoder_repetition_penalty", "num_beam_groups", "num_return_sequences", "guidance_scale")
 """Settings that 1 switches off; others are off at None, 0 or False."""
 
+_UNSET_LENGTH = 20
+"""The max_length that transformers 4 wrote into every configuration, and took for none."""
+
 
 def read_settings(checkpoint: Checkpoint) -> GenerationSettings:
     """What Hugging Face's `generate()` of this checkpoint does without arguments.
@@ -67,9 +70,11 @@ def asked_for(config: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in config.to_dict().items()
-        if value is not None and name not in _WITHOUT_EFFECT and (name in _SETTINGS or not _is_off(name, value))
+        if value is not None and name not in _WITHOUT_EFFECT and not _is_off(name, value)
     }
 
 
 def _is_off(name: str, value: Any) -> bool:
-    return not value or (name in _OFF_AT_ONE and value == 1)
+    if name == "max_length":
+        return value == _UNSET_LENGTH
+    return name not in _SETTINGS and (not value or (name in _OFF_AT_ONE and value == 1))
