@@ -162,6 +162,31 @@ def test_arguments_that_do_not_fit(pipeline: Pipeline) -> None:
         pipeline.generate([image], ["x"], positions="sideways")  # type: ignore[arg-type]
 
 
+def test_several_questions_about_one_image_encode_it_once(
+    pipeline: Pipeline, hugging_face: HuggingFace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given as one object or one path; also where images keep differently many tokens."""
+    first, second = samples()[0].image, hugging_face.examples[1].image
+    prompts = [e.question.prompt for e in hugging_face.examples[:5]]
+    images = [first, second, first, str(first), second]
+    alone = [
+        [pipeline.generate([i], [p], **how)[0] for i, p in zip(images, prompts)]
+        for how in ({"ratio": 0.5, "num_beams": 2}, {"keep_mass": 0.7})
+    ]
+    encoded = []
+    encode = pipeline.encode
+    monkeypatch.setattr(pipeline, "encode", lambda pixels: encoded.append(len(pixels)) or encode(pixels))
+    together = [
+        pipeline.generate(images, prompts, ratio=0.5, num_beams=2),
+        pipeline.generate(images, prompts, keep_mass=0.7),
+    ]
+    for wanted, found in zip(alone, together):
+        assert [(a.token_ids, a.kept_indices) for a in found] == [(a.token_ids, a.kept_indices) for a in wanted]
+    asked = pipeline.ask(first, prompts, ratio=0.5, num_beams=2)
+    assert [asked[row].token_ids for row in (0, 2, 3)] == [alone[0][row].token_ids for row in (0, 2, 3)]
+    assert encoded == [2, 2, 1]
+
+
 def test_a_missing_provider_names_the_extra(demo_bundle: Path) -> None:
     with pytest.raises(UsageError, match=r"\.\[gpu\]"):
         Pipeline.load(demo_bundle, provider="cuda")

@@ -52,6 +52,12 @@ def test_json_has_one_object_per_pair(demo_bundle: Path) -> None:
         (["--provider", "cuda", *PAIR], ".[gpu]", 2),
         (["--provider", "abacus", *PAIR], "accepted: cpu, cuda", 2),
         ([*PAIR, *PAIR, "--prompt", "one more"], "one prompt per image", 2),
+        (["--num-beams", "0", *PAIR], "num_beams 0", 2),
+        (["--early-stopping", "soon", *PAIR], "--early-stopping", 2),
+        (["--stop", "", *PAIR], "stop_strings", 2),
+        (["--stream", "--num-beams", "2", *PAIR], "not known before its end", 2),
+        (["--stream", "--json", *PAIR], "no --json", 2),
+        (["--stream", *PAIR, "--prompt", "one more"], "give one --prompt", 2),
         (["--image", "nowhere.png", "--prompt", "x"], "nowhere.png: no such file", 1),
         (["--image", __file__, "--prompt", "x"], "not an image", 1),
         (["--image", "/", "--prompt", "x"], "it is a folder", 1),
@@ -109,3 +115,32 @@ def test_keep_mass_instead_of_a_ratio(demo_bundle: Path) -> None:
     assert 10 < json.loads(result.stdout)["num_kept"] < 24
     both = RUNNER.invoke(app, [str(demo_bundle), *PAIR, "--keep-mass", "0.6", "--ratio", "0.5"])
     assert both.exit_code == 2 and "give one of them" in both.stderr
+
+
+def test_one_image_for_several_prompts(demo_bundle: Path) -> None:
+    other = "Question: what is in the top left? Answer:"
+    result = RUNNER.invoke(app, [str(demo_bundle), *PAIR, "--prompt", other, "--num-beams", "3", "--ratio", "0"])
+    assert result.exit_code == 0, result.output
+    first, second = result.stdout.splitlines()
+    assert first == f"{SAMPLE.prompt} {SAMPLE.answer}" and second.startswith(other)
+
+
+def test_a_stream_ends_as_the_answer(demo_bundle: Path) -> None:
+    result = RUNNER.invoke(app, [str(demo_bundle), *PAIR, "--stream"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{SAMPLE.answer}\n"
+
+
+def test_settings_reach_the_answer(demo_bundle: Path) -> None:
+    def tokens(*arguments: str) -> list[int]:
+        result = RUNNER.invoke(app, [str(demo_bundle), *PAIR, "--json", *arguments])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)["token_ids"]
+
+    usual = tokens()
+    drawn = [tokens("--sample", "--temperature", "9", "--top-k", "0", "--seed", seed) for seed in ("1", "1", "2")]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert tokens("--sample", "--temperature", "9", "--top-k", "1") == usual
+    assert len(tokens("--min-new-tokens", "9")) > 9 > len(usual)
+    assert len(tokens("--no-repeat-ngram", "1", "--max-new-tokens", "5")) == 5
+    assert len(tokens("--stop", "black")) < len(usual)

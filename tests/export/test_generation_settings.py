@@ -1,0 +1,69 @@
+"""What a checkpoint's configuration says about generation is the bundle's default, refused, or told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from transformers import GenerationConfig
+
+from catp.export.checkpoint import Checkpoint
+from catp.export.generation_settings import describe_unheeded, read_settings
+from catp.runtime import UsageError
+from catp.runtime.generation.settings import GREEDY
+
+
+@pytest.fixture
+def checkpoint(demo_checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """Whose configurations may be replaced."""
+    model, language_model = demo_checkpoint.model, demo_checkpoint.model.language_model
+    before = model.generation_config, language_model.generation_config
+    yield demo_checkpoint
+    model.generation_config, language_model.generation_config = before
+
+
+def configure(part: Any, **settings: Any) -> None:
+    part.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=1, bos_token_id=2, **settings)
+
+
+def test_the_demo_is_greedy(demo_checkpoint: Checkpoint) -> None:
+    assert read_settings(demo_checkpoint) == GREEDY
+    assert describe_unheeded(demo_checkpoint) is None
+
+
+def test_settings_of_the_language_model_are_the_default(checkpoint: Checkpoint) -> None:
+    configure(checkpoint.model.language_model, num_beams=5, length_penalty=0.0, early_stopping=True, top_k=0)
+    assert read_settings(checkpoint) == GREEDY.override(num_beams=5, length_penalty=0.0, early_stopping=True, top_k=0)
+    configure(checkpoint.model.language_model, max_length=70, stop_strings=["\n"])
+    assert read_settings(checkpoint) == GREEDY.override(max_length=70, stop_strings="\n")
+    configure(checkpoint.model.language_model, max_length=70, max_new_tokens=9)
+    assert read_settings(checkpoint) == GREEDY
+
+
+def test_what_transformers_4_wrote_into_every_file_is_nothing(checkpoint: Checkpoint) -> None:
+    configure(
+        checkpoint.model.language_model, max_length=20, diversity_penalty=0.0, typical_p=1.0, num_return_sequences=1,
+        encoder_no_repeat_ngram_size=0, remove_invalid_values=False, use_cache=True, num_beam_groups=1,
+    )  # fmt: skip
+    assert read_settings(checkpoint) == GREEDY
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"bad_words_ids": [[5]]}, {"suppress_tokens": [7]}, {"typical_p": 0.9}, {"penalty_alpha": 0.6}, {"min_p": 0.1}],
+    ids=str,
+)
+def test_what_the_runtime_can_t_do_is_refused_by_name(checkpoint: Checkpoint, settings: dict[str, Any]) -> None:
+    configure(checkpoint.model.language_model, **settings)
+    ((name, value),) = settings.items()
+    with pytest.raises(UsageError) as raised:
+        read_settings(checkpoint)
+    assert f"{name}={value}" in str(raised.value)
+
+
+def test_what_hugging_face_does_not_heed_is_told(checkpoint: Checkpoint) -> None:
+    configure(checkpoint.model, num_beams=3, top_k=50, max_new_tokens=30)
+    told = describe_unheeded(checkpoint)
+    assert told is not None and "num_beams=3" in told and "max_new_tokens=30" in told and "top_k" not in told
+    assert read_settings(checkpoint) == GREEDY

@@ -1,0 +1,71 @@
+"""Settings: what is accepted, what is refused by name, and what old bundles say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catp.runtime import Pipeline, UsageError
+from catp.runtime.generation.settings import GREEDY, GenerationSettings, Overrides
+from catp.runtime.manifest import Manifest
+
+
+def test_none_leaves_a_setting_as_it_is() -> None:
+    beams = GREEDY.override(num_beams=4, early_stopping="never")
+    assert beams.override(num_beams=None, length_penalty=2).num_beams == 4
+    assert beams.early_stopping == "never" and GREEDY.override(early_stopping=1).early_stopping is True
+    assert GREEDY.override(stop_strings="end").stop_strings == ("end",)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_beams": 0}, "num_beams 0: "),
+        ({"temperature": 0.0}, "temperature 0.0: "),
+        ({"top_p": 1.5}, "top_p 1.5: "),
+        ({"top_k": -1}, "top_k -1: "),
+        ({"repetition_penalty": 0.0}, "repetition_penalty 0.0: "),
+        ({"length_penalty": float("nan")}, "length_penalty nan: "),
+        ({"early_stopping": "soon"}, "early_stopping 'soon': "),
+        ({"stop_strings": ("a", "")}, "one is empty"),
+        ({"penalty_alpha": 0.6}, "'penalty_alpha': unknown; accepted: do_sample, "),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        GREEDY.override(**given)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_keywords_are_the_settings() -> None:
+    assert set(Overrides.__annotations__) == set(GenerationSettings.model_fields)
+
+
+def test_a_bundle_of_before_is_greedy(pipeline: Pipeline) -> None:
+    content = json.loads(pipeline.manifest.model_dump_json())
+    del content["generation"], content["text"]["image_token_id"]
+    assert Manifest.model_validate(content).generation == GREEDY
+
+
+def test_a_bundle_s_own_settings_are_the_default(pipeline: Pipeline, demo_bundle: Path) -> None:
+    from catp.export.demo import samples
+    from catp.runtime.bundle import Bundle
+    from catp.runtime.engines import open_provider
+
+    sample = samples()[0]
+    manifest = pipeline.manifest.model_copy(update={"generation": GREEDY.override(min_new_tokens=6)})
+    own = Pipeline(Bundle(demo_bundle, manifest), open_provider("cpu"))
+    wanted = pipeline.generate([sample.image], [sample.prompt], min_new_tokens=6)[0].token_ids
+    usual = pipeline.generate([sample.image], [sample.prompt])[0].token_ids
+    assert own.generate([sample.image], [sample.prompt])[0].token_ids == wanted != usual
+    assert own.generate([sample.image], [sample.prompt], min_new_tokens=0)[0].token_ids == usual
+    assert own.generate([sample.image], [sample.prompt], settings=GREEDY)[0].token_ids == usual
+    assert "".join(own.stream(sample.image, sample.prompt)) == own.detokenize(wanted)
+
+
+def test_lengths_that_leave_nothing(pipeline: Pipeline) -> None:
+    from catp.export.demo import samples
+
+    with pytest.raises(UsageError, match="max_length 40: image and prompt alone have 44 tokens"):
+        pipeline.generate([samples()[0].image], [samples()[0].prompt], max_length=40)
