@@ -62,6 +62,7 @@ class ObservingProvider:
 class _ObservedEngine:
     def __init__(self, engine: Engine, graph: str, observer: Observer) -> None:
         self._engine, self._graph, self._observer = engine, graph, observer
+        self.only_profiles = engine.only_profiles
         self.zeros = engine.zeros
         self.copy_rows = engine.copy_rows
         self.cache_slots = engine.cache_slots

@@ -50,6 +50,9 @@ class Step(Protocol):
 class Engine(Protocol):
     """One graph, loaded and ready."""
 
+    only_profiles: bool
+    """Whether it serves no call of another kind than those that it was built for: whole prompts, and single tokens."""
+
     def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
         """A new tensor in the engine's memory."""
         ...

@@ -92,6 +92,8 @@ class OrtStep:
 class OrtEngine:
     """One InferenceSession."""
 
+    only_profiles = False
+
     def __init__(self, session: Any, device: str) -> None:
         self.session = session
         self.device = device

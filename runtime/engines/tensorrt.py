@@ -165,6 +165,8 @@ class _Context:
 class TrtEngine:
     """One plan, loaded on the device."""
 
+    only_profiles = True
+
     def __init__(self, trt: Any, engine: Any, spec: PlanSpec, device: Device) -> None:
         self._trt = trt
         self._engine = engine
