@@ -29,6 +29,7 @@ from catp.runtime import CatpError, Pipeline, UsageError
 from catp.runtime.bundle import open_bundle
 from catp.runtime.engines import PROVIDERS, open_provider
 from catp.runtime.engines.base import to_host
+from catp.runtime.generation.settings import GREEDY
 from catp.runtime.language_models.decoder_only import bind_prefill
 
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-python", "polygraphy", "torch")
@@ -41,6 +42,7 @@ LIMITS = {
 }
 """Least share of kept tokens and of whole answers that equal the CPU provider's, since near ties round differently; and
 the largest error of any tensor, relative to its largest value."""
+BEAMS = GREEDY.override(num_beams=2, min_new_tokens=3)
 COMPARED = ("image_embeds", "kept_embeds", "logits")
 CURRENT_DEVICE = "tensorrt-rtx-current-device"
 """TensorRT-RTX asked to build for the device at hand, listed among its targets or not."""
@@ -166,8 +168,9 @@ def export_demo(folder: Path) -> Iterator[Path]:
 def build(path: Path, target: str) -> dict[str, Any]:
     """Engines for this device, and how long they took."""
     from catp.export.engines.builder import build_engines
+    from catp.export.engines.profiles import Limits
 
-    plans = build_engines(path, target).engines.plans  # type: ignore[arg-type]
+    plans = build_engines(path, target, limits=Limits(max_batch=4 * BEAMS.num_beams)).engines.plans  # type: ignore[arg-type]
     return {
         graph: {"seconds": plan.build_seconds, "bytes": plan.plan.size, "left_out": plan.left_out}
         for graph, plan in plans.items()
@@ -221,7 +224,7 @@ def free_memory() -> int | None:
 
 
 def answers(pipeline: Pipeline, questions: int) -> dict[float, list[dict[str, Any]]]:
-    """Per ratio, for every batch of 4: kept indices, generated tokens, and the tensors in between."""
+    """Per ratio, for every batch of 4: kept indices, generated tokens (greedy, with beams), and tensors in between."""
     graph = pipeline.manifest.graphs["language_model"]
     examples = list(scenes.examples(questions, SEED))
     results: dict[float, list[dict[str, Any]]] = {ratio: [] for ratio in RATIOS}
@@ -242,6 +245,7 @@ def answers(pipeline: Pipeline, questions: int) -> dict[float, list[dict[str, An
                     "kept_embeds": to_host(pruned.kept_embeds).astype(np.float64),
                     "logits": prefill.run()["logits"].numpy().astype(np.float64),
                     "tokens": pipeline.decode(pruned, prompts, 10).token_ids,
+                    "beams": pipeline.decode(pruned, prompts, 10, settings=BEAMS).token_ids,
                 }
             )
     return results
@@ -259,12 +263,13 @@ def compare(
     """Shares of equal kept tokens and answers, and the largest errors, the latter where the kept sets are equal."""
     report: dict[str, Any] = {}
     for ratio, batches in expected.items():
-        same: list[bool] = []
+        same: dict[str, list[bool]] = {"tokens": [], "beams": []}
         kept: list[float] = []
         errors: dict[str, list[float | None]] = {name: [] for name in COMPARED}
         for wanted, got in zip(batches, found[ratio], strict=True):
             for row in range(len(wanted["tokens"])):
-                same.append(wanted["tokens"][row] == got["tokens"][row])
+                for how, rows in same.items():
+                    rows.append(wanted[how][row] == got[how][row])
                 kept.append(float(np.isin(wanted["kept"][row], got["kept"][row]).mean()))
                 for name in COMPARED:
                     if name == "image_embeds" or kept[-1] == 1:
@@ -273,8 +278,12 @@ def compare(
             name: None if None in values else max((v for v in values if v is not None), default=0.0)
             for name, values in errors.items()
         }
-        shares = {"kept": float(np.mean(kept)), "answers": float(np.mean(same))}
-        passed = all(shares[name] >= limits[name] for name in shares) and all(
+        shares = {
+            "kept": float(np.mean(kept)),
+            "answers": float(np.mean(same["tokens"])),
+            "beams": float(np.mean(same["beams"])),
+        }
+        passed = all(shares[name] >= limits[name if name in limits else "answers"] for name in shares) and all(
             error is not None and error <= limits["error"] for error in largest.values()
         )
         report[f"{ratio:g}"] = {"equal": shares, "max_relative_error": largest, "passed": passed}

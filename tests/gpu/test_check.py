@@ -52,6 +52,7 @@ def test_a_provider_that_agrees_and_ones_that_do_not(check: ModuleType, pipeline
         ("kept_embeds", lambda values: values * np.nan),
         ("kept", lambda values: values[:, ::-1] * 0),
         ("tokens", lambda rows: [[*ids, 1] for ids in rows]),
+        ("beams", lambda rows: [[*ids, 1] for ids in rows]),
     ):
         other = check.answers(pipeline, 4)
         for batches in other.values():
