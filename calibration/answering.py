@@ -14,7 +14,8 @@ from catp.calibration.predictions import Prediction
 from catp.calibration.settings import RANDOM, Setting, score_outputs
 from catp.runtime.errors import ImageError
 from catp.runtime.manifest import Positions
-from catp.runtime.pipeline import Pipeline, Votes
+from catp.runtime.pipeline import Pipeline
+from catp.runtime.query_tokens import Votes
 
 Case = tuple[int, Positions, tuple[int, ...]]
 """What decides an answer: a question of the batch, the position mode, the tokens kept. Settings may share one."""

@@ -13,8 +13,9 @@ from catp.calibration.data.dataset import Question
 from catp.calibration.metrics import JUDGES, Metric
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.manifest import LAYER_POINTS, Positions
-from catp.runtime.pipeline import Pipeline, Votes
+from catp.runtime.pipeline import Pipeline
 from catp.runtime.pruning import top_indices
+from catp.runtime.query_tokens import Votes
 
 TRIED = (0.0, 0.5, 1.0, 2.0)
 """Weights that are tried for a layer, with the others as they are."""

@@ -15,7 +15,8 @@ from catp.runtime.engines.base import Engine, to_host
 from catp.runtime.generation.settings import GREEDY
 from catp.runtime.language_models.decoder_only import bind_prefill
 from catp.runtime.manifest import GRAPHS, ParityCheck, Precision, scores_of
-from catp.runtime.pipeline import Pipeline, Pruned
+from catp.runtime.pipeline import Pipeline
+from catp.runtime.query_tokens import Pruned
 
 RELATIVE_ERROR: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 1e-1}
 """Largest absolute difference, relative to the largest absolute value of the output.

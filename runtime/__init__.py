@@ -6,7 +6,18 @@ pipeline = Pipeline.load("bundle", provider="cpu")
 answers = pipeline.generate(["photo.jpg"], ["Question: what is this? Answer:"], ratio=0.5)
 """
 
+from catp.runtime.answers import Answer, Timings
 from catp.runtime.errors import BundleError, CatpError, ImageError, UsageError
-from catp.runtime.pipeline import Answer, Pipeline, Timings
+from catp.runtime.generation.settings import GenerationSettings
+from catp.runtime.pipeline import Pipeline
 
-__all__ = ["Answer", "BundleError", "CatpError", "ImageError", "Pipeline", "Timings", "UsageError"]
+__all__ = [
+    "Answer",
+    "BundleError",
+    "CatpError",
+    "GenerationSettings",
+    "ImageError",
+    "Pipeline",
+    "Timings",
+    "UsageError",
+]

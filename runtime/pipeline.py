@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Unpack, get_args
+from collections.abc import Iterator, Sequence
+from typing import Unpack, get_args
 
 import numpy as np
 from PIL import Image
 
+from catp.runtime.answers import Answer, Timings
 from catp.runtime.bundle import Bundle, open_bundle
 from catp.runtime.engines import open_provider
-from catp.runtime.engines.base import DeviceTensor, Provider, Value, to_host
+from catp.runtime.engines.base import Provider, Value, to_host
 from catp.runtime.errors import UsageError
 from catp.runtime.generation.loop import generate, generate_in_steps
 from catp.runtime.generation.request import Request, limit_lengths
@@ -25,65 +25,9 @@ from catp.runtime.language_models import open_language_model
 from catp.runtime.language_models.base import Batch
 from catp.runtime.manifest import Manifest, Positions
 from catp.runtime.pruning import check_mass, check_ratio, num_kept, num_kept_by_mass, top_indices
+from catp.runtime.query_tokens import Encoded, Pruned, Votes
 from catp.runtime.text import TextCodec
 from catp.runtime.text_stream import TextStream
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Milliseconds of one batch; every row of the batch carries the same ones."""
-
-    preprocess: float
-    vision: float
-    qformer: float
-    prefill: float
-    decode_per_token: float  # mean over decode steps; 0 where the first token ended every row
-    total: float
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The result of one image and prompt."""
-
-    answer: str
-    token_ids: list[int]  # generated ones, the end token included where it was reached
-    kept_indices: list[int]  # ascending, of 0 .. num_query_tokens - 1
-    num_kept: int
-    provider: str
-    timings_ms: Timings
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What the language model gets to see of a batch of images, in the engine's memory."""
-
-    kept_indices: Value  # int64 [B, k] ascending
-    kept_embeds: Value  # [B, k, Dl]
-
-
-Encoded = Mapping[str, DeviceTensor]
-"""The vision encoder's outputs by name: image_embeds [B, I, Dv], and image_weights [B, I] where the vote reads them."""
-
-
-@dataclass(frozen=True)
-class Votes:
-    """Every query token of a batch with its scores."""
-
-    embeds: np.ndarray  # [B, N, Dl]
-    outputs: dict[str, np.ndarray]  # token_scores float32 [B, N], and the diagnostics where the bundle has them
-
-    @property
-    def scores(self) -> np.ndarray:
-        """float32 [B, N], by the bundle's own method."""
-        return self.outputs["token_scores"]
-
-    def keep(self, indices: np.ndarray, rows: np.ndarray | None = None) -> Pruned:
-        """The query tokens `indices` int64 [b, k] of the images `rows` int64 [b] (None: all of them, in order)."""
-        rows = np.arange(len(self.embeds)) if rows is None else rows
-        return Pruned(indices, self.embeds[rows[:, None], indices])
 
 
 class Pipeline:
@@ -181,15 +125,8 @@ class Pipeline:
         generations = []
         for group, pruned in groups:
             rows = [row for row, image in enumerate(image_of) if image in group]
-            asked_about = [group.index(image_of[row]) for row in rows]
-            generations.append(
-                (
-                    rows,
-                    self.decode(
-                        pruned, [token_ids[row] for row in rows], max_new_tokens, positions, chosen, asked_about
-                    ),
-                )
-            )
+            asked, about = [token_ids[row] for row in rows], [group.index(image_of[row]) for row in rows]
+            generations.append((rows, self.decode(pruned, asked, max_new_tokens, positions, chosen, about)))
         clock.append(time.perf_counter())
         generated = {row: ids for rows, generation in generations for row, ids in zip(rows, generation.token_ids)}
         decode = [seconds for _, generation in generations for seconds in generation.decode_seconds]

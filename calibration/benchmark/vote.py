@@ -13,7 +13,8 @@ from catp.runtime.engines.base import Engine
 from catp.runtime.engines.onnx_runtime import OrtProvider
 from catp.runtime.errors import UsageError
 from catp.runtime.manifest import Manifest
-from catp.runtime.pipeline import Encoded, Pipeline
+from catp.runtime.pipeline import Pipeline
+from catp.runtime.query_tokens import Encoded
 
 MOST_ROUNDS = 20
 VOTING, VOTELESS = "with its vote", "without a vote"

@@ -18,8 +18,9 @@ from catp.runtime.bundle import Bundle
 from catp.runtime.engines.base import Provider
 from catp.runtime.errors import CatpError
 from catp.runtime.manifest import AccuracyChange, PruningSpec
-from catp.runtime.pipeline import Encoded, Pipeline, Votes
+from catp.runtime.pipeline import Pipeline
 from catp.runtime.pruning import num_kept, top_indices
+from catp.runtime.query_tokens import Encoded, Votes
 
 Advance = Callable[[int], None]
 """Called with the number of questions just done."""

@@ -66,6 +66,7 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
     pruning = manifest.pruning
     typer.echo(f"{manifest.model.id}: {manifest.model.family}, {manifest.image.width} x {manifest.image.height} images")
     typer.echo(f"default: {pruning.method} keeps {describe_default(pruning)}, {pruning.positions} positions")
+    typer.echo(f"answers: {manifest.generation.describe()}, at most {manifest.text.max_new_tokens} tokens")
     if manifest.calibration:
         for line in _cost(manifest.calibration):
             typer.echo(line)

@@ -66,6 +66,11 @@ class GenerationSettings(BaseModel):
         lengths = self.min_new_tokens or self.min_length
         return bool(self.repetition_penalty != 1 or self.no_repeat_ngram_size or lengths)
 
+    def describe(self) -> str:
+        """For people: "greedy", or what is not as usual, such as "num_beams 5, length_penalty 0.0"."""
+        unusual = [f"{name} {value}" for name, value in self if value != getattr(GREEDY, name)]
+        return ", ".join(unusual) or "greedy"
+
     def override(self, **changes: Any) -> GenerationSettings:
         """These settings with others; None leaves one as it is.
 

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from catp.export.demo import samples
 from catp.runtime import Pipeline, UsageError
+from catp.runtime.bundle import Bundle
+from catp.runtime.engines import open_provider
 from catp.runtime.generation.settings import GREEDY, GenerationSettings, Overrides
 from catp.runtime.manifest import Manifest
 
@@ -38,6 +41,11 @@ def test_what_makes_no_sense_is_refused_in_one_line(given: dict[str, Any], messa
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_they_are_described_by_what_is_unusual() -> None:
+    assert GREEDY.describe() == "greedy"
+    assert GREEDY.override(num_beams=5, length_penalty=0).describe() == "num_beams 5, length_penalty 0.0"
+
+
 def test_keywords_are_the_settings() -> None:
     assert set(Overrides.__annotations__) == set(GenerationSettings.model_fields)
 
@@ -49,10 +57,6 @@ def test_a_bundle_of_before_is_greedy(pipeline: Pipeline) -> None:
 
 
 def test_a_bundle_s_own_settings_are_the_default(pipeline: Pipeline, demo_bundle: Path) -> None:
-    from catp.export.demo import samples
-    from catp.runtime.bundle import Bundle
-    from catp.runtime.engines import open_provider
-
     sample = samples()[0]
     manifest = pipeline.manifest.model_copy(update={"generation": GREEDY.override(min_new_tokens=6)})
     own = Pipeline(Bundle(demo_bundle, manifest), open_provider("cpu"))
@@ -65,7 +69,5 @@ def test_a_bundle_s_own_settings_are_the_default(pipeline: Pipeline, demo_bundle
 
 
 def test_lengths_that_leave_nothing(pipeline: Pipeline) -> None:
-    from catp.export.demo import samples
-
     with pytest.raises(UsageError, match="max_length 40: image and prompt alone have 44 tokens"):
         pipeline.generate([samples()[0].image], [samples()[0].prompt], max_length=40)
