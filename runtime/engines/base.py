@@ -69,7 +69,7 @@ class Engine(Protocol):
         source[r, ..., :length, :] for each pair of rows.
 
         Args:
-            source, target: [B, ..., M, d], alike but for B; or one tensor, no row of which is in both lists.
+            source, target: [B, ..., M, d], alike but for B and M; or one tensor, no row of which is in both lists.
             rows, target_rows: int64, equally long.
             length: of the last dimension but one, what is copied.
         """

@@ -54,11 +54,11 @@ def copy_rectangles(source: int, target: int, copies: RowCopies, stream: Any = 0
     if cudart is None:
         raise UsageError("cuda-python is not installed, and beams need it on this provider; pip install '.[gpu]'")
     kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-    pitch, width, height = copies.pitch, copies.width, copies.height
+    width, height, source_pitch, target_pitch = copies.width, copies.height, copies.source_pitch, copies.target_pitch
     for read, written in copies.offsets:
+        to, of = target + written, source + read
         _check(
-            cudart.cudaMemcpy2DAsync(target + written, pitch, source + read, pitch, width, height, kind, stream),
-            "copying rows",
+            cudart.cudaMemcpy2DAsync(to, target_pitch, of, source_pitch, width, height, kind, stream), "copying rows"
         )
 
 

@@ -120,7 +120,7 @@ class OrtEngine:
         from catp.runtime.engines.cuda import copy_rectangles, wait_for_default_stream
 
         itemsize = read.tensor_size_in_bytes() // max(1, math.prod(source.shape))
-        copies = row_copies(source.shape, itemsize, rows, target_rows, length)
+        copies = row_copies(source.shape, target.shape, itemsize, rows, target_rows, length)
         # A run returns when its stream is done, so the default stream needs no other order than its own.
         copy_rectangles(read.data_ptr(), written.data_ptr(), copies)
         wait_for_default_stream()

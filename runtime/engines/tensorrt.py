@@ -189,7 +189,7 @@ class TrtEngine:
         length: int,
     ) -> None:
         assert isinstance(source, TrtTensor) and isinstance(target, TrtTensor)
-        copies = row_copies(source.shape, source.dtype.itemsize, rows, target_rows, length)
+        copies = row_copies(source.shape, target.shape, source.dtype.itemsize, rows, target_rows, length)
         self._device.copy_rows(source.address, target.address, copies)
 
     def cache_slots(self, needed: int) -> int:

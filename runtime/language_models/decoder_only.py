@@ -75,13 +75,15 @@ class DecoderOnlyDecoding:
         self._model = model
         self._engine = model.engine
         self._batch = batch
-        self._beams = beams
         self._output = output
         self._positions = batch.text_start + lengths
         self._slots = batch.prefix_embeds.shape[1] + lengths
         # A row whose positions end takes part in the steps of the others; it stays at the last position.
         self._last_position = model.text.max_positions - 1
-        self._cache = Cache(self._engine, model.graph, len(lengths), int(self._slots.max() + limits.max()) - 1)
+        read = int(self._slots.max())
+        self._length = read + int(limits.max()) - 1
+        # Beams go on in a cache of their own.
+        self._cache = Cache(self._engine, model.graph, len(lengths), self._length if beams == 1 else read)
         self._places: np.ndarray | None = None  # int64 [R], where each row is in the cache; None: in order
         self._step: Step | None = None
 
@@ -133,7 +135,7 @@ class DecoderOnlyDecoding:
         used = int(self._slots.max())
         if self._places is None:  # the cache has a row for every prompt: make it one for every beam
             narrow = self._cache
-            self._cache = Cache(self._engine, self._model.graph, len(rows), narrow.slots)
+            self._cache = Cache(self._engine, self._model.graph, len(rows), self._length)
             narrow.copy_rows(self._engine, rows, self._cache, np.arange(len(rows)), used)
             self._positions, self._slots = self._positions[rows], self._slots[rows]
             self._places = np.arange(len(rows))

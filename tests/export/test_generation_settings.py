@@ -6,12 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from transformers import GenerationConfig
 
 from catp.export.checkpoint import Checkpoint
+from catp.export.demo import samples
 from catp.export.generation_settings import describe_unheeded, read_settings
-from catp.runtime import UsageError
+from catp.export.reference import Reference
+from catp.runtime import Pipeline, UsageError
+from catp.runtime.bundle import Bundle
 from catp.runtime.generation.settings import GREEDY
+from catp.runtime.images import load_image
 
 
 @pytest.fixture
@@ -39,6 +44,20 @@ def test_settings_of_the_language_model_are_the_default(checkpoint: Checkpoint) 
     assert read_settings(checkpoint) == GREEDY.override(max_length=70, stop_strings="\n")
     configure(checkpoint.model.language_model, max_length=70, max_new_tokens=9)
     assert read_settings(checkpoint) == GREEDY
+
+
+def test_a_bundle_answers_as_generate_does_without_arguments(checkpoint: Checkpoint, pipeline: Pipeline) -> None:
+    configure(checkpoint.model.language_model, num_beams=3, min_length=52, no_repeat_ngram_size=2, max_new_tokens=9)
+    manifest = pipeline.manifest.model_copy(update={"generation": read_settings(checkpoint)})
+    text = manifest.text.model_copy(update={"max_new_tokens": 9})
+    own = Pipeline(Bundle(pipeline.bundle.path, manifest.model_copy(update={"text": text})), pipeline.provider)
+    reference, sample, config = Reference(checkpoint), samples()[0], checkpoint.model.config
+    ids = torch.tensor([[config.image_token_index] * config.num_query_tokens + reference.tokenize(sample.prompt)])
+    pixel_values = reference.pixel_values([load_image(sample.image)])
+    with torch.no_grad():
+        output = checkpoint.model.generate(pixel_values=pixel_values, input_ids=ids)
+    (answer,) = own.generate([sample.image], [sample.prompt], ratio=0)
+    assert answer.token_ids == output[0, ids.shape[1] :].tolist() and len(answer.token_ids) > 8
 
 
 def test_what_transformers_4_wrote_into_every_file_is_nothing(checkpoint: Checkpoint) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from catp.runtime.bundle import open_bundle
 from catp.runtime.engines import open_provider
-from catp.runtime.engines.row_copies import row_copies
+from catp.runtime.engines.row_copies import RowCopies, row_copies
 
 ROWS, TARGETS, LENGTH = np.array([3, 0, 3]), np.array([1, 4, 0]), 5
 
@@ -16,7 +16,7 @@ ROWS, TARGETS, LENGTH = np.array([3, 0, 3]), np.array([1, 4, 0]), 5
 def tensors() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Source, target, and what the target should become."""
     rng = np.random.default_rng(0)
-    source, target = rng.random((4, 3, 8, 6), np.float32), rng.random((5, 3, 8, 6), np.float32)
+    source, target = rng.random((4, 3, 8, 6), np.float32), rng.random((5, 3, 9, 6), np.float32)
     wanted = target.copy()
     for row, target_row in zip(ROWS, TARGETS):
         wanted[target_row, :, :LENGTH] = source[row, :, :LENGTH]
@@ -24,20 +24,20 @@ def tensors() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_rectangles_hold_the_rows_and_nothing_else(tensors: tuple[np.ndarray, ...]) -> None:
-    """As cudaMemcpy2D copies: `height` lines of `width` bytes, `pitch` apart on both sides."""
+    """As cudaMemcpy2D copies: `height` lines of `width` bytes, a pitch apart on either side."""
     source, target, wanted = tensors
-    copies = row_copies(source.shape, source.itemsize, ROWS, TARGETS, LENGTH)
+    copies = row_copies(source.shape, target.shape, source.itemsize, ROWS, TARGETS, LENGTH)
     read, written = source.reshape(-1).view(np.uint8), target.reshape(-1).view(np.uint8)
     for source_offset, target_offset in copies.offsets:
         for line in range(copies.height):
-            start, end = line * copies.pitch, line * copies.pitch + copies.width
-            written[target_offset + start : target_offset + end] = read[source_offset + start : source_offset + end]
+            start, end = source_offset + line * copies.source_pitch, target_offset + line * copies.target_pitch
+            written[end : end + copies.width] = read[start : start + copies.width]
     assert (target == wanted).all()
 
 
-def test_a_tensor_without_heads(tensors: tuple[np.ndarray, ...]) -> None:
-    copies = row_copies((4, 8, 6), 2, np.array([2]), np.array([0]), 8)
-    assert (copies.height, copies.pitch, copies.width, copies.offsets) == (1, 96, 96, [(192, 0)])
+def test_a_tensor_without_heads() -> None:
+    copies = row_copies((4, 8, 6), (4, 8, 6), 2, np.array([2]), np.array([0]), 8)
+    assert copies == RowCopies(width=96, height=1, source_pitch=96, target_pitch=96, offsets=[(192, 0)])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -14,7 +14,8 @@ from plans import language_model
 from catp.runtime import CatpError, Pipeline, UsageError
 from catp.runtime.engines import cuda, open_provider
 from catp.runtime.engines.launch import Launch
-from catp.runtime.engines.tensorrt import TrtEngine, TrtStep, _Context
+from catp.runtime.engines.row_copies import RowCopies
+from catp.runtime.engines.tensorrt import TrtEngine, TrtStep, TrtTensor, _Context
 
 needs_no_gpu = pytest.mark.skipif(cuda.compute_capability() is not None, reason="there is a GPU")
 
@@ -70,6 +71,21 @@ def test_a_context_that_records_by_itself_is_only_queued() -> None:
     for _ in range(3):
         decode.run()
     assert context.calls == ["apply", "queue", "queue", "queue"]
+
+
+def test_rows_are_copied_from_address_to_address() -> None:
+    """Nothing is asked of the device but copies within its memory."""
+    copies: list[tuple[Any, ...]] = []
+    addresses = iter((1000, 2000))
+    device: Any = SimpleNamespace(
+        allocate=lambda size: SimpleNamespace(address=next(addresses)), copy_rows=lambda *call: copies.append(call)
+    )
+    engine = TrtEngine(None, None, SimpleNamespace(inputs=(), outputs=()), device)  # type: ignore[arg-type]
+    source, target = (TrtTensor(device, (rows, 2, slots, 4), "float16") for rows, slots in ((1, 8), (3, 16)))
+    engine.copy_rows(source, np.array([0, 0]), target, np.array([0, 2]), 5)
+    row = 2 * 16 * 4 * 2  # bytes
+    rectangles = RowCopies(width=40, height=2, source_pitch=64, target_pitch=128, offsets=[(0, 0), (0, 2 * row)])
+    assert copies == [(1000, 2000, rectangles)]
 
 
 class Recorder:
