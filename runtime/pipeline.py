@@ -105,7 +105,7 @@ class Pipeline:
                 f"{len(images)} images and {len(prompts)} prompts: give one prompt per image, at least one"
             )
         pruning = self._check_pruning(ratio, keep_mass)
-        chosen = (settings or self.manifest.generation).override(**overrides)
+        chosen = (settings or self.manifest.generation).asked_for(**overrides)
         token_ids = [self._text.encode(prompt) for prompt in prompts]
         distinct, image_of = _distinct(images)
         self._limits(token_ids, max_new_tokens, chosen)  # refuses before any work
@@ -187,7 +187,7 @@ class Pipeline:
             UsageError: also for a beam search, whose answer is not known before its end.
         """
         pruning = self._check_pruning(ratio, keep_mass)
-        chosen = (settings or self.manifest.generation).override(**overrides)
+        chosen = (settings or self.manifest.generation).asked_for(**overrides)
         if chosen.num_beams > 1:
             raise UsageError(
                 f"stream: the answer of {chosen.num_beams} beams is not known before its end; give num_beams 1, or "

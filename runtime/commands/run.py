@@ -58,7 +58,8 @@ def run(
         float | None, typer.Option(help="Scores are divided by it before drawing.", rich_help_panel=_CHOICE)
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="Draw one of so many likeliest tokens; 0: of all.", rich_help_panel=_CHOICE)
+        int | None,
+        typer.Option(help="Draw one of so many likeliest tokens (50 unless told); 0: of all.", rich_help_panel=_CHOICE),
     ] = None,
     top_p: Annotated[
         float | None,

@@ -89,6 +89,24 @@ class GenerationSettings(BaseModel):
             what = f"{name} {given.get(name)!r}: " if name else ""
             raise UsageError(what + first["msg"].removeprefix("Value error, ")) from None
 
+    def asked_for(self, **changes: Any) -> GenerationSettings:
+        """As `override`, for what somebody asks for: what would change nothing is refused.
+
+        Raises:
+            UsageError: also for a temperature without sampling, or a length penalty without beams.
+        """
+        result = self.override(**changes)
+        for name, value in changes.items():
+            if value is not None and name in _ONLY_DRAWN and not result.do_sample:
+                raise UsageError(f"{name} {value}: it is of use where tokens are drawn; give do_sample (--sample) too")
+            if value is not None and name in _ONLY_SEARCHED and result.num_beams == 1:
+                raise UsageError(f"{name} {value}: it is of use in a beam search; give num_beams (--num-beams) too")
+        return result
+
+
+_ONLY_DRAWN = ("temperature", "top_k", "top_p", "seed")
+_ONLY_SEARCHED = ("length_penalty", "early_stopping")
+
 
 class Overrides(TypedDict, total=False):
     """Settings by keyword; those left out, or None, are the bundle's."""

@@ -55,6 +55,7 @@ def test_json_has_one_object_per_pair(demo_bundle: Path) -> None:
         (["--num-beams", "0", *PAIR], "num_beams 0", 2),
         (["--early-stopping", "soon", *PAIR], "--early-stopping", 2),
         (["--stop", "", *PAIR], "stop_strings", 2),
+        (["--temperature", "0.5", *PAIR], "--sample", 2),
         (["--stream", "--num-beams", "2", *PAIR], "not known before its end", 2),
         (["--stream", "--json", *PAIR], "no --json", 2),
         (["--stream", *PAIR, "--prompt", "one more"], "give one --prompt", 2),

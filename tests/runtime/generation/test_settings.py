@@ -41,6 +41,25 @@ def test_what_makes_no_sense_is_refused_in_one_line(given: dict[str, Any], messa
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"temperature": 0.5}, "temperature 0.5: it is of use where tokens are drawn"),
+        ({"seed": 0}, "seed 0: "),
+        ({"top_k": 5, "num_beams": 2}, "top_k 5: "),
+        ({"length_penalty": 2.0, "do_sample": True}, "length_penalty 2.0: it is of use in a beam search"),
+        ({"early_stopping": False}, "early_stopping False: "),
+    ],
+)
+def test_what_would_change_nothing_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        GREEDY.asked_for(**given)
+    assert message in str(raised.value)
+    assert GREEDY.override(**given) == GREEDY.asked_for(**{"do_sample": True, "num_beams": 2, **given}).override(
+        do_sample=given.get("do_sample", False), num_beams=given.get("num_beams", 1)
+    )  # a checkpoint's configuration may have them all the same
+
+
 def test_they_are_described_by_what_is_unusual() -> None:
     assert GREEDY.describe() == "greedy"
     assert GREEDY.override(num_beams=5, length_penalty=0).describe() == "num_beams 5, length_penalty 0.0"
