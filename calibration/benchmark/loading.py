@@ -10,6 +10,7 @@ from catp.calibration.benchmark.report import Load, Setup
 from catp.calibration.benchmark.rounds import warm_up
 from catp.calibration.benchmark.subject import OURS, Question, Subject
 from catp.runtime.commands.console import busy
+from catp.runtime.engines.cuda import device_memory
 
 
 def load_subjects(
@@ -27,7 +28,7 @@ def load_subjects(
     subjects: dict[str, Subject] = {}
     loads = []
     for name in (OURS, *setup.against):
-        before = resident_memory()
+        before, device_before = resident_memory(), _device_memory(setup.provider)
         clock = [time.perf_counter()]
         with busy(f"load {name}"):
             subjects[name] = open_subject(name)
@@ -35,15 +36,24 @@ def load_subjects(
         with busy(f"warm up {name}"):
             warm_up(subjects[name], question, setup.cases(name), setup.warmup)
         clock.append(time.perf_counter())
-        after = resident_memory()
+        after, device_after = resident_memory(), _device_memory(setup.provider)
         loads.append(
             Load(
                 subject=name,
                 verify_seconds=verified.get(name),
                 load_seconds=clock[1] - clock[0],
                 warmup_seconds=clock[2] - clock[1],
-                resident_bytes=None if after is None or before is None else after - before,
+                resident_bytes=_gained(before, after),
+                device_bytes=_gained(device_before, device_after),
                 peak_bytes=peak_memory(),
             )
         )
     return subjects, loads
+
+
+def _device_memory(provider: str) -> int | None:
+    return None if provider == "cpu" else device_memory()
+
+
+def _gained(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else after - before

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from catp.calibration.benchmark.subject import OURS, Case, Question, Sample, make_sample
 from catp.runtime.bundle import Bundle
 from catp.runtime.engines.base import Provider
 from catp.runtime.manifest import Positions
 from catp.runtime.pipeline import Pipeline
+
+T = TypeVar("T")
 
 
 class BundleSubject:
@@ -30,11 +34,9 @@ class BundleSubject:
         clock = [time.perf_counter()]
         pixel_values = pipeline.preprocess(question.images[: case.batch])
         clock.append(time.perf_counter())
-        encoded = pipeline.encode(pixel_values)
-        pipeline.provider.synchronize()  # so that each stage's time is its own
+        encoded, vision = self._timed(lambda: pipeline.encode(pixel_values))
         clock.append(time.perf_counter())
-        pruned = pipeline.prune(encoded, kept)
-        pipeline.provider.synchronize()
+        pruned, qformer = self._timed(lambda: pipeline.prune(encoded, kept))
         clock.append(time.perf_counter())
         prompts = [question.prompt_ids] * case.batch
         generation = pipeline.decode(pruned, prompts, question.new_tokens, self._positions)
@@ -45,4 +47,14 @@ class BundleSubject:
             generation.decode_seconds,
             generation.token_ids,
             generation.first_token_seconds,
+            {"vision": vision, "qformer": qformer},
         )
+
+    def _timed(self, stage: Callable[[], T]) -> tuple[T, float]:
+        """What a stage gives, all of it done, and its milliseconds by the provider's own clock."""
+        provider = self.pipeline.provider
+        began = provider.moment()
+        result = stage()
+        ended = provider.moment()
+        provider.synchronize()
+        return result, ended.milliseconds_since(began)

@@ -47,7 +47,7 @@ class Setup(_Strict):
     warmup: int = Field(description="untimed runs of each setting")
     load_excluded: Literal[True] = True
     warmup_excluded: Literal[True] = True
-    clock: str = "host clock; the device is synchronised after each stage"
+    clock: str = "host clock, the device synchronised after each stage; vision and Q-Former on TensorRT by CUDA events"
     order: str = "every setting once per round, in an order drawn anew for each round"
 
     def cases(self, subject: str) -> list[Case]:
@@ -64,6 +64,7 @@ class Load(_Strict):
     load_seconds: float
     warmup_seconds: float
     resident_bytes: int | None = Field(description="host memory that the process gained by load and warm-up")
+    device_bytes: int | None = Field(default=None, description="device memory gained by it; None on a CPU")
     peak_bytes: int = Field(description="highest host memory of the process so far; subjects are loaded in this order")
 
 

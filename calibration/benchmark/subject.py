@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -105,6 +105,7 @@ def make_sample(
     decode: Sequence[float],
     token_ids: list[list[int]],
     first_token: float | None = None,
+    device_ms: Mapping[str, float] | None = None,
 ) -> Sample:
     """From the moments at which preprocessing, vision, Q-Former and language model began, and the last one ended.
 
@@ -117,17 +118,19 @@ def make_sample(
         decode: seconds of each step.
         token_ids: what was generated, by row.
         first_token: seconds from the language model's beginning to its first tokens in host memory; None: not known.
+        device_ms: of stages that the device itself timed; the host's share of them counts as such.
     """
     preprocess, vision, qformer, language = np.diff(clock) * 1e3
     total = (clock[-1] - clock[0]) * 1e3
+    stages = {"vision": vision, "qformer": qformer, **(device_ms or {})}
+    waiting = vision + qformer - stages["vision"] - stages["qformer"]
     steps = [1e3 * seconds for seconds in decode]
     first = total - sum(steps) if first_token is None else (clock[3] - clock[0] + first_token) * 1e3
     found = {
         "preprocess": preprocess,
-        "vision": vision,
-        "qformer": qformer,
+        **stages,
         "prefill": 1e3 * prefill,
-        "host": language - 1e3 * prefill - sum(steps),
+        "host": waiting + language - 1e3 * prefill - sum(steps),
         "time_to_first_token": first,
         "total": total,
     }

@@ -203,7 +203,9 @@ def break_even_table(report: Report) -> Table | None:
 def load_table(report: Report) -> Table:
     """What is not in any of the times."""
     table = Table(title="Before timing (in none of the figures)", title_justify="left")
-    for column in ("runtime", "verify, s", "load, s", "warm-up, s", "memory gained, MB", "peak so far, MB"):
+    columns = ("runtime", "verify, s", "load, s", "warm-up, s", "memory gained, MB", "peak so far, MB")
+    on_device = any(load.device_bytes is not None for load in report.loads)
+    for column in (*columns, *(["on the device, MB"] if on_device else [])):
         table.add_column(column, justify="left" if column == "runtime" else "right")
     for load in report.loads:
         table.add_row(
@@ -213,6 +215,7 @@ def load_table(report: Report) -> Table:
             f"{load.warmup_seconds:.2f}",
             "" if load.resident_bytes is None else f"{load.resident_bytes / 1e6:,.0f}",
             f"{load.peak_bytes / 1e6:,.0f}",
+            *([] if load.device_bytes is None else [f"{load.device_bytes / 1e6:,.0f}"]),
         )
     return table
 

@@ -11,7 +11,7 @@ from catp.calibration.data.dataset import Question
 from catp.calibration.precision.graph import TAP, FloatGraph, serialized
 from catp.calibration.precision.layers import Layer
 from catp.runtime.bundle import Bundle
-from catp.runtime.engines.base import DeviceTensor, Engine, Step, Value, to_host
+from catp.runtime.engines.base import DeviceTensor, Engine, Moment, Step, Value, to_host
 from catp.runtime.engines.onnx_runtime import OrtProvider
 from catp.runtime.errors import ImageError
 from catp.runtime.pipeline import Pipeline
@@ -57,6 +57,9 @@ class ObservingProvider:
 
     def synchronize(self) -> None:
         self._provider.synchronize()
+
+    def moment(self) -> Moment:
+        return self._provider.moment()
 
 
 class _ObservedEngine:

@@ -6,6 +6,7 @@ copies to the host only what a person or the next decision needs; it never asks 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -94,6 +95,24 @@ class Engine(Protocol):
         ...
 
 
+class Moment(Protocol):
+    """A point in what a provider was given to do."""
+
+    def milliseconds_since(self, earlier: Any) -> float:
+        """From another moment of the same provider on; waits until both have come."""
+        ...
+
+
+class HostMoment:
+    """Now, on the host's clock: for providers whose calls return when they are done."""
+
+    def __init__(self) -> None:
+        self._seconds = time.perf_counter()
+
+    def milliseconds_since(self, earlier: HostMoment) -> float:
+        return 1e3 * (self._seconds - earlier._seconds)
+
+
 class Provider(Protocol):
     """What executes graphs: ONNX Runtime on a CPU or a GPU, TensorRT."""
 
@@ -105,4 +124,8 @@ class Provider(Protocol):
 
     def synchronize(self) -> None:
         """Wait until everything that was run is done."""
+        ...
+
+    def moment(self) -> Moment:
+        """The end of everything that was run so far, to measure between two of them."""
         ...

@@ -45,6 +45,14 @@ def compute_capability() -> str | None:
     return f"{properties.major}.{properties.minor}"
 
 
+def device_memory() -> int | None:
+    """Bytes of the first CUDA device that are in use, by whomever; None where there is no device to ask."""
+    if compute_capability() is None:
+        return None
+    code, free, total = cudart.cudaMemGetInfo()
+    return int(total - free) if code == cudart.cudaError_t.cudaSuccess else None
+
+
 def copy_rectangles(source: int, target: int, copies: RowCopies, stream: Any = 0) -> None:
     """Queue copies from address to address within the device's memory.
 
@@ -155,6 +163,10 @@ class Device:
     def _wait(self) -> None:
         _check(cudart.cudaStreamSynchronize(self.stream), "running on the device")
 
+    def record_event(self) -> Event:
+        """Behind everything queued."""
+        return Event(self)
+
     # --- CUDA graphs: a queue of launches recorded once and launched as one ----------------------------
 
     def begin_capture(self) -> None:
@@ -170,6 +182,19 @@ class Device:
         executable = _check(cudart.cudaGraphInstantiate(graph, 0), "instantiating a graph")
         _check(cudart.cudaGraphDestroy(graph), "releasing a graph")
         return CapturedGraph(executable, self.stream)
+
+
+class Event:
+    """A point in the stream; how far apart two are is measured by the device itself."""
+
+    def __init__(self, device: Device) -> None:
+        self._event = _check(cudart.cudaEventCreate(), "creating an event")
+        self._free = weakref.finalize(self, cudart.cudaEventDestroy, self._event)
+        _check(cudart.cudaEventRecord(self._event, device.stream), "recording an event")
+
+    def milliseconds_since(self, earlier: Event) -> float:
+        _check(cudart.cudaEventSynchronize(self._event), "waiting for an event")
+        return float(_check(cudart.cudaEventElapsedTime(earlier._event, self._event), "reading a time"))
 
 
 class CapturedGraph:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from catp.runtime.bundle import Bundle
-from catp.runtime.engines.base import DeviceTensor, Value
+from catp.runtime.engines.base import DeviceTensor, HostMoment, Value
 from catp.runtime.engines.row_copies import row_copies
 from catp.runtime.errors import BundleError, UsageError
 from catp.runtime.manifest import Purpose
@@ -178,6 +178,9 @@ class OrtProvider:
 
     def synchronize(self) -> None:
         """Nothing to wait for: a run returns when it is done."""
+
+    def moment(self) -> HostMoment:
+        return HostMoment()
 
     def engine(self, bundle: Bundle, graph: str) -> OrtEngine:
         """Load one graph of a bundle.

@@ -12,7 +12,7 @@ import numpy as np
 from catp.runtime.bundle import Bundle
 from catp.runtime.engine_sets import EngineSet, choose_set
 from catp.runtime.engines.base import DeviceTensor, Value
-from catp.runtime.engines.cuda import Allocation, CapturedGraph, Device
+from catp.runtime.engines.cuda import Allocation, CapturedGraph, Device, Event
 from catp.runtime.engines.launch import Launch, plan_launch, shared_addresses
 from catp.runtime.engines.row_copies import row_copies
 from catp.runtime.errors import BundleError, CatpError, UsageError
@@ -271,6 +271,9 @@ class TensorRTProvider:
 
     def synchronize(self) -> None:
         self._device.synchronize()
+
+    def moment(self) -> Event:
+        return self._device.record_event()
 
     def engine(self, bundle: Bundle, graph: str) -> TrtEngine:
         """Load one plan, after checking that it belongs to this bundle, library and device.

@@ -49,5 +49,5 @@ def test_onnx_runtime_on_the_cpu(demo_bundle: Path, tensors: tuple[np.ndarray, .
         tensor.value.update_inplace(content)  # type: ignore[attr-defined]
     engine.copy_rows(filled[0], ROWS, filled[1], TARGETS, LENGTH)
     assert (filled[1].numpy() == wanted).all() and (filled[0].numpy() == source).all()
-    engine.copy_rows(filled[1], np.array([4]), filled[1], np.array([2]), 8)
+    engine.copy_rows(filled[1], np.array([4]), filled[1], np.array([2]), 9)
     assert (filled[1].numpy()[2] == wanted[4]).all()
