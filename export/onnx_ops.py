@@ -33,9 +33,17 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
+    position_bias: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query [B,H,S,d], key and value [B,Hkv,M,d], mask bool [B,1,S,M] or None -> [B,S,H,d]."""
+    """query [B,H,S,d], key and value [B,Hkv,M,d] -> [B,S,H,d].
+
+    Args:
+        attention_mask: bool, broadcast to [B,H,S,M], or None.
+        position_bias: T5's, which is added to the logits and, made by a graph's wrapper, holds the mask too.
+    """
+    if position_bias is not None:
+        attention_mask = position_bias
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     recorded = _recorder.get()

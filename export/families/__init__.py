@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from catp.export.families.base import Family
-from catp.export.families.blip2 import Blip2DecoderOnly
+from catp.export.families.blip2 import Blip2
+from catp.export.language_models import DecoderOnly, EncoderDecoder
 from catp.runtime.errors import UsageError
 
 FAMILIES: dict[tuple[str, str], Family] = {
-    (family.model_type, family.language_model): family for family in (Blip2DecoderOnly(),)
+    (family.model_type, family.language.kind): family for family in (Blip2(DecoderOnly()), Blip2(EncoderDecoder()))
 }
+"""By Hugging Face's model_type and the kind of language model."""
 
 
 def family_of(config: Any, model: str) -> Family:

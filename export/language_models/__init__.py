@@ -1,0 +1,9 @@
+"""How a family's language model is split into graphs: one file for each kind, whichever image side it is attached to."""
+
+from __future__ import annotations
+
+from catp.export.language_models.base import LanguagePart
+from catp.export.language_models.decoder_only import DecoderOnly
+from catp.export.language_models.encoder_decoder import EncoderDecoder
+
+__all__ = ["DecoderOnly", "EncoderDecoder", "LanguagePart"]

@@ -1,0 +1,39 @@
+"""What a kind of language model has to tell the exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+
+from catp.export.graphs import Graph
+from catp.runtime.manifest import LanguageKind
+
+
+class LanguagePart(Protocol):
+    """A language model that goes on after kept tokens and a prompt."""
+
+    kind: LanguageKind
+
+    def check(self, lm: Any, name: str) -> None:
+        """Raises UsageError where the language model of checkpoint `name` can't be expressed."""
+        ...
+
+    def set_dtype(self, lm: Any, dtype: torch.dtype) -> None:
+        """Turns its weights into `dtype`, in place, but for those that would break."""
+        ...
+
+    def graphs(self, lm: Any) -> Iterator[Graph]:
+        """In the order of the pipeline."""
+        ...
+
+    def max_positions(self, lm: Any) -> int | None:
+        """How many positions it has; None: only distances matter, and there is no end to them."""
+        ...
+
+
+def set_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Parameters alone: at position 100, rotary frequencies (buffers) in bfloat16 would be off by a tenth of a radian."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)

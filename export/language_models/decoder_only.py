@@ -1,0 +1,50 @@
+"""A decoder-only language model (OPT, Llama, and any other that takes position ids)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from catp.export.graphs import Graph, language_model
+from catp.export.language_models.base import set_parameters
+from catp.runtime.errors import UsageError
+from catp.runtime.manifest import LanguageKind
+
+
+class DecoderOnly:
+    """language_model, for prefill and decode."""
+
+    kind: LanguageKind = "decoder-only"
+
+    def check(self, lm: Any, name: str) -> None:
+        if "position_ids" not in inspect.signature(lm.base_model.forward).parameters:
+            raise UsageError(
+                f"model {name}: its language model {lm.config.model_type!r} takes no position ids, "
+                "so kept tokens can't keep their positions; accepted: language models with position_ids, such as OPT"
+            )
+        if getattr(lm.config, "sliding_window", None):
+            raise UsageError(
+                f"model {name}: its language model {lm.config.model_type!r} uses sliding-window attention, "
+                "which the exported cache does not have; accepted: full attention"
+            )
+
+    def set_dtype(self, lm: Any, dtype: torch.dtype) -> None:
+        set_parameters(lm, dtype)
+
+    def graphs(self, lm: Any) -> Iterator[Graph]:
+        yield language_model.graph(lm, _cache_shapes(lm))
+
+    def max_positions(self, lm: Any) -> int | None:
+        return lm.config.max_position_embeddings
+
+
+@torch.no_grad()
+def _cache_shapes(lm: Any) -> list[tuple[int, int]]:
+    """(key-value heads, head width) of every layer, as the model itself writes them."""
+    cache: Any = DynamicCache(config=lm.config)
+    lm(input_ids=torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
+    return [(layer.keys.shape[1], layer.keys.shape[3]) for layer in cache.layers]
