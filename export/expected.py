@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from catp.export.continuations import Greedy
 from catp.export.methods.base import VotingMethod
-from catp.export.reference import Greedy, Reference, Votes, count_votes
+from catp.export.reference import Reference, Votes, count_votes
 from catp.runtime.manifest import Positions
 from catp.runtime.pruning import num_kept
 
@@ -81,11 +82,10 @@ def compute_expected(
     kept_indices = np.sort(np.argsort(-votes.scores, axis=1, kind="stable")[:, :kept], axis=1)
     pruned: dict[Positions, list[Greedy]] = {"original": [], "compact": []}
     for row, ids in enumerate(prompt_ids):
-        prefix = query_embeds[row, kept_indices[row]]
-        original = reference.continue_greedily(prefix, kept_indices[row].tolist(), queries, ids, MAX_NEW_TOKENS)
-        compact = reference.continue_greedily(prefix, range(kept), kept, ids, MAX_NEW_TOKENS)
-        pruned["original"].append(original)
-        pruned["compact"].append(compact)
+        for positions, greedy in pruned.items():
+            greedy.append(
+                reference.continue_greedily(query_embeds[row], kept_indices[row], positions, ids, MAX_NEW_TOKENS)
+            )
     unpruned = [
         reference.generate(pixel_values[row : row + 1], ids, MAX_NEW_TOKENS) for row, ids in enumerate(prompt_ids)
     ]

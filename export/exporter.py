@@ -109,7 +109,8 @@ def export_bundle(
     with published(output, overwrite) as folder:
         with step(f"load {model}"):
             checkpoint = load_checkpoint(model, revision)
-        voting.cross_layers(checkpoint.family.cross_layers(checkpoint.model))  # refuses layers that there aren't
+        family = checkpoint.family
+        voting.cross_layers(family.cross_layers(checkpoint.model))  # refuses layers that there aren't
         dtype = DTYPES[precision]
         _check_disk(checkpoint, folder, dtype)
         image, text, generation = _image_spec(checkpoint), _text_spec(checkpoint), read_settings(checkpoint)
@@ -118,15 +119,17 @@ def export_bundle(
         _write_files(checkpoint, folder)
         with step("run the samples in PyTorch"):
             expected = compute_expected(Reference(checkpoint), _samples(), voting, ratio, dtype, compared or ())
-        checkpoint.family.set_dtype(checkpoint.model, dtype)
+        family.set_dtype(checkpoint.model, dtype)
         graphs: dict[str, GraphSpec] = {}
-        for graph in checkpoint.family.graphs(checkpoint.model, voting, compared):
+        for graph in family.graphs(checkpoint.model, voting, compared):
             with step(f"export {graph.name}"):
                 own = "fp32" if graph.name == "qformer_voting" else precision
                 graphs[graph.name] = write_graph(graph, folder, own)
             del graph
         manifest = Manifest(
-            model=ModelSpec(id=_name(model), revision=checkpoint.revision, family=checkpoint.family.name),
+            model=ModelSpec(
+                id=_name(model), revision=checkpoint.revision, family=family.name, language=family.language.kind
+            ),
             pruning=PruningSpec(
                 method=cast(Method, voting.name),
                 options=asdict(voting),  # type: ignore[call-overload]
@@ -215,7 +218,8 @@ def _text_spec(checkpoint: Checkpoint) -> TextSpec:
     return TextSpec(
         pad_token_id=pad if pad is not None else eos[0] if eos else 0,
         eos_token_ids=eos,
-        max_positions=lm.config.max_position_embeddings,
+        max_positions=checkpoint.family.language.max_positions(lm),
+        decoder_start_token_id=generation.decoder_start_token_id,
         max_new_tokens=generation.max_new_tokens or DEFAULT_NEW_TOKENS,
         image_token_id=checkpoint.model.config.image_token_index,
     )

@@ -6,15 +6,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from catp.export.continuations import Greedy
 from catp.export.emulation import emulated
 from catp.export.expected import MAX_NEW_TOKENS, Expected
-from catp.export.reference import Greedy, Votes
+from catp.export.reference import Votes
 from catp.runtime.bundle import Bundle
 from catp.runtime.engines import open_provider
 from catp.runtime.engines.base import Engine, to_host
 from catp.runtime.generation.settings import GREEDY
-from catp.runtime.language_models.decoder_only import bind_prefill
-from catp.runtime.manifest import GRAPHS, ParityCheck, Precision, scores_of
+from catp.runtime.language_models.base import Batch
+from catp.runtime.language_models.encoder_decoder import EncoderDecoder
+from catp.runtime.manifest import LAYOUTS, Manifest, ParityCheck, Precision, scores_of
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.query_tokens import Pruned
 
@@ -46,12 +48,15 @@ def check_parity(bundle: Bundle, expected: Expected) -> list[ParityCheck]:
     if precision != "bf16":
         return _checks(bundle, precision, expected)
     with emulated(bundle) as stand_in:
-        return [_said_to_be_emulated(check) for check in _checks(stand_in, precision, expected)]
+        runs_graphs = (*bundle.manifest.graphs, "pipeline")
+        return [
+            _said_to_be_emulated(check) if check.subject in runs_graphs else check
+            for check in _checks(stand_in, precision, expected)
+        ]
 
 
 def _said_to_be_emulated(check: ParityCheck) -> ParityCheck:
-    runs_graphs = check.subject in (*GRAPHS, "pipeline")
-    return check.model_copy(update={"subject": f"{check.subject} ({EMULATED})"}) if runs_graphs else check
+    return check.model_copy(update={"subject": f"{check.subject} ({EMULATED})"})
 
 
 def _checks(bundle: Bundle, precision: Precision, expected: Expected) -> list[ParityCheck]:
@@ -61,9 +66,9 @@ def _checks(bundle: Bundle, precision: Precision, expected: Expected) -> list[Pa
     checks = [
         *_vision(provider.engine(bundle, "vision_encoder"), expected, limit),
         *_qformer(provider.engine(bundle, "qformer_voting"), bundle, expected, limit),
-        _language_model(provider.engine(bundle, "language_model"), bundle, expected, limit),
     ]
-    return [*checks, *_end_to_end(Pipeline(bundle, provider), precision, expected)]
+    pipeline = Pipeline(bundle, provider)
+    return [*checks, *_language_model(pipeline, expected, limit), *_end_to_end(pipeline, precision, expected)]
 
 
 def _check(subject: str, measure: str, value: float | np.floating, limit: float) -> ParityCheck:
@@ -126,28 +131,43 @@ def unexplained(actual: np.ndarray, wanted: np.ndarray, votes: Votes) -> np.ndar
     return np.array(counts)
 
 
-def _language_model(engine: Engine, bundle: Bundle, expected: Expected, limit: float) -> ParityCheck:
-    """Logits of a ragged prefill of all rows, and of a second one that also contains the first generated token."""
-    graph = bundle.manifest.graphs["language_model"]
+def _language_model(pipeline: Pipeline, expected: Expected, limit: float) -> Iterator[ParityCheck]:
+    """Logits of a ragged prefill of all rows, and of a decode step after it, through the runtime's own driver."""
+    manifest, model = pipeline.manifest, pipeline.language_model
     greedy = expected.pruned["original"]
-    errors = []
-    for step in range(2):
-        rows = [row for row, wanted in enumerate(greedy) if len(wanted.token_ids) > step]
-        if not rows:
-            break
-        prefill = bind_prefill(
-            engine,
-            graph,
-            expected.kept_embeds[rows].astype(graph.input("prefix_embeds").dtype),
-            expected.kept_indices[rows],
-            expected.query_embeds.shape[1],
-            [expected.prompt_ids[row] + greedy[row].token_ids[:step] for row in rows],
-            bundle.manifest.text.pad_token_id,
-        )
-        wanted = np.stack([greedy[row].logits[step] for row in rows])
-        errors.append(relative_error(prefill.run()["logits"].numpy(), wanted))
+    batch = Batch(
+        expected.kept_embeds.astype(_embeds_dtype(manifest)),
+        expected.kept_indices,
+        expected.query_embeds.shape[1],
+        expected.prompt_ids,
+    )
+    if isinstance(model, EncoderDecoder):
+        yield _text_encoder(model, batch, greedy, limit)
+    decoding = model.begin(batch, new_tokens=2, output="logits")
+    errors = [relative_error(decoding.prefill(), np.stack([wanted.logits[0] for wanted in greedy]))]
+    rows = [row for row, wanted in enumerate(greedy) if len(wanted.token_ids) > 1]
+    if rows:
+        logits = decoding.step(np.array([wanted.token_ids[0] for wanted in greedy]))[rows]
+        errors.append(relative_error(logits, np.stack([greedy[row].logits[1] for row in rows])))
     # np.max, not max: NaN must come through.
-    return _check("language_model", "logits: relative error", np.max(errors), limit)
+    yield _check(LAYOUTS[manifest.model.language][-1], "logits: relative error", np.max(errors), limit)
+
+
+def _embeds_dtype(manifest: Manifest) -> str:
+    """Of kept tokens on their way to the language model."""
+    return manifest.graphs["qformer_voting"].output("kept_embeds").dtype
+
+
+def _text_encoder(model: EncoderDecoder, batch: Batch, greedy: Sequence[Greedy], limit: float) -> ParityCheck:
+    """What the decoder layers read of kept tokens and prompt, of each row as far as it goes."""
+    outputs, lengths = model.encode(batch)
+    errors = []
+    for index, spec in enumerate(model.encoder_graph.outputs):
+        actual = to_host(outputs[spec.name])
+        for row, (length, wanted) in enumerate(zip(lengths, greedy)):
+            assert wanted.encoded is not None
+            errors.append(relative_error(actual[row, :, :length], wanted.encoded[index]))
+    return _check("text_encoder", "cross-attention keys and values: relative error", np.max(errors), limit)
 
 
 def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) -> Iterator[ParityCheck]:
@@ -185,7 +205,7 @@ def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) ->
     yield _check("pipeline", "share of other tokens kept, beyond near ties", share, KEPT_MISMATCH[precision])
 
     # The language model is given PyTorch's kept tokens, so that every row counts, whatever near ties did to the votes.
-    dtype = pipeline.manifest.graphs["language_model"].input("prefix_embeds").dtype
+    dtype = _embeds_dtype(pipeline.manifest)
     for mode, greedy in expected.pruned.items():
         for how, groups in (("singly", rows), ("as a ragged batch", [list(range(len(prompts)))])):
             wrong = 0

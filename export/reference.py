@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from transformers import DynamicCache
 
 from catp.export.checkpoint import Checkpoint
+from catp.export.continuations import CONTINUE, Greedy, cache_of, generated
 from catp.export.methods import RankPoints
 from catp.export.methods.base import Evidence, VotingMethod, weighted_maps
+from catp.runtime.manifest import Positions
 
 NEAR_TIE = 1e-4
 """Two probabilities closer than this, relative to the larger, may change places between implementations."""
@@ -101,14 +102,6 @@ def rank_points(
     return Votes(np.asarray(scores), np.asarray(slack))
 
 
-@dataclass(frozen=True)
-class Greedy:
-    """A greedy continuation."""
-
-    token_ids: list[int]
-    logits: np.ndarray  # float32 [steps, V]
-
-
 class Reference:
     """A checkpoint's stages, one by one."""
 
@@ -152,45 +145,25 @@ class Reference:
             min_new_tokens=0,
             return_dict_in_generate=True,
             output_logits=True,
+            **cache_of(self._checkpoint.family.language.kind),
         )
-        tokens = output.sequences[0].tolist()
-        if tokens[: ids.shape[1]] == ids[0].tolist():  # depending on its version, generate() repeats the prompt
-            tokens = tokens[ids.shape[1] :]
-        return Greedy(tokens, torch.cat(output.logits).float().numpy())
+        return generated(output)
 
     @torch.no_grad()
     def continue_greedily(
         self,
-        prefix_embeds: torch.Tensor,
-        prefix_positions: Sequence[int],
-        position_start: int,
+        query_embeds: torch.Tensor,
+        kept_indices: Sequence[int],
+        positions: Positions,
         prompt_ids: Sequence[int],
         max_new_tokens: int,
     ) -> Greedy:
-        """One row by the Hugging Face language model: kept tokens [k, Dl] at given positions, then the prompt."""
+        """One row by the Hugging Face language model: kept ones of the query tokens [N, Dl], then the prompt."""
         lm = self._model.language_model
-        eos = eos_token_ids(self._checkpoint)
         words = lm.get_input_embeddings()(torch.tensor(list(prompt_ids)))
-        embeds = torch.cat([prefix_embeds, words])[None]
-        text = range(position_start, position_start + len(prompt_ids))
-        positions = torch.tensor([[*prefix_positions, *text]])
-        cache = DynamicCache(config=lm.config)
-        output = lm(inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True)
-        tokens: list[int] = []
-        logits: list[torch.Tensor] = []
-        position = position_start + len(prompt_ids)
-        while True:
-            logits.append(output.logits[0, -1])
-            tokens.append(int(logits[-1].argmax()))
-            if tokens[-1] in eos or len(tokens) == max_new_tokens:
-                return Greedy(tokens, torch.stack(logits).float().numpy())
-            output = lm(
-                input_ids=torch.tensor([tokens[-1:]]),
-                position_ids=torch.tensor([[position]]),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            position += 1
+        kept = torch.tensor(list(kept_indices))
+        continue_ = CONTINUE[self._checkpoint.family.language.kind]
+        return continue_(lm, query_embeds, kept, positions, words, eos_token_ids(self._checkpoint), max_new_tokens)
 
 
 def eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:

@@ -12,7 +12,18 @@ from catp.runtime.images import ImageSpec
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "catp.json"
-GRAPHS = ("vision_encoder", "qformer_voting", "language_model")
+
+LanguageKind = Literal["decoder-only", "encoder-decoder"]
+"""How a language model is built, which decides the graphs that drive it."""
+
+LAYOUTS: dict[LanguageKind, tuple[str, ...]] = {
+    "decoder-only": ("vision_encoder", "qformer_voting", "language_model"),
+    "encoder-decoder": ("vision_encoder", "qformer_voting", "text_encoder", "text_decoder"),
+}
+"""The graphs of a bundle, in the order of the pipeline."""
+
+GRAPHS = LAYOUTS["decoder-only"]
+"""Of the bundles that catp-bench and catp-calibrate precision know."""
 
 Positions = Literal["original", "compact"]
 """Whether kept tokens keep the positions they had before pruning or close ranks."""
@@ -105,6 +116,9 @@ class GraphSpec(_Strict):
     def input(self, name: str) -> TensorSpec:
         return next(t for t in self.inputs if t.name == name)
 
+    def output(self, name: str) -> TensorSpec:
+        return next(t for t in self.outputs if t.name == name)
+
     @property
     def bytes(self) -> int:
         """On disk."""
@@ -123,6 +137,7 @@ class ModelSpec(_Strict):
     id: str
     revision: str | None = None
     family: str
+    language: LanguageKind = "decoder-only"
 
 
 class PruningSpec(_Strict):
@@ -144,7 +159,8 @@ class TextSpec(_Strict):
     prompt_template: str = "{prompt}"
     pad_token_id: int
     eos_token_ids: tuple[int, ...]
-    max_positions: int = Field(description="position ids that the language model has")
+    max_positions: int | None = Field(description="position ids that the language model has; none if it has no ids")
+    decoder_start_token_id: int | None = Field(default=None, description="what an encoder-decoder model begins with")
     max_new_tokens: int = Field(default=20, ge=1, description="default")
     image_token_id: int | None = Field(default=None, description="stands for a query token where ids are counted")
 
@@ -208,7 +224,7 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
-        missing = [name for name in GRAPHS if name not in self.graphs]
+        missing = [name for name in LAYOUTS[self.model.language] if name not in self.graphs]
         if missing:
             raise ValueError(f"graphs: {', '.join(missing)} missing")
         if "tokenizer.json" not in {spec.path for spec in self.files}:

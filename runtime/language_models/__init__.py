@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from catp.runtime.bundle import Bundle
 from catp.runtime.engines.base import Provider
 from catp.runtime.language_models.base import LanguageModel
 from catp.runtime.language_models.decoder_only import DecoderOnly
+from catp.runtime.language_models.encoder_decoder import EncoderDecoder
+from catp.runtime.manifest import LanguageKind
 
 
 def open_language_model(bundle: Bundle, provider: Provider) -> LanguageModel:
     """The bundle's language model, its graphs loaded by `provider`."""
-    manifest = bundle.manifest
-    graph = "language_model"
-    return DecoderOnly(provider.engine(bundle, graph), manifest.graphs[graph], manifest.text)
+    return _OPEN[bundle.manifest.model.language](bundle, provider)
+
+
+def _decoder_only(bundle: Bundle, provider: Provider) -> LanguageModel:
+    name = "language_model"
+    return DecoderOnly(provider.engine(bundle, name), bundle.manifest.graphs[name], bundle.manifest.text)
+
+
+def _encoder_decoder(bundle: Bundle, provider: Provider) -> LanguageModel:
+    encoder, decoder = "text_encoder", "text_decoder"
+    graphs = bundle.manifest.graphs
+    return EncoderDecoder(
+        provider.engine(bundle, encoder),
+        graphs[encoder],
+        provider.engine(bundle, decoder),
+        graphs[decoder],
+        bundle.manifest.text,
+    )
+
+
+_OPEN: dict[LanguageKind, Callable[[Bundle, Provider], LanguageModel]] = {
+    "decoder-only": _decoder_only,
+    "encoder-decoder": _encoder_decoder,
+}

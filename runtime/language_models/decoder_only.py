@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from catp.runtime.engines.base import DeviceTensor, Engine, Step, Value, to_host
-from catp.runtime.errors import UsageError
+from catp.runtime.engines.base import DeviceTensor, Engine, Step, Value
+from catp.runtime.errors import BundleError, UsageError
 from catp.runtime.kv_cache import Cache
 from catp.runtime.language_models.base import Batch, Output
+from catp.runtime.language_models.inputs import padded, prefix_of_prompts
 from catp.runtime.language_models.rows import place
 from catp.runtime.manifest import GraphSpec, TextSpec
 
@@ -25,9 +26,16 @@ of 47."""
 
 
 class DecoderOnly:
-    """The language model graph on one engine."""
+    """The language model graph on one engine.
+
+    Raises:
+        BundleError: the manifest does not say how many positions the model has.
+    """
 
     def __init__(self, engine: Engine, graph: GraphSpec, text: TextSpec) -> None:
+        if text.max_positions is None:
+            raise BundleError("catp.json: text.max_positions is missing; export the bundle again")
+        self.max_positions = text.max_positions
         self.engine = engine
         self.graph = graph
         self.text = text
@@ -40,12 +48,12 @@ class DecoderOnly:
         self, batch: Batch, new_tokens: int, beams: int = 1, output: Output = "next_token"
     ) -> DecoderOnlyDecoding:
         lengths = np.array([len(prompt) for prompt in batch.prompts], np.int64)
-        room = self.text.max_positions - batch.text_start - lengths  # positions left after each prompt
+        room = self.max_positions - batch.text_start - lengths  # positions left after each prompt
         if room.min() < 0:
             raise UsageError(
                 f"prompt: {lengths.max()} tokens after {batch.text_start} image positions; "
-                f"this model has {self.text.max_positions} positions, so give at most "
-                f"{self.text.max_positions - batch.text_start} tokens"
+                f"this model has {self.max_positions} positions, so give at most "
+                f"{self.max_positions - batch.text_start} tokens"
             )
         # The last token generated needs no position of its own: it is never fed back.
         limits = np.minimum(new_tokens, room + 1)
@@ -79,7 +87,7 @@ class DecoderOnlyDecoding:
         self._positions = batch.text_start + lengths
         self._slots = batch.prefix_embeds.shape[1] + lengths
         # A row whose positions end takes part in the steps of the others; it stays at the last position.
-        self._last_position = model.text.max_positions - 1
+        self._last_position = model.max_positions - 1
         read = int(self._slots.max())
         self._length = read + int(limits.max()) - 1
         # Beams go on in a cache of their own.
@@ -101,8 +109,8 @@ class DecoderOnlyDecoding:
         rows, every = np.asarray(images, np.int64), np.arange(len(images))
         count, kept = batch.prefix_embeds.shape[:2]
         if kept * (len(rows) - count) < _WORTH_A_PASS or self._engine.only_profiles:
-            embeds = self._repeat(batch.prefix_embeds, rows)
-            return self._bind(embeds, to_host(batch.prefix_positions)[rows], batch.prompts, self._cache)
+            prefix = prefix_of_prompts(self._engine, batch, self._model.graph.input("prefix_embeds").dtype)
+            return self._bind(*prefix, batch.prompts, self._cache)
         once = Cache(self._engine, self._model.graph, count, kept + 1)
         # A call has a text: a pad, whose slot is not copied.
         pads = [[self._model.text.pad_token_id]] * count
@@ -122,14 +130,6 @@ class DecoderOnlyDecoding:
         """Embeddings and positions of no tokens."""
         spec = self._model.graph.input("prefix_embeds")
         return np.zeros((rows, 0, int(spec.shape[2])), spec.dtype), np.zeros((rows, 0), np.int64)
-
-    def _repeat(self, embeds: Value, rows: np.ndarray) -> Value:
-        """The images' embeddings for every prompt [B, k, D], where they are."""
-        if isinstance(embeds, np.ndarray):
-            return embeds[rows]
-        repeated = self._engine.zeros((len(rows), *embeds.shape[1:]), self._model.graph.input("prefix_embeds").dtype)
-        self._engine.copy_rows(embeds, rows, repeated, np.arange(len(rows)), embeds.shape[1])
-        return repeated
 
     def reorder(self, rows: np.ndarray) -> None:
         used = int(self._slots.max())
@@ -204,13 +204,10 @@ def bind_prefill(
         first_slot: of the cache, where the prefix is written, or the prompts where it has no tokens.
     """
     batch, kept = prefix_embeds.shape[:2]
-    lengths = np.array([len(prompt) for prompt in prompts], np.int64)
-    padded = np.full((batch, int(lengths.max())), pad_token_id, np.int64)
-    for row, prompt in zip(padded, prompts):
-        row[: len(prompt)] = prompt
-    cache = cache or Cache(engine, graph, batch, first_slot + kept + padded.shape[1])
+    ids, lengths = padded(prompts, pad_token_id)
+    cache = cache or Cache(engine, graph, batch, first_slot + kept + ids.shape[1])
     inputs: dict[str, Value] = {
-        "input_ids": padded,
+        "input_ids": ids,
         "prefix_embeds": prefix_embeds,
         "prefix_positions": prefix_positions,
         "position_start": np.full(batch, position_start, np.int64),
