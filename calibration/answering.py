@@ -50,6 +50,8 @@ def read_images(pipeline: Pipeline, batch: Sequence[Question]) -> tuple[dict[str
 def too_long(pipeline: Pipeline, token_ids: Sequence[int]) -> str | None:
     """Why a prompt can't be asked; None where it fits."""
     manifest = pipeline.manifest
+    if manifest.text.max_positions is None:
+        return None
     room = manifest.text.max_positions - manifest.pruning.num_query_tokens
     return f"prompt of {len(token_ids)} tokens: this model takes {room}" if len(token_ids) > room else None
 

@@ -16,6 +16,10 @@ from catp.runtime.bundle import is_dir
 from catp.runtime.errors import CatpError, UsageError
 
 
+INSTRUCTION_TOKENIZER = "qformer_tokenizer"
+"""Folder of a checkpoint whose Q-Former has a tokenizer of its own, as Hugging Face's processors name it."""
+
+
 @dataclass
 class Checkpoint:
     """A loaded model in float32 with eager attention, and what prepares its inputs."""
@@ -26,6 +30,7 @@ class Checkpoint:
     model: Any
     tokenizer: Any
     image_processor: Any
+    instruction_tokenizer: Any = None  # the Q-Former's own, where it reads the prompt
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -67,6 +72,9 @@ def load_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         )
         tokenizer = AutoTokenizer.from_pretrained(model, **source)
         image_processor = AutoImageProcessor.from_pretrained(model, **source, backend="pil")
+        instruction_tokenizer = None
+        if family.reads_instruction:
+            instruction_tokenizer = AutoTokenizer.from_pretrained(model, **source, subfolder=INSTRUCTION_TOKENIZER)
     except SafetensorError as error:
         raise CatpError(f"model {model}: its weights are broken ({error}); fetch or save them again") from None
     except (OSError, ValueError, RuntimeError) as error:
@@ -86,7 +94,7 @@ def load_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         known = tokenizer.get_vocab()
         loaded.config.image_token_index = known.get("<image>", tokenizer.pad_token_id)
     revision = getattr(config, "_commit_hash", None) or revision
-    return Checkpoint(model, revision, family, loaded, tokenizer, image_processor)
+    return Checkpoint(model, revision, family, loaded, tokenizer, image_processor, instruction_tokenizer)
 
 
 def _check_folder(folder: Path) -> None:

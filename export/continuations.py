@@ -1,7 +1,7 @@
 """Greedy continuations after pruned image tokens, by Hugging Face's language models alone; one function for each kind.
 
-They say what positions mean without a word of the graphs' code: `original` keeps the distances of the unpruned sequence,
-`compact` is the short sequence.
+They say what positions mean without a word of the graphs' code: `original` keeps the distances of the unpruned
+sequence, `compact` is the short sequence.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ Continue = Callable[[Any, torch.Tensor, torch.Tensor, Positions, torch.Tensor, t
 def generated(output: Any) -> Greedy:
     """What `generate(return_dict_in_generate=True, output_logits=True)` generated of one row.
 
-    There are as many logits as new tokens; what stands before these (prompt, decoder start) differs by version and model.
+    There are as many logits as new tokens; what stands before these (prompt, decoder start) differs by version and
+    model.
     """
     return Greedy(output.sequences[0, -len(output.logits) :].tolist(), torch.cat(output.logits).float().numpy())
 
 
 def cache_of(kind: LanguageKind) -> dict[str, Any]:
-    """Arguments of `generate()`: the cache that it makes for an encoder-decoder model itself has a layer for every layer of
-    the encoder, and fails where the decoder has more."""
+    """Arguments of `generate()`: the cache that it makes for an encoder-decoder model has a layer for every layer of
+    the encoder, and fails where the decoder has more.
+    """
     if kind == "decoder-only":
         return {}
     return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
@@ -92,7 +94,7 @@ def continue_encoder_decoder(
     eos: tuple[int, ...],
     max_new_tokens: int,
 ) -> Greedy:
-    """`generate()` from the whole sequence, dropped tokens masked (original), or from a sequence without them (compact)."""
+    """`generate()` of the whole sequence with dropped tokens masked (original), or of one without them (compact)."""
     if positions == "original":
         embeds = torch.cat([query_embeds, words])
         mask = torch.ones(len(embeds), dtype=torch.long)

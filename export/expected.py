@@ -36,6 +36,7 @@ class Expected:
 
     samples: Sequence[Sample]
     prompt_ids: list[list[int]]
+    instructions: dict[str, np.ndarray]  # by the Q-Former graph's input, int64 [B, T]; empty where it reads none
     pixel_values: np.ndarray  # float32 [B, 3, H, W]
     image_embeds: np.ndarray  # float32 [B, I, Dv]
     image_weights: np.ndarray  # float32 [B, I]
@@ -75,7 +76,9 @@ def compute_expected(
     pixel_values = reference.pixel_values([sample.image for sample in samples])
     image_embeds, image_weights = reference.image_embeds(pixel_values)
     image_embeds = image_embeds.to(image_embeds_dtype).float()
-    query_embeds, evidence = reference.query_embeds(image_embeds, image_weights)
+    prompts = [sample.prompt for sample in samples]
+    instructions = reference.instructions(prompts)
+    query_embeds, evidence = reference.query_embeds(image_embeds, image_weights, instructions)
     queries = query_embeds.shape[1]
     votes = count_votes(method, evidence)
     kept = queries if method.name == "none" else num_kept(ratio or 0.5, queries)
@@ -87,11 +90,15 @@ def compute_expected(
                 reference.continue_greedily(query_embeds[row], kept_indices[row], positions, ids, MAX_NEW_TOKENS)
             )
     unpruned = [
-        reference.generate(pixel_values[row : row + 1], ids, MAX_NEW_TOKENS) for row, ids in enumerate(prompt_ids)
+        reference.generate(pixel_values[row : row + 1], ids, MAX_NEW_TOKENS, reference.instructions([prompts[row]]))
+        for row, ids in enumerate(prompt_ids)
     ]
     return Expected(
         samples=samples,
         prompt_ids=prompt_ids,
+        instructions={}
+        if instructions is None
+        else {"instruction_ids": instructions.ids.numpy(), "instruction_mask": instructions.mask.numpy()},
         pixel_values=pixel_values.numpy(),
         image_embeds=image_embeds.numpy(),
         image_weights=image_weights.numpy(),

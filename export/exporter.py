@@ -33,6 +33,7 @@ from catp.runtime.engines import open_provider
 from catp.runtime.errors import CatpError, ParityError, UsageError
 from catp.runtime.images import ImageSpec, load_image
 from catp.runtime.manifest import (
+    INSTRUCTION_TOKENIZER_FILE,
     GraphSpec,
     Manifest,
     Method,
@@ -195,6 +196,8 @@ def _write_files(checkpoint: Checkpoint, folder: Path) -> None:
     checkpoint.generation_config.save_pretrained(folder)
     checkpoint.tokenizer.save_pretrained(folder)
     checkpoint.image_processor.save_pretrained(folder)
+    if checkpoint.instruction_tokenizer is not None:
+        checkpoint.instruction_tokenizer.backend_tokenizer.save(str(folder / INSTRUCTION_TOKENIZER_FILE))
     if not (folder / "tokenizer.json").is_file():
         raise UsageError("model: its tokenizer has no tokenizer.json form, which the runtime reads")
 
@@ -219,6 +222,9 @@ def _text_spec(checkpoint: Checkpoint) -> TextSpec:
         pad_token_id=pad if pad is not None else eos[0] if eos else 0,
         eos_token_ids=eos,
         max_positions=checkpoint.family.language.max_positions(lm),
+        max_instruction=checkpoint.model.config.qformer_config.max_position_embeddings
+        if checkpoint.family.reads_instruction
+        else None,
         decoder_start_token_id=generation.decoder_start_token_id,
         max_new_tokens=generation.max_new_tokens or DEFAULT_NEW_TOKENS,
         image_token_id=checkpoint.model.config.image_token_index,

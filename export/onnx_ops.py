@@ -50,6 +50,8 @@ def _attention(
     if recorded is not None and module in recorded:
         # Votes are counted in float32 whatever the graph's precision: half-precision rounding flips ranks.
         logits = (query @ key.transpose(-1, -2)).float() * scaling
+        if attention_mask is not None:
+            logits = logits.masked_fill(~attention_mask, torch.finfo(logits.dtype).min)
         maps = torch.softmax(logits, -1)
         recorded[module] = maps
         return (maps.to(value.dtype) @ value).transpose(1, 2), None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -97,6 +97,7 @@ def _qformer(engine: Engine, bundle: Bundle, expected: Expected, limit: float) -
         "image_embeds": expected.image_embeds.astype(spec.input("image_embeds").dtype),
         "image_weights": expected.image_weights,
         "num_kept": np.array([expected.num_kept]),
+        **expected.instructions,
     }
     inputs = {tensor.name: given[tensor.name] for tensor in spec.inputs}
     outputs = {name: tensor.numpy() for name, tensor in engine.bind(inputs).run().items()}
@@ -175,6 +176,9 @@ def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) ->
     prompts = [sample.prompt for sample in expected.samples]
     wrong = sum(pipeline.tokenize(prompt) != ids for prompt, ids in zip(prompts, expected.prompt_ids))
     yield _check("tokenizer", "prompts with other token ids", wrong, 0)
+    if expected.instructions:
+        wrong = _other_instructions(pipeline.instruct(prompts), expected.instructions)
+        yield _check("tokenizer", "prompts with other token ids for the Q-Former", wrong, 0)
 
     std = np.array(pipeline.manifest.image.image_std)[:, None, None]
     difference = np.abs(pipeline.preprocess(images) - expected.pixel_values) * std
@@ -200,7 +204,7 @@ def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) ->
         yield _check("pipeline", measure, wrong / len(prompts), limit)
 
     pixels = pipeline.preprocess(images)
-    kept_indices = to_host(pipeline.prune(pipeline.encode(pixels), expected.num_kept).kept_indices)
+    kept_indices = to_host(pipeline.prune(pipeline.encode(pixels, prompts), expected.num_kept).kept_indices)
     share = unexplained(kept_indices, expected.kept_indices, expected.votes).mean() / expected.num_kept
     yield _check("pipeline", "share of other tokens kept, beyond near ties", share, KEPT_MISMATCH[precision])
 
@@ -219,6 +223,15 @@ def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) ->
                 )
             measure = f"pruned, {mode} positions, {how}: prompts with other tokens"
             yield _check("pipeline", measure, wrong / len(prompts), limit)
+
+
+def _other_instructions(actual: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> int:
+    """How many rows differ in their tokens, whatever stands for pads."""
+    real = wanted["instruction_mask"].astype(bool)
+    if actual["instruction_mask"].shape != real.shape:
+        return len(real)
+    same = (actual["instruction_ids"] == wanted["instruction_ids"]) | ~real
+    return int((~same | (actual["instruction_mask"] != wanted["instruction_mask"])).any(1).sum())
 
 
 def same_tokens(actual: Sequence[int], wanted: Greedy, tolerance: float) -> bool:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from catp.export.checkpoint import Checkpoint
 from catp.export.continuations import CONTINUE, Greedy, cache_of, generated
+from catp.export.families.base import Instructions
 from catp.export.methods import RankPoints
 from catp.export.methods.base import Evidence, VotingMethod, weighted_maps
 from catp.runtime.manifest import Positions
@@ -112,6 +113,14 @@ class Reference:
     def tokenize(self, prompt: str) -> list[int]:
         return self._checkpoint.tokenizer(prompt).input_ids
 
+    def instructions(self, prompts: Sequence[str]) -> Instructions | None:
+        """Prompts as the Q-Former reads them; None where it doesn't."""
+        tokenizer = self._checkpoint.instruction_tokenizer
+        if tokenizer is None:
+            return None
+        encoded = tokenizer(list(prompts), padding=True, padding_side="right", return_tensors="pt")
+        return Instructions(encoded.input_ids, encoded.attention_mask)
+
     def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """float32 [B, 3, H, W]."""
         return self._checkpoint.image_processor(list(images), return_tensors="pt").pixel_values
@@ -121,13 +130,22 @@ class Reference:
         return self._checkpoint.family.image_embeds(self._model, pixel_values)
 
     def query_embeds(
-        self, image_embeds: torch.Tensor, image_weights: torch.Tensor | None = None
+        self,
+        image_embeds: torch.Tensor,
+        image_weights: torch.Tensor | None = None,
+        instructions: Instructions | None = None,
     ) -> tuple[torch.Tensor, Evidence]:
         """Projected query tokens float32 [B, N, Dl], and what a vote may read."""
-        return self._checkpoint.family.query_embeds(self._model, image_embeds, image_weights)
+        return self._checkpoint.family.query_embeds(self._model, image_embeds, image_weights, instructions)
 
     @torch.no_grad()
-    def generate(self, pixel_values: torch.Tensor, prompt_ids: Sequence[int], max_new_tokens: int) -> Greedy:
+    def generate(
+        self,
+        pixel_values: torch.Tensor,
+        prompt_ids: Sequence[int],
+        max_new_tokens: int,
+        instructions: Instructions | None = None,
+    ) -> Greedy:
         """Hugging Face `generate()`, greedy, of one image [1, 3, H, W] with all query tokens."""
         config = self._model.config
         ids = torch.tensor([[config.image_token_index] * config.num_query_tokens + list(prompt_ids)])
@@ -145,6 +163,7 @@ class Reference:
             min_new_tokens=0,
             return_dict_in_generate=True,
             output_logits=True,
+            **({} if instructions is None else {"qformer_input_ids": instructions.ids}),
             **cache_of(self._checkpoint.family.language.kind),
         )
         return generated(output)

@@ -12,6 +12,7 @@ from catp.runtime.images import ImageSpec
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "catp.json"
+INSTRUCTION_TOKENIZER_FILE = "qformer_tokenizer.json"
 
 LanguageKind = Literal["decoder-only", "encoder-decoder"]
 """How a language model is built, which decides the graphs that drive it."""
@@ -160,6 +161,7 @@ class TextSpec(_Strict):
     pad_token_id: int
     eos_token_ids: tuple[int, ...]
     max_positions: int | None = Field(description="position ids that the language model has; none if it has no ids")
+    max_instruction: int | None = Field(default=None, description="positions of a Q-Former that reads the prompt too")
     decoder_start_token_id: int | None = Field(default=None, description="what an encoder-decoder model begins with")
     max_new_tokens: int = Field(default=20, ge=1, description="default")
     image_token_id: int | None = Field(default=None, description="stands for a query token where ids are counted")
@@ -227,14 +229,21 @@ class Manifest(_Strict):
         missing = [name for name in LAYOUTS[self.model.language] if name not in self.graphs]
         if missing:
             raise ValueError(f"graphs: {', '.join(missing)} missing")
-        if "tokenizer.json" not in {spec.path for spec in self.files}:
-            raise ValueError("files: tokenizer.json missing")
+        needed = {"tokenizer.json"} | ({INSTRUCTION_TOKENIZER_FILE} if self.reads_instruction else set())
+        absent = needed - {spec.path for spec in self.files}
+        if absent:
+            raise ValueError(f"files: {', '.join(sorted(absent))} missing")
         shapes = {t.name: t.shape for graph in self.graphs.values() for t in (*graph.inputs, *graph.outputs)}
         if shapes.get("pixel_values", ())[2:] != (self.image.height, self.image.width):
             raise ValueError("image: not the size that the vision encoder takes")
         if shapes.get("token_scores", ())[1:] != (self.pruning.num_query_tokens,):
             raise ValueError("pruning.num_query_tokens: not the number that the Q-Former graph scores")
         return self
+
+    @property
+    def reads_instruction(self) -> bool:
+        """Whether the Q-Former reads the prompt too, so that votes depend on it."""
+        return any(tensor.name == "instruction_ids" for tensor in self.graphs["qformer_voting"].inputs)
 
     @property
     def precision_label(self) -> str:

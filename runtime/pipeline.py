@@ -23,7 +23,8 @@ from catp.runtime.generation.stopping import Ending, StopStrings
 from catp.runtime.images import ImageSource, load_image, preprocess
 from catp.runtime.language_models import open_language_model
 from catp.runtime.language_models.base import Batch
-from catp.runtime.manifest import Manifest, Positions
+from catp.runtime.language_models.inputs import padded
+from catp.runtime.manifest import INSTRUCTION_TOKENIZER_FILE, Manifest, Positions
 from catp.runtime.pruning import check_mass, check_ratio, num_kept, num_kept_by_mass, top_indices
 from catp.runtime.query_tokens import Encoded, Pruned, Votes
 from catp.runtime.text import TextCodec
@@ -39,6 +40,9 @@ class Pipeline:
         manifest = bundle.manifest
         tokenizer = bundle.path / "tokenizer.json"
         self._text = TextCodec(tokenizer, manifest.text)
+        self._instructions = (
+            TextCodec(bundle.path / INSTRUCTION_TOKENIZER_FILE, manifest.text) if manifest.reads_instruction else None
+        )
         self._vision = provider.engine(bundle, "vision_encoder")
         self._qformer = provider.engine(bundle, "qformer_voting")
         self.language_model = open_language_model(bundle, provider)
@@ -112,7 +116,7 @@ class Pipeline:
         clock = [time.perf_counter()]
         pixel_values = self.preprocess(distinct)
         clock.append(time.perf_counter())
-        encoded = self.encode(pixel_values)
+        encoded = self.encode(pixel_values, prompts)
         self.provider.synchronize()  # so that each stage's time is its own
         clock.append(time.perf_counter())
         groups = self._prune(encoded, len(distinct), *pruning)
@@ -241,9 +245,35 @@ class Pipeline:
         """pixel_values float32 [B, 3, H, W]."""
         return preprocess([load_image(image) for image in images], self.manifest.image)
 
-    def encode(self, pixel_values: np.ndarray) -> Encoded:
-        """What the vision encoder makes of pixel_values float32 [B, 3, H, W]."""
-        return self._vision.bind({"pixel_values": pixel_values}).run()
+    def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = ()) -> Encoded:
+        """What the vision encoder makes of pixel_values float32 [B, 3, H, W], and a Q-Former that reads them, of prompts.
+
+        Raises:
+            UsageError: this bundle's Q-Former reads prompts, and there is not one for each image.
+        """
+        if self._instructions is not None and len(prompts) != len(pixel_values):
+            raise UsageError(
+                f"{len(pixel_values)} images and {len(prompts)} prompts: the Q-Former of this bundle reads the prompt "
+                "too; give one for each image"
+            )
+        return {**self._vision.bind({"pixel_values": pixel_values}).run(), **self.instruct(prompts)}
+
+    def instruct(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """instruction_ids and instruction_mask int64 [B, T], padded on the right; nothing where no Q-Former reads them.
+
+        Raises:
+            UsageError: a prompt is too long for the Q-Former.
+        """
+        if self._instructions is None:
+            return {}
+        ids, lengths = padded([self._instructions.encode(prompt) for prompt in prompts], 0)
+        limit = self.manifest.text.max_instruction
+        if limit is not None and ids.shape[1] > limit:
+            raise UsageError(f"prompt: {ids.shape[1]} tokens for the Q-Former, which takes {limit}; give a shorter one")
+        return {
+            "instruction_ids": ids,
+            "instruction_mask": (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64),
+        }
 
     def prune(self, encoded: Encoded, kept: int) -> Pruned:
         """The `kept` query tokens that the image votes for most, in the engine's memory."""
@@ -259,7 +289,7 @@ class Pipeline:
             {name: tensor.numpy() for name, tensor in outputs.items() if name not in left_out},
         )
 
-    def _run_qformer(self, encoded: Encoded, kept: int) -> Encoded:
+    def _run_qformer(self, encoded: Encoded, kept: int) -> Mapping[str, DeviceTensor]:
         inputs: dict[str, Value] = {"num_kept": np.array([kept], np.int64)}
         for tensor in self.manifest.graphs["qformer_voting"].inputs:
             if tensor.name not in inputs:

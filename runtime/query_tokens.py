@@ -18,8 +18,9 @@ class Pruned:
     kept_embeds: Value  # [B, k, Dl]
 
 
-Encoded = Mapping[str, DeviceTensor]
-"""The vision encoder's outputs by name: image_embeds [B, I, Dv], and image_weights [B, I] where the vote reads them."""
+Encoded = Mapping[str, Value]
+"""What the Q-Former reads, by name: the vision encoder's image_embeds [B, I, Dv], image_weights [B, I] where the vote
+reads them, and instruction_ids and instruction_mask int64 [B, T] where it reads the prompt."""
 
 
 @dataclass(frozen=True)

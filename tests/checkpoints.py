@@ -6,33 +6,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoTokenizer,
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2Processor,
-    Blip2QFormerConfig,
-    Blip2VisionConfig,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
     LlamaConfig,
+    PreTrainedTokenizerFast,
     T5Config,
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from catp.export.demo import CHECKPOINT
+from catp.export.demo import CHECKPOINT, scenes
 
 PAD, EOS = 1, 2  # in the demo's tokenizer
 QUERIES = 24
 
-VISION: dict[str, Any] = dict(
-    hidden_size=60, intermediate_size=112, num_hidden_layers=3, num_attention_heads=5,
-    image_size=56, patch_size=8, initializer_range=0.1,
-)  # fmt: skip
-QFORMER: dict[str, Any] = dict(
-    vocab_size=64, hidden_size=48, intermediate_size=80, num_hidden_layers=5, num_attention_heads=6,
-    cross_attention_frequency=2, encoder_hidden_size=60, initializer_range=0.4,
-)  # fmt: skip
+VISION: dict[str, Any] = {
+    "hidden_size": 60, "intermediate_size": 112, "num_hidden_layers": 3, "num_attention_heads": 5,
+    "image_size": 56, "patch_size": 8, "initializer_range": 0.1,
+}  # fmt: skip
+QFORMER: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 5, "num_attention_heads": 6,
+    "cross_attention_frequency": 2, "encoder_hidden_size": 60, "initializer_range": 0.4,
+}  # fmt: skip
 """Five layers, three of them with cross-attention."""
+
+FEWER: dict[str, Any] = {
+    "vision_config": {**VISION, "num_hidden_layers": 2},
+    "qformer_config": {**QFORMER, "num_hidden_layers": 3},
+}
+"""Of the families after the first: what every layer is like is known by then."""
 
 
 def llama(vocabulary: int) -> LlamaConfig:
@@ -45,7 +53,7 @@ def llama(vocabulary: int) -> LlamaConfig:
 
 
 def flan_t5(vocabulary: int) -> T5Config:
-    """Gated and untied as Flan-T5, deeper as a decoder than as an encoder; prompts reach beyond the largest distance."""
+    """Gated as Flan-T5, deeper as a decoder than as an encoder; sequences reach beyond the largest distance."""
     return T5Config(
         vocab_size=vocabulary, d_model=36, d_kv=10, d_ff=52, num_layers=2, num_decoder_layers=3, num_heads=3,
         relative_attention_num_buckets=10, relative_attention_max_distance=20, feed_forward_proj="gated-gelu",
@@ -57,16 +65,38 @@ def save_odd_checkpoint(folder: Path, seed: int = 3) -> Path:
     """BLIP-2 with 24 queries and a Llama."""
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    return _save(folder, Blip2ForConditionalGeneration(_blip2(llama(len(tokenizer)), tokenizer)), tokenizer)
+    config = Blip2Config(
+        vision_config=VISION, qformer_config=QFORMER, text_config=llama(len(tokenizer)).to_dict(), **whole(tokenizer)
+    )
+    return save(folder, Blip2ForConditionalGeneration(config), tokenizer)
 
 
 def save_blip2_t5_checkpoint(folder: Path, seed: int = 3) -> Path:
-    """BLIP-2 with 24 queries and a Flan-T5."""
+    """BLIP-2 with a Flan-T5."""
     torch.manual_seed(seed)
     tokenizer = t5_tokenizer()
-    model = Blip2ForConditionalGeneration(_blip2(flan_t5(len(tokenizer)), tokenizer))
+    config = Blip2Config(text_config=flan_t5(len(tokenizer)).to_dict(), **FEWER, **whole(tokenizer))
+    model = Blip2ForConditionalGeneration(config)
     spread_distances(model.language_model)
-    return _save(folder, model, tokenizer)
+    return save(folder, model, tokenizer)
+
+
+def save_instructblip_checkpoint(folder: Path, seed: int = 3) -> Path:
+    """InstructBLIP with a Llama, as Vicuna is one."""
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    config = InstructBlipConfig(text_config=llama(len(tokenizer)).to_dict(), **FEWER, **whole(tokenizer))
+    return save(folder, InstructBlipForConditionalGeneration(config), tokenizer, qformer_tokenizer())
+
+
+def save_instructblip_t5_checkpoint(folder: Path, seed: int = 3) -> Path:
+    """InstructBLIP with a Flan-T5."""
+    torch.manual_seed(seed)
+    tokenizer = t5_tokenizer()
+    config = InstructBlipConfig(text_config=flan_t5(len(tokenizer)).to_dict(), **FEWER, **whole(tokenizer))
+    model = InstructBlipForConditionalGeneration(config)
+    spread_distances(model.language_model)
+    return save(folder, model, tokenizer, qformer_tokenizer())
 
 
 def t5_tokenizer() -> Any:
@@ -76,6 +106,20 @@ def t5_tokenizer() -> Any:
         single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", EOS)]
     )
     return tokenizer
+
+
+def qformer_tokenizer() -> Any:
+    """Word pieces in lower case between [CLS] and [SEP], as BERT's."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=QFORMER["vocab_size"], special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator((e.question.prompt for e in scenes.examples(64, seed=1)), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
 
 
 @torch.no_grad()
@@ -89,23 +133,21 @@ def spread_distances(lm: Any) -> None:
                     parameter.normal_(0, 0.3 if name.endswith(("q.weight", "k.weight")) else 0.5)
 
 
-def _blip2(text: LlamaConfig | T5Config, tokenizer: Any) -> Blip2Config:
-    return Blip2Config(
-        vision_config=Blip2VisionConfig(**VISION),
-        qformer_config=Blip2QFormerConfig(**QFORMER),
-        text_config=text,
-        num_query_tokens=QUERIES,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        initializer_range=0.1,
-    )
+def whole(tokenizer: Any) -> dict[str, Any]:
+    """What configures the model as a whole."""
+    return {
+        "num_query_tokens": QUERIES,
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "initializer_range": 0.1,
+    }
 
 
 @torch.no_grad()
 def peaked(model: Any) -> None:
     """Random weights that mean something.
 
-    They attend almost uniformly, and then float noise decides the ranks: the spread here is large enough for the votes to
-    mean something. Vision and queries default to zeros in transformers, so both are set too.
+    They attend almost uniformly, and then float noise decides the ranks: the spread here is large enough for the votes
+    to mean something. Vision and queries default to zeros in transformers, so both are set too.
     """
     model.query_tokens.normal_(0, 1)
     model.vision_model.embeddings.position_embedding.normal_(0, 0.5)
@@ -115,12 +157,16 @@ def peaked(model: Any) -> None:
                 part.weight.normal_(0, 0.4)
 
 
-def _save(folder: Path, model: Any, tokenizer: Any) -> Path:
+def save(folder: Path, model: Any, tokenizer: Any, instruction_tokenizer: Any = None) -> Path:
+    """The model with the processor that Hugging Face gives its family."""
     peaked(model)
     model.save_pretrained(folder)
-    processor = Blip2Processor(
-        BlipImageProcessorPil(size={"height": 56, "width": 56}), tokenizer, num_query_tokens=QUERIES
-    )
+    images = BlipImageProcessorPil(size={"height": 56, "width": 56})
+    processor: Any
+    if instruction_tokenizer is None:
+        processor = Blip2Processor(images, tokenizer, num_query_tokens=QUERIES)
+    else:
+        processor = InstructBlipProcessor(images, tokenizer, instruction_tokenizer, num_query_tokens=QUERIES)
     processor.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)
+    images.save_pretrained(folder)
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import save_odd_checkpoint
+from checkpoints import save_blip2_t5_checkpoint, save_odd_checkpoint
 from typer.testing import CliRunner
 
 from catp.export.checkpoint import Checkpoint, load_checkpoint
@@ -91,6 +91,17 @@ def pipeline(demo_bundle: Path) -> Pipeline:
 def odd_checkpoint(shared: Shared) -> Path:
     """A checkpoint unlike the demo in every dimension, with random weights and peaked attention."""
     return shared("odd-checkpoint", save_odd_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def t5_checkpoint(shared: Shared) -> Path:
+    """BLIP-2 with a Flan-T5."""
+    return shared("t5-checkpoint", save_blip2_t5_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def t5_bundle(t5_checkpoint: Path, shared: Shared) -> Path:
+    return shared("t5-bundle", lambda folder: export_bundle(str(t5_checkpoint), folder, ratio=0.3))
 
 
 @pytest.fixture(scope="session")

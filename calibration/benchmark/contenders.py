@@ -10,6 +10,7 @@ from pathlib import Path
 
 from catp.calibration.benchmark.geometry import read_geometry
 from catp.calibration.benchmark.subject import OURS, UNPRUNED, Subject
+from catp.calibration.supported import check_decoder_only
 from catp.runtime.bundle import Bundle, is_dir, open_bundle
 from catp.runtime.errors import UsageError
 from catp.runtime.manifest import Manifest
@@ -90,6 +91,7 @@ def open_bundles(
         started = time.perf_counter()
         bundles[name] = open_bundle(path)
         seconds[name] = time.perf_counter() - started
+        check_decoder_only(bundles[name], "catp-bench")
         if bundles[name].manifest.pruning.method == "none" and any(ratios):
             raise UsageError(
                 f"ratios: bundle {path} was exported with --method none and keeps every token; give --ratios 0"

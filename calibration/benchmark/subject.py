@@ -79,7 +79,7 @@ def make_question(
     text = manifest.text
     # The last token generated is never fed back, and needs no position.
     needed = manifest.pruning.num_query_tokens + prompt_tokens + new_tokens - 1
-    if needed > text.max_positions:
+    if text.max_positions is not None and needed > text.max_positions:
         raise UsageError(
             f"{prompt_tokens} prompt tokens and {new_tokens} new ones need {needed} positions with the image's; "
             f"this model has {text.max_positions}: give fewer"

@@ -19,6 +19,7 @@ from catp.calibration.precision.recipe import BLOCK_SIZE, BLOCK_SIZES, Activatio
 from catp.calibration.precision.report import PrecisionReport
 from catp.calibration.precision.statistics import PERCENTILE, RangeMethod
 from catp.calibration.precision.tables import change_table, layer_table, trial_table
+from catp.calibration.supported import check_decoder_only
 from catp.export.demo import MODEL_ID
 from catp.export.publish import check_free
 from catp.runtime.bundle import Bundle, open_bundle
@@ -107,6 +108,7 @@ def calibrate_precision(
         raise UsageError(f"output {output}: it is the bundle that is read; name another folder")
     with busy("check the bundle"):
         opened = open_bundle(bundle)
+    check_decoder_only(opened, "catp-calibrate precision")
     asked = split(open_data(data), samples, questions, seed)
     if data == "demo" and opened.manifest.model.id != MODEL_ID:
         _note("ranges and accuracy come from the demo's coloured shapes, for which this model was not made; try --data")

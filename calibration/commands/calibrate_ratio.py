@@ -22,6 +22,7 @@ from catp.calibration.ratio_search import Half, Measured, half, images_needed, m
 from catp.calibration.settings import RANDOM, Setting, check_methods, score_outputs
 from catp.calibration.source import bundle_folder, is_bundle
 from catp.calibration.statistics import paired_difference
+from catp.calibration.supported import check_image_votes
 from catp.export.publish import check_free
 from catp.runtime.bundle import write_manifest
 from catp.runtime.commands.console import busy, check_file_output, console, print_json_line, write_file
@@ -95,6 +96,7 @@ def calibrate_ratio(
     with bundle_folder(source) as folder:
         with busy("load the bundle"):
             pipeline = Pipeline.load(folder, provider)
+        check_image_votes(pipeline.bundle, "catp-calibrate ratio")
         manifest = pipeline.manifest
         own = manifest.pruning.method
         default = [own] if of_bundle else [method for method in score_outputs(manifest) if method != "none"]

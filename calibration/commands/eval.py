@@ -19,6 +19,7 @@ from catp.calibration.plots import check_plot
 from catp.calibration.report import Report
 from catp.calibration.settings import RANDOM, Grid, check_methods, score_outputs
 from catp.calibration.source import bundle_folder, is_bundle
+from catp.calibration.supported import check_image_votes
 from catp.calibration.tables import difference_table, score_table, type_table
 from catp.runtime.commands.console import busy, check_file_output, console, make_app, print_json_line, write_file
 from catp.runtime.engines import PROVIDERS
@@ -105,6 +106,7 @@ def evaluate_bundle(
     with bundle_folder(source) as folder:
         with busy("load the bundle"):
             pipeline = Pipeline.load(folder, provider, engines=engines)
+        check_image_votes(pipeline.bundle, "catp-eval")
         chosen = _choose_methods(pipeline.manifest, methods, alone=of_bundle and data == "demo", all_=not of_bundle)
         if wanted is None:
             wanted = (0.0,) if chosen == ("none",) else _parse("ratios", RATIOS)

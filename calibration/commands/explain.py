@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from catp.calibration.explanation import Explanation, explain
+from catp.calibration.supported import check_image_votes
 from catp.runtime.commands.console import busy, console, make_app, print_json_line
 from catp.runtime.engines import PROVIDERS
 from catp.runtime.errors import CatpError, UsageError
@@ -53,6 +54,7 @@ def explain_bundle(
         raise UsageError(f"catp-explain needs {error.name}, which is not installed; pip install '.[eval]'") from None
     with busy("load the bundle"):
         pipeline = Pipeline.load(bundle, provider)
+    check_image_votes(pipeline.bundle, "catp-explain")
     with busy("answer with all query tokens and with those kept"):
         explanation = explain(pipeline, image, prompt, ratio, keep_mass, positions)
     with busy("draw"):

@@ -132,12 +132,13 @@ def _table(plans: list[PlanSpec], new: tuple[str, ...]) -> Table:
 
 
 def _describe(profile: Profile) -> str:
-    """Names what varies; the KV cache's many tensors are left to the sidecar."""
+    """Names what varies; the many tensors of caches are left to the sidecar."""
     ranges = {**profile.shapes, **profile.values}
     parts = [
         f"{name} {_shape(extent.min)}" + ("" if extent.min == extent.max else f" to {_shape(extent.max)}")
         for name, extent in ranges.items()
-        if not name.startswith("past_key_values.") and (len(extent.min) > 1 or name in profile.values)
+        if not name.startswith(("past_key_values.", "cross_key_values."))
+        and (len(extent.min) > 1 or name in profile.values)
     ]
     return f"{profile.name}: {', '.join(parts)}"
 

@@ -30,7 +30,7 @@ class Limits:
 
     max_batch: int = 4
     max_prompt: int = 64  # tokens
-    max_length: int = 128  # slots of the KV cache: kept tokens, prompt and answer
+    max_length: int = 128  # slots of the KV cache: kept tokens, prompt and answer, or the answer alone
     ratio: float | None = None  # to optimise for; None: the bundle's default
     fixed_ratio: bool = False  # fold num_kept into the graph: faster, and the one ratio left
 
@@ -61,6 +61,8 @@ class Limits:
                 "--fixed-ratio: this bundle keeps a share of each image's votes by default, so differently many "
                 "tokens; leave --fixed-ratio out, or export with --ratio"
             )
+        if manifest.model.language == "encoder-decoder":
+            return  # the cache holds nothing but the answer
         most = self.kept(manifest)[2]
         if most + self.max_prompt > self.max_length:
             raise UsageError(
@@ -77,15 +79,18 @@ class Limits:
 
     def profiles(self, graph: GraphSpec, manifest: Manifest) -> tuple[Profile, ...]:
         """One profile for every kind of call that the orchestrator makes of the graph."""
-        batch, kept = (1, 1, self.max_batch), self.kept(manifest)
+        kept = self.kept(manifest)
         prompt = (1, min(_USUAL_PROMPT, self.max_prompt), self.max_prompt)
-        fixed = self.fixed(graph, manifest)
-        if "seq" not in _dimensions(graph):
-            return (_profile("images", graph, {"batch": batch, "num_kept": kept}, fixed),)
-        return (
-            _profile("prefill", graph, {"batch": batch, "seq": prompt, "num_kept": kept}, fixed),
-            _profile(REPEATED, graph, {"batch": batch, "seq": (1, 1, 1), "num_kept": (0, 0, 0)}, fixed),
-        )
+        encoded = (kept[0] + prompt[0], kept[1] + prompt[1], kept[2] + prompt[2])
+        once: dict[str, Extent] = {"batch": (1, 1, self.max_batch), "seq": prompt, "num_kept": kept, "encoded": encoded}
+        once["instruction"] = prompt
+        step: dict[str, Extent] = {**once, "seq": (1, 1, 1), "num_kept": (0, 0, 0)}
+        fixed, dimensions = self.fixed(graph, manifest), _dimensions(graph)
+        if "max_length" not in dimensions:
+            return (_profile("prefill" if "seq" in dimensions else "images", graph, once, fixed),)
+        # With a cache: what reads prompts too is called in two ways, a text decoder one token at a time alone.
+        calls = {"prefill": once, REPEATED: step} if "seq" in dimensions else {REPEATED: step}
+        return tuple(_profile(name, graph, extents, fixed) for name, extents in calls.items())
 
 
 def _dimensions(graph: GraphSpec) -> set[str]:

@@ -6,11 +6,14 @@ from typing import Any
 
 from catp.export.families.base import Family
 from catp.export.families.blip2 import Blip2
+from catp.export.families.instructblip import InstructBlip
 from catp.export.language_models import DecoderOnly, EncoderDecoder
 from catp.runtime.errors import UsageError
 
 FAMILIES: dict[tuple[str, str], Family] = {
-    (family.model_type, family.language.kind): family for family in (Blip2(DecoderOnly()), Blip2(EncoderDecoder()))
+    (family.model_type, family.language.kind): family
+    for image_side in (Blip2, InstructBlip)
+    for family in (image_side(DecoderOnly()), image_side(EncoderDecoder()))
 }
 """By Hugging Face's model_type and the kind of language model."""
 
@@ -30,4 +33,5 @@ def family_of(config: Any, model: str) -> Family:
     if family is None:
         found = f"{config.model_type!r} with the {kind} language model {text_config.model_type!r}"
         raise UsageError(f"model {model}: it is {found}; accepted: {accepted}")
+    family.language.check_config(text_config, model)
     return family

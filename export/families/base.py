@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,14 @@ from catp.export.graphs import Graph, qformer_voting, vision_encoder
 from catp.export.language_models import LanguagePart
 from catp.export.language_models.base import set_parameters
 from catp.export.methods.base import Evidence, VotingMethod
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """Prompts in tokens of the Q-Former's own tokenizer."""
+
+    ids: torch.Tensor  # int64 [B, T], padded on the right
+    mask: torch.Tensor  # int64 [B, T], 0 where a pad is
 
 
 class Family:
@@ -23,6 +32,7 @@ class Family:
 
     title: str  # for people: "BLIP-2"
     model_type: str  # Hugging Face's, of the whole model
+    reads_instruction = False  # whether its Q-Former reads the prompt too
 
     def __init__(self, language: LanguagePart) -> None:
         self.language = language
@@ -62,9 +72,8 @@ class Family:
         """
         config = model.config
         height, width = pair(config.vision_config.image_size)
-        voting = qformer_voting.QFormerVoting(
-            model.query_tokens, model.qformer, model.language_projection, method, compared
-        )
+        voting_class = qformer_voting.InstructedVoting if self.reads_instruction else qformer_voting.QFormerVoting
+        voting = voting_class(model.query_tokens, model.qformer, model.language_projection, method, compared)
         yield vision_encoder.graph(model.vision_model, height, width, voting.reads_image_weights)
         patch_height, patch_width = pair(config.vision_config.patch_size)
         image_tokens = (height // patch_height) * (width // patch_width) + 1  # CLS
@@ -81,18 +90,31 @@ class Family:
 
     @torch.no_grad()
     def query_embeds(
-        self, model: Any, image_embeds: torch.Tensor, image_weights: torch.Tensor | None = None
+        self,
+        model: Any,
+        image_embeds: torch.Tensor,
+        image_weights: torch.Tensor | None = None,
+        instructions: Instructions | None = None,
     ) -> tuple[torch.Tensor, Evidence]:
-        """Projected query tokens [B, N, Dl], and everything that a vote may read, by plain PyTorch."""
+        """Projected query tokens [B, N, Dl], and everything that a vote may read, by plain PyTorch.
+
+        Args:
+            instructions: of a family that reads them.
+        """
         cross = _cross_attention(model.qformer)
         own = [layer.attention.attention for layer in model.qformer.encoder.layer]
+        queries = model.query_tokens.expand(len(image_embeds), -1, -1)
+        count = queries.shape[1]
+        read: dict[str, torch.Tensor] = {}
+        if instructions is not None:
+            mask = torch.cat([torch.ones(queries.shape[:2], dtype=torch.long), instructions.mask], 1)
+            read = {"input_ids": instructions.ids, "attention_mask": mask}
         with _attention_of([*cross, *own]) as maps:
-            embeds = model.qformer(
-                query_embeds=model.query_tokens.expand(len(image_embeds), -1, -1), encoder_hidden_states=image_embeds
-            ).last_hidden_state
+            embeds = model.qformer(query_embeds=queries, encoder_hidden_states=image_embeds, **read).last_hidden_state
+        embeds = embeds[:, :count]
         evidence = Evidence(
             cross_attention=[layer[0] for layer in maps[: len(cross)]],
-            self_attention=[layer[0] for layer in maps[len(cross) :]],
+            self_attention=[layer[0][..., :count, :count] for layer in maps[len(cross) :]],
             query_embeds=embeds,
             image_embeds=image_embeds,
             image_weights=image_weights,

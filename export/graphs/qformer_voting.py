@@ -1,8 +1,10 @@
 """qformer_voting.onnx: image_embeds [B,I,Dv], num_kept int64 [1] -> kept_indices, kept_embeds, token_scores.
 
 `num_kept` (k) is an input, so one bundle serves every pruning ratio. A method that weighs image tokens takes them as a
-third input, `image_weights` [B,I]. With diagnostics the graph also puts out what other methods would score, the mean
-cross-attention of every query, and the rank points of each layer.
+third input, `image_weights` [B,I]. An instructed Q-Former (InstructBLIP) also takes the prompt, in tokens of its own
+tokenizer: instruction_ids int64 [B,T], padded on the right, and instruction_mask int64 [B,T], 0 where a pad is. With
+diagnostics the graph also puts out what other methods would score, the mean cross-attention of every query, and the
+rank points of each layer.
 """
 
 from __future__ import annotations
@@ -55,16 +57,29 @@ class QFormerVoting(torch.nn.Module):
         self, image_embeds: torch.Tensor, num_kept: torch.Tensor, image_weights: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
         """kept_indices int64 [B,k] ascending, kept_embeds [B,k,Dl], token_scores float32 [B,N], diagnostics."""
+        # One row of queries, not B: all that precedes the first cross-attention is the same for every image,
+        # so it stays a constant, and broadcasting brings the batch in where the image does.
+        return self._vote(image_embeds, num_kept, image_weights, query_embeds=self.query_tokens)
+
+    def _vote(
+        self,
+        image_embeds: torch.Tensor,
+        num_kept: torch.Tensor,
+        image_weights: torch.Tensor | None,
+        **read: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Args: `read`: what the Q-Former reads beside the image."""
+        queries = self.query_tokens.shape[1]
         recorded = [self.cross_attention[layer] for layer in sorted(self.cross_layers)]
         if self.reads_self_attention:
             recorded += self.self_attention
         with onnx_ops.recorded_attention(recorded) as maps:
-            # One row of queries, not B: all that precedes the first cross-attention is the same for every image,
-            # so it stays a constant, and broadcasting brings the batch in where the image does.
-            embeds = self.qformer(query_embeds=self.query_tokens, encoder_hidden_states=image_embeds).last_hidden_state
+            embeds = self.qformer(**read, encoder_hidden_states=image_embeds).last_hidden_state[:, :queries]
         evidence = Evidence(
             cross_attention=[maps.get(module) for module in self.cross_attention],
-            self_attention=[maps[module] for module in self.self_attention] if self.reads_self_attention else [],
+            self_attention=[maps[module][..., :queries, :queries] for module in self.self_attention]
+            if self.reads_self_attention
+            else [],
             query_embeds=embeds.float(),
             image_embeds=image_embeds.float(),
             image_weights=image_weights,
@@ -105,12 +120,42 @@ class QFormerVoting(torch.nn.Module):
         return [*(scores_of(method.name) for method in self.compared), QUERY_ATTENTION, LAYER_POINTS]
 
 
+class InstructedVoting(QFormerVoting):
+    """A Q-Former whose queries also attend to the prompt."""
+
+    def forward(  # type: ignore[override]
+        self,
+        image_embeds: torch.Tensor,
+        num_kept: torch.Tensor,
+        instruction_ids: torch.Tensor,
+        instruction_mask: torch.Tensor,
+        image_weights: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """As without an instruction; no query sees a pad, so pads don't change votes."""
+        queries = self.query_tokens.expand(image_embeds.shape[0], -1, -1)
+        seen = torch.cat([torch.ones(queries.shape[:2], dtype=torch.bool), instruction_mask.bool()], 1)
+        return self._vote(
+            image_embeds,
+            num_kept,
+            image_weights,
+            query_embeds=queries,
+            input_ids=instruction_ids,
+            attention_mask=seen[:, None, None, :],
+        )
+
+
 def graph(module: QFormerVoting, image_tokens: int, vision_width: int, dtype: torch.dtype) -> Graph:
     batch = torch.export.Dim("batch")
     image_embeds = torch.zeros(2, image_tokens, vision_width, dtype=interface_dtype(dtype))
     example: tuple[torch.Tensor, ...] = (image_embeds, torch.tensor([2]))
     dynamic_shapes: dict[str, Any] = {"image_embeds": {0: batch}, "num_kept": None, "image_weights": None}
     input_names = ["image_embeds", "num_kept"]
+    if isinstance(module, InstructedVoting):
+        length = torch.export.Dim("instruction")
+        example = (*example, torch.ones(2, 5, dtype=torch.long), torch.ones(2, 5, dtype=torch.long))
+        for name in ("instruction_ids", "instruction_mask"):
+            input_names.append(name)
+            dynamic_shapes[name] = {0: batch, 1: length}
     if module.reads_image_weights:
         example = (*example, torch.ones(2, image_tokens))
         input_names.append("image_weights")

@@ -1,11 +1,12 @@
 """text_decoder.onnx: one token per row, over a cache that is written in place and cross-attention given from outside.
 
-    input_ids int64 [B,1], write_indices int64 [B], encoded_lengths int64 [B], cross_key_values.{i}.key/.value [B,H,E,d],
-    past_key_values.{i}.key/.value [B,H,M,d]
+    input_ids int64 [B,1], write_indices int64 [B], encoded_lengths int64 [B], cross_key_values.{i}.key/.value
+    [B,H,E,d], past_key_values.{i}.key/.value [B,H,M,d]
       -> logits float32 [B,V], next_token int64 [B], present.{i}.key/.value [B,H,M,d]
 
-The first token is the model's decoder start token, so there is no prefill of its own. A token's position is its cache slot. It
-sees every slot up to its own, and the first `encoded_lengths` of the E encoded tokens: kept ones and prompt, not pads.
+The first token is the model's decoder start token, so there is no prefill of its own. A token's position is its cache
+slot. It sees every slot up to its own, and the first `encoded_lengths` of the E encoded tokens: kept ones and prompt,
+not pads.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class TextDecoderStep(torch.nn.Module):
         caches.is_updated = dict.fromkeys(range(len(layers)), True)
         hidden = self.decoder.embed_tokens(input_ids)
         for block in self.decoder.block:
-            # That there are encoder states is all that a block still wants to know of them. The place for the bias of the
-            # cross-attention, which T5 has none of, takes its mask.
+            # That there are encoder states is all that a block still wants to know of them. The place for the bias of
+            # the cross-attention, which T5 has none of, takes its mask.
             hidden, _, _ = block(
                 hidden,
                 position_bias=bias,
@@ -64,7 +65,7 @@ class TextDecoderStep(torch.nn.Module):
         return logits, logits.argmax(-1), [layer.keys for layer in layers], [layer.values for layer in layers]
 
 
-def _given(keys: list[torch.Tensor], values: list[torch.Tensor]) -> list[DynamicLayer]:
+def _given(keys: list[torch.Tensor], values: list[torch.Tensor]) -> list[Any]:
     """Layers of a cache that is only read."""
     layers = [DynamicLayer() for _ in keys]
     for layer, key, value in zip(layers, keys, values):

@@ -1,12 +1,13 @@
 """text_encoder.onnx: kept tokens and prompt to the keys and values that the decoder's cross-attention reads.
 
-    input_ids int64 [B,S], prefix_embeds [B,K,D], prefix_positions int64 [B,K], position_start int64 [B], lengths int64 [B]
+    input_ids int64 [B,S], prefix_embeds [B,K,D], prefix_positions int64 [B,K], position_start int64 [B],
+    lengths int64 [B]
       -> cross_key_values.{i}.key/.value [B,H,K+S,d], one pair for every decoder layer
 
-They are computed once per answer, here, because they don't change while it grows. Prompts of different length are padded on
-the right; `lengths` counts each row's own tokens, and nothing sees a pad. Positions decide the relative position bias alone:
-with `prefix_positions` as before pruning and `position_start` after all N tokens, every token that is kept and every word of
-the prompt has the distance to every other that it had in training.
+They are computed once per answer, here, because they don't change while it grows. Prompts of different length are
+padded on the right; `lengths` counts each row's own tokens, and nothing sees a pad. Positions decide the relative
+position bias alone: with `prefix_positions` as before pruning and `position_start` after all N tokens, every token that
+is kept and every word of the prompt has the distance to every other that it had in training.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ class TextEncoder(torch.nn.Module):
         self.embedding = language_model.get_input_embeddings()
         self.encoder = language_model.encoder
         self.bias = DistanceBias(self.encoder.block[0].layer[0].SelfAttention, bidirectional=True)
-        self.readers = torch.nn.ModuleList(block.layer[1].EncDecAttention for block in language_model.decoder.block)
+        readers = [block.layer[1].EncDecAttention for block in language_model.decoder.block]
+        self.key_projections = torch.nn.ModuleList(reader.k for reader in readers)
+        self.value_projections = torch.nn.ModuleList(reader.v for reader in readers)
+        self.width = language_model.config.d_kv
 
     def forward(
         self,
@@ -49,10 +53,13 @@ class TextEncoder(torch.nn.Module):
         for block in self.encoder.block:
             hidden, _, _ = block(hidden, position_bias=bias)
         hidden = self.encoder.final_layer_norm(hidden)
-        heads = [(reader, (*hidden.shape[:2], -1, reader.key_value_proj_dim)) for reader in self.readers]
-        keys = [reader.k(hidden).view(shape).transpose(1, 2) for reader, shape in heads]
-        values = [reader.v(hidden).view(shape).transpose(1, 2) for reader, shape in heads]
+        keys = [self._heads(project, hidden) for project in self.key_projections]
+        values = [self._heads(project, hidden) for project in self.value_projections]
         return keys, values
+
+    def _heads(self, project: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """[B,L,D] to [B,H,L,d]."""
+        return project(hidden).view(*hidden.shape[:2], -1, self.width).transpose(1, 2)
 
 
 def graph(language_model: Any) -> Graph:
@@ -77,4 +84,5 @@ def graph(language_model: Any) -> Graph:
             "position_start": {0: batch},
             "lengths": {0: batch},
         },
+        dimension_names={"num_kept + seq": "encoded"},
     )

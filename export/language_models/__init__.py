@@ -1,4 +1,4 @@
-"""How a family's language model is split into graphs: one file for each kind, whichever image side it is attached to."""
+"""How a family's language model is split into graphs: one file for each kind, whatever it is attached to."""
 
 from __future__ import annotations
 

@@ -16,8 +16,12 @@ class LanguagePart(Protocol):
 
     kind: LanguageKind
 
+    def check_config(self, config: Any, name: str) -> None:
+        """Raises UsageError where the language model that checkpoint `name` configures can't be expressed."""
+        ...
+
     def check(self, lm: Any, name: str) -> None:
-        """Raises UsageError where the language model of checkpoint `name` can't be expressed."""
+        """Raises UsageError where the language model that was loaded can't be expressed."""
         ...
 
     def set_dtype(self, lm: Any, dtype: torch.dtype) -> None:
@@ -34,6 +38,6 @@ class LanguagePart(Protocol):
 
 
 def set_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Parameters alone: at position 100, rotary frequencies (buffers) in bfloat16 would be off by a tenth of a radian."""
+    """Buffers stay: at position 100, rotary frequencies in bfloat16 would be off by as much as a tenth of a radian."""
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)

@@ -20,16 +20,18 @@ class DecoderOnly:
 
     kind: LanguageKind = "decoder-only"
 
+    def check_config(self, config: Any, name: str) -> None:
+        if getattr(config, "sliding_window", None):
+            raise UsageError(
+                f"model {name}: its language model {config.model_type!r} uses sliding-window attention, "
+                "which the exported cache does not have; accepted: full attention"
+            )
+
     def check(self, lm: Any, name: str) -> None:
         if "position_ids" not in inspect.signature(lm.base_model.forward).parameters:
             raise UsageError(
                 f"model {name}: its language model {lm.config.model_type!r} takes no position ids, "
                 "so kept tokens can't keep their positions; accepted: language models with position_ids, such as OPT"
-            )
-        if getattr(lm.config, "sliding_window", None):
-            raise UsageError(
-                f"model {name}: its language model {lm.config.model_type!r} uses sliding-window attention, "
-                "which the exported cache does not have; accepted: full attention"
             )
 
     def set_dtype(self, lm: Any, dtype: torch.dtype) -> None:

@@ -18,12 +18,14 @@ class EncoderDecoder:
 
     kind: LanguageKind = "encoder-decoder"
 
-    def check(self, lm: Any, name: str) -> None:
-        if lm.config.model_type != "t5":
+    def check_config(self, config: Any, name: str) -> None:
+        if config.model_type != "t5":
             raise UsageError(
-                f"model {name}: its encoder-decoder language model is {lm.config.model_type!r}; accepted: t5 "
+                f"model {name}: its encoder-decoder language model is {config.model_type!r}; accepted: 't5' "
                 "(Flan-T5), whose relative positions let kept tokens keep their distances"
             )
+
+    def check(self, lm: Any, name: str) -> None:
         if lm.generation_config.decoder_start_token_id is None:
             raise UsageError(
                 f"model {name}: its generation_config.json has no decoder_start_token_id; T5's is its pad token's id"

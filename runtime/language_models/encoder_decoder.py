@@ -1,7 +1,7 @@
-"""An encoder-decoder language model: kept tokens and prompt are encoded once, and a decoder graph reads that at every step.
+"""An encoder-decoder language model: kept tokens and prompt are encoded once, and a decoder reads that at every step.
 
-`export/graphs/text_encoder.py` and `text_decoder.py` are the other side of this contract. Positions go to the encoder; a
-generated token's is its cache slot. Padded prompts need no care beyond their lengths, which both graphs are given.
+`export/graphs/text_encoder.py` and `text_decoder.py` are the other side of this contract. Positions go to the encoder;
+a generated token's is its cache slot. Padded prompts need no care beyond their lengths, which both graphs are given.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ class EncoderDecoder:
 
     def encode(self, batch: Batch) -> tuple[dict[str, DeviceTensor], np.ndarray]:
         """The decoder's cross-attention inputs by name, and how many tokens of each row they hold, int64 [B]."""
-        embeds, positions = prefix_of_prompts(
-            self.encoder, batch, self.encoder_graph.input("prefix_embeds").dtype
-        )
+        embeds, positions = prefix_of_prompts(self.encoder, batch, self.encoder_graph.input("prefix_embeds").dtype)
         ids, lengths = padded(batch.prompts, self.text.pad_token_id)
         inputs: dict[str, Value] = {
             "input_ids": ids,
@@ -134,7 +132,9 @@ class EncoderDecoderDecoding:
                 "write_indices": np.zeros(rows, np.int64),
                 "encoded_lengths": self._encoded_lengths,
             }
-            self._step = engine.bind({**inputs, **self._cross, **self._cache.inputs}, {**self._cache.outputs, **outputs})
+            self._step = engine.bind(
+                {**inputs, **self._cross, **self._cache.inputs}, {**self._cache.outputs, **outputs}
+            )
         self._step.update("input_ids", tokens[:, None])
         self._step.update("write_indices", np.full(rows, self._slot, np.int64))
         self._slot += 1

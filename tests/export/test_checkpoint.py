@@ -53,8 +53,9 @@ def test_another_architecture(copy: Path) -> None:
 
 
 def test_an_encoder_decoder_language_model_is_named(copy: Path) -> None:
-    edit_config(copy, text_config={"model_type": "t5", "d_model": 32, "num_layers": 1})
-    assert "encoder-decoder language model 't5'" in refusal(copy, UsageError)
+    edit_config(copy, text_config={"model_type": "bart", "d_model": 32})
+    message = refusal(copy, UsageError)
+    assert "encoder-decoder language model is 'bart'" in message and "accepted: 't5'" in message
 
 
 def test_a_language_model_without_position_ids_is_named(copy: Path) -> None:

@@ -1,0 +1,35 @@
+"""Which families' bundles a command can work on."""
+
+from __future__ import annotations
+
+from catp.runtime.bundle import Bundle
+from catp.runtime.errors import UsageError
+
+
+def check_image_votes(bundle: Bundle, command: str) -> None:
+    """Refuse a bundle whose votes depend on more than one image: the commands share them between questions.
+
+    Raises:
+        UsageError: its Q-Former reads the prompt as well.
+    """
+    manifest = bundle.manifest
+    if manifest.reads_instruction:
+        raise UsageError(
+            f"{command}: the Q-Former of bundle {bundle.path} ({manifest.model.family}) reads the question too, so "
+            "every question has votes of its own; accepted: BLIP-2"
+        )
+
+
+def check_decoder_only(bundle: Bundle, command: str) -> None:
+    """Refuse a bundle that is driven by other graphs than vision encoder, Q-Former and one language model.
+
+    Raises:
+        UsageError: it has other graphs, or its votes depend on more than one image.
+    """
+    manifest = bundle.manifest
+    if manifest.model.language != "decoder-only":
+        raise UsageError(
+            f"{command}: bundle {bundle.path} is {manifest.model.family}, driven by {', '.join(manifest.graphs)}; "
+            "accepted: a decoder-only language model"
+        )
+    check_image_votes(bundle, command)

@@ -1,0 +1,195 @@
+"""The table of families and checks in the README: every cell is computed here, and the README holds what came out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.models.auto.processing_auto import AutoProcessor
+from typer.testing import CliRunner
+
+from catp.calibration.commands.eval import app as eval_command
+from catp.export.checkpoint import Checkpoint, load_checkpoint
+from catp.export.commands.build import app as build_command
+from catp.export.demo import CHECKPOINT, scenes
+from catp.export.reference import Reference
+from catp.runtime import Pipeline
+from catp.runtime.manifest import Positions
+
+NEW_TOKENS = 6
+YES = "yes"
+
+
+@dataclass
+class Family:
+    """A bundle, the checkpoint that it was made from, and eight questions of different length about as many images."""
+
+    bundle: Path
+    checkpoint: Path
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        return Pipeline.load(self.bundle)
+
+    @cached_property
+    def hugging_face(self) -> Checkpoint:
+        return load_checkpoint(str(self.checkpoint))
+
+    @cached_property
+    def processor(self) -> Any:
+        return AutoProcessor.from_pretrained(self.checkpoint, backend="pil")
+
+    @cached_property
+    def examples(self) -> list[scenes.Example]:
+        return list(scenes.examples(8, seed=5))
+
+    @property
+    def images(self) -> list[Image.Image]:
+        return [example.image for example in self.examples]
+
+    @property
+    def prompts(self) -> list[str]:
+        return [" ".join([e.question.prompt, *["and"] * (i % 4)]) for i, e in enumerate(self.examples)]
+
+    def answers(self, rows: list[int], **options: Any) -> list[Any]:
+        """Of these questions, as one batch."""
+        images, prompts = [self.images[row] for row in rows], [self.prompts[row] for row in rows]
+        return self.pipeline.generate(images, prompts, max_new_tokens=NEW_TOKENS, **options)
+
+    @torch.no_grad()
+    def generate(self, row: int) -> list[int]:
+        """By Hugging Face's processor and `generate()`, nothing of ours in between."""
+        inputs = self.processor(images=self.images[row], text=self.prompts[row], return_tensors="pt")
+        model = self.hugging_face.model
+        if model.language_model.config.is_encoder_decoder:  # its own cache has too few layers for a deeper decoder
+            inputs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        output = model.generate(
+            **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
+        return output.sequences[0, -len(output.logits) :].tolist()
+
+
+def graphs(family: Family) -> str:
+    """What the export measured against PyTorch, graph by graph."""
+    manifest = family.pipeline.manifest
+    assert {check.subject for check in manifest.parity} >= set(manifest.graphs)
+    assert all(check.passed for check in manifest.parity if not check.advisory)
+    return YES
+
+
+def tokens(family: Family) -> str:
+    actual = [answer.token_ids for answer in family.answers(list(range(8)), ratio=0)]
+    assert actual == [family.generate(row) for row in range(8)]
+    assert len({tuple(ids) for ids in actual}) > 4  # a model that says the same of everything shows nothing
+    return YES
+
+
+def batches(family: Family) -> str:
+    for ratio in (0.0, 0.5):
+        together = family.answers(list(range(8)), ratio=ratio)
+        alone = [family.answers([row], ratio=ratio)[0] for row in range(8)]
+        assert [(a.token_ids, a.kept_indices) for a in together] == [(a.token_ids, a.kept_indices) for a in alone]
+    return YES
+
+
+def pruned(family: Family, positions: Positions) -> str:
+    """The tokens of Hugging Face's language model, given the same kept tokens."""
+    reference = Reference(family.hugging_face)
+    embeds, weights = reference.image_embeds(reference.pixel_values(family.images))
+    query_embeds, _ = reference.query_embeds(embeds, weights)
+    for row, answer in enumerate(family.answers(list(range(8)), ratio=0.4, positions=positions)):
+        ids = reference.tokenize(family.prompts[row])
+        expected = reference.continue_greedily(query_embeds[row], answer.kept_indices, positions, ids, NEW_TOKENS)
+        assert answer.token_ids == expected.token_ids
+    return YES
+
+
+def original(family: Family) -> str:
+    return pruned(family, "original")
+
+
+def compact(family: Family) -> str:
+    return pruned(family, "compact")
+
+
+def engines(family: Family) -> str:
+    pytest.importorskip("tensorrt_rtx")
+    with tempfile.TemporaryDirectory() as folder:  # other tests share the bundle itself
+        copy = shutil.copytree(family.bundle, Path(folder) / "bundle", copy_function=os.link)
+        result = CliRunner().invoke(
+            build_command, [str(copy), "--target", "tensorrt-rtx", "--compute-capability", "8.6"]
+        )
+    assert result.exit_code == 0, result.output
+    return "builds"
+
+
+def evaluated(family: Family) -> str:
+    result = CliRunner().invoke(eval_command, [str(family.bundle), "--limit", "4", "--ratios", "0.5"])
+    if family.pipeline.manifest.reads_instruction:
+        assert result.exit_code == 2 and "every question has votes of its own" in result.stderr
+        return "no: votes depend on the question"
+    assert result.exit_code == 0, result.output
+    return YES
+
+
+CHECKS: dict[str, Callable[[Family], str]] = {
+    "graphs": graphs,
+    "tokens of `generate()`": tokens,
+    "8 in a batch as alone": batches,
+    "pruned, original positions": original,
+    "pruned, compact": compact,
+    "TensorRT-RTX": engines,
+    "`catp-eval`": evaluated,
+}
+
+FAMILIES = {
+    "BLIP-2 with OPT": ("demo_bundle", None),
+    "BLIP-2 with Llama": ("odd_bundle", "odd_checkpoint"),
+    "BLIP-2 with Flan-T5": ("t5_bundle", "t5_checkpoint"),
+}
+"""Fixtures of the bundle and of its checkpoint; None: the demo's."""
+
+
+@pytest.fixture(scope="module")
+def families(request: pytest.FixtureRequest) -> Callable[[str], Family]:
+    made: dict[str, Family] = {}
+
+    def get(name: str) -> Family:
+        if name not in made:
+            bundle, checkpoint = FAMILIES[name]
+            made[name] = Family(
+                request.getfixturevalue(bundle), request.getfixturevalue(checkpoint) if checkpoint else CHECKPOINT
+            )
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def cells() -> dict[tuple[str, str], str]:
+    return {}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family(families: Callable[[str], Family], cells: dict[tuple[str, str], str], family: str, check: str) -> None:
+    cells[family, check] = CHECKS[check](families(family))
+
+
+def test_the_readme_has_the_table_that_came_out(cells: dict[tuple[str, str], str]) -> None:
+    if len(cells) < len(CHECKS) * len(FAMILIES):
+        pytest.skip("some cells were not computed")
+    lines = [f"| | {' | '.join(CHECKS)} |", f"|{'---|' * (len(CHECKS) + 1)}"]
+    lines += [f"| {family} | {' | '.join(cells[family, check] for check in CHECKS)} |" for family in FAMILIES]
+    table = "\n".join(lines)
+    assert table in (Path(__file__).parent.parent / "README.md").read_text(), f"the README should say:\n{table}"
