@@ -15,7 +15,6 @@ from catp.export.families import Family, family_of
 from catp.runtime.bundle import is_dir
 from catp.runtime.errors import CatpError, UsageError
 
-
 INSTRUCTION_TOKENIZER = "qformer_tokenizer"
 """Folder of a checkpoint whose Q-Former has a tokenizer of its own, as Hugging Face's processors name it."""
 

@@ -111,12 +111,12 @@ class Pipeline:
         pruning = self._check_pruning(ratio, keep_mass)
         chosen = (settings or self.manifest.generation).asked_for(**overrides)
         token_ids = [self._text.encode(prompt) for prompt in prompts]
-        distinct, image_of = _distinct(images)
+        distinct, image_of = _distinct(images, prompts if self._instructions else None)
         self._limits(token_ids, max_new_tokens, chosen)  # refuses before any work
         clock = [time.perf_counter()]
-        pixel_values = self.preprocess(distinct)
+        pixel_values = self.preprocess([images[row] for row in distinct])
         clock.append(time.perf_counter())
-        encoded = self.encode(pixel_values, prompts)
+        encoded = self.encode(pixel_values, [prompts[row] for row in distinct])
         self.provider.synchronize()  # so that each stage's time is its own
         clock.append(time.perf_counter())
         groups = self._prune(encoded, len(distinct), *pruning)
@@ -202,7 +202,7 @@ class Pipeline:
         self._check_positions(positions)
 
         def pieces() -> Iterator[str]:
-            ((_, pruned),) = self._prune(self.encode(self.preprocess([image])), 1, *pruning)
+            ((_, pruned),) = self._prune(self.encode(self.preprocess([image]), [prompt]), 1, *pruning)
             text = TextStream(self._text, chosen.stop_strings)
             request = self._request(pruned, token_ids, max_new_tokens, positions, chosen)
             for generation in generate_in_steps(self.language_model, request):
@@ -246,7 +246,7 @@ class Pipeline:
         return preprocess([load_image(image) for image in images], self.manifest.image)
 
     def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = ()) -> Encoded:
-        """What the vision encoder makes of pixel_values float32 [B, 3, H, W], and a Q-Former that reads them, of prompts.
+        """What the vision encoder makes of pixel_values float32 [B, 3, H, W], with prompts if the Q-Former reads them.
 
         Raises:
             UsageError: this bundle's Q-Former reads prompts, and there is not one for each image.
@@ -382,15 +382,21 @@ class Pipeline:
         return self._text.decode(token_ids)
 
 
-def _distinct(images: Sequence[ImageSource]) -> tuple[list[ImageSource], list[int]]:
-    """Each image once, and which of them every given one is: paths by name, pictures in memory by identity."""
-    found: dict[str | int, int] = {}
-    distinct: list[ImageSource] = []
-    rows = []
-    for image in images:
-        key = id(image) if isinstance(image, Image.Image) else os.fspath(image)
+def _distinct(images: Sequence[ImageSource], prompts: Sequence[str] | None) -> tuple[list[int], list[int]]:
+    """Where each image is first given, and which of these every given one is.
+
+    Paths are compared by name, pictures in memory by identity.
+
+    Args:
+        prompts: of a Q-Former that reads them too: then an image with another prompt is another one.
+    """
+    found: dict[tuple[str | int, str], int] = {}
+    first: list[int] = []
+    which = []
+    for row, image in enumerate(images):
+        key = (id(image) if isinstance(image, Image.Image) else os.fspath(image), prompts[row] if prompts else "")
         if key not in found:
-            found[key] = len(distinct)
-            distinct.append(image)
-        rows.append(found[key])
-    return distinct, rows
+            found[key] = len(first)
+            first.append(row)
+        which.append(found[key])
+    return first, which

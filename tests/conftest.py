@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import save_blip2_t5_checkpoint, save_odd_checkpoint
+from checkpoints import (
+    save_blip2_t5_checkpoint,
+    save_instructblip_checkpoint,
+    save_instructblip_t5_checkpoint,
+    save_odd_checkpoint,
+)
 from typer.testing import CliRunner
 
 from catp.export.checkpoint import Checkpoint, load_checkpoint
@@ -102,6 +107,32 @@ def t5_checkpoint(shared: Shared) -> Path:
 @pytest.fixture(scope="session")
 def t5_bundle(t5_checkpoint: Path, shared: Shared) -> Path:
     return shared("t5-bundle", lambda folder: export_bundle(str(t5_checkpoint), folder, ratio=0.3))
+
+
+@pytest.fixture(scope="session")
+def instructblip_checkpoint(shared: Shared) -> Path:
+    """InstructBLIP with a Llama."""
+    return shared("instructblip-checkpoint", save_instructblip_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def instructblip_bundle(instructblip_checkpoint: Path, shared: Shared) -> Path:
+    """With the self-attention method, which reads the maps that also hold the instruction."""
+    return shared(
+        "instructblip-bundle",
+        lambda folder: export_bundle(str(instructblip_checkpoint), folder, ratio=0.3, method="self-attention"),
+    )
+
+
+@pytest.fixture(scope="session")
+def instructblip_t5_checkpoint(shared: Shared) -> Path:
+    """InstructBLIP with a Flan-T5."""
+    return shared("instructblip-t5-checkpoint", save_instructblip_t5_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def instructblip_t5_bundle(instructblip_t5_checkpoint: Path, shared: Shared) -> Path:
+    return shared("instructblip-t5-bundle", lambda folder: export_bundle(str(instructblip_t5_checkpoint), folder))
 
 
 @pytest.fixture(scope="session")

@@ -67,16 +67,26 @@ class Family:
         return self.pipeline.generate(images, prompts, max_new_tokens=NEW_TOKENS, **options)
 
     @torch.no_grad()
-    def generate(self, row: int) -> list[int]:
+    def generate(self, row: int, num_beams: int = 1) -> list[int]:
         """By Hugging Face's processor and `generate()`, nothing of ours in between."""
         inputs = self.processor(images=self.images[row], text=self.prompts[row], return_tensors="pt")
         model = self.hugging_face.model
         if model.language_model.config.is_encoder_decoder:  # its own cache has too few layers for a deeper decoder
             inputs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        output = model.generate(
-            **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True, output_logits=True
-        )
-        return output.sequences[0, -len(output.logits) :].tolist()
+        output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=num_beams)[0].tolist()
+        # What comes back may begin with the prompt or with the decoder's start token.
+        given = inputs["input_ids"][0].tolist()
+        if output[: len(given)] == given:
+            return _without_pads(self, output[len(given) :])
+        start = model.language_model.generation_config.decoder_start_token_id
+        return _without_pads(self, output[1:] if start is not None else output)
+
+
+def _without_pads(family: Family, tokens: list[int]) -> list[int]:
+    """Beam search pads what ends before its longest beam does."""
+    ends = set(family.pipeline.manifest.text.eos_token_ids)
+    end = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[:end]
 
 
 def graphs(family: Family) -> str:
@@ -102,11 +112,21 @@ def batches(family: Family) -> str:
     return YES
 
 
+def beams(family: Family) -> str:
+    """Three beams: `generate()`'s tokens, and those of a batch of eight, pruned."""
+    together = family.answers(list(range(8)), ratio=0, num_beams=3)
+    assert [answer.token_ids for answer in together] == [family.generate(row, num_beams=3) for row in range(8)]
+    together = family.answers(list(range(8)), ratio=0.5, num_beams=3)
+    alone = [family.answers([row], ratio=0.5, num_beams=3)[0] for row in range(8)]
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+    return YES
+
+
 def pruned(family: Family, positions: Positions) -> str:
     """The tokens of Hugging Face's language model, given the same kept tokens."""
     reference = Reference(family.hugging_face)
     embeds, weights = reference.image_embeds(reference.pixel_values(family.images))
-    query_embeds, _ = reference.query_embeds(embeds, weights)
+    query_embeds, _ = reference.query_embeds(embeds, weights, reference.instructions(family.prompts))
     for row, answer in enumerate(family.answers(list(range(8)), ratio=0.4, positions=positions)):
         ids = reference.tokenize(family.prompts[row])
         expected = reference.continue_greedily(query_embeds[row], answer.kept_indices, positions, ids, NEW_TOKENS)
@@ -146,6 +166,7 @@ CHECKS: dict[str, Callable[[Family], str]] = {
     "graphs": graphs,
     "tokens of `generate()`": tokens,
     "8 in a batch as alone": batches,
+    "3 beams": beams,
     "pruned, original positions": original,
     "pruned, compact": compact,
     "TensorRT-RTX": engines,
@@ -156,6 +177,8 @@ FAMILIES = {
     "BLIP-2 with OPT": ("demo_bundle", None),
     "BLIP-2 with Llama": ("odd_bundle", "odd_checkpoint"),
     "BLIP-2 with Flan-T5": ("t5_bundle", "t5_checkpoint"),
+    "InstructBLIP with Vicuna": ("instructblip_bundle", "instructblip_checkpoint"),
+    "InstructBLIP with Flan-T5": ("instructblip_t5_bundle", "instructblip_t5_checkpoint"),
 }
 """Fixtures of the bundle and of its checkpoint; None: the demo's."""
 

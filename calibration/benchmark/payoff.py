@@ -36,6 +36,7 @@ def find_break_even(
     """
     model = PrefillModel(geometry.language, manifest.graphs["language_model"])
     queries, text = manifest.pruning.num_query_tokens, manifest.text
+    assert text.max_positions is not None  # a decoder-only model has them
     best = best_rates(rates)
     traffic = best.bytes_per_second
     own = max(

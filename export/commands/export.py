@@ -76,6 +76,10 @@ def export(
     ] = "fp32",
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle.")] = Path("catp-bundle"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    list_families: Annotated[
+        bool,
+        typer.Option("--list-families", help="Show which models are supported, and what each exports; do no more."),
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="The manifest as JSON on standard output.")] = False,
 ) -> None:
     """Export a BLIP-2 checkpoint as ONNX graphs that prune query tokens by Cross-Attention Token Pruning.
@@ -96,10 +100,14 @@ def export(
     options = {name: value for name, value in options.items() if value is not None}
     try:
         from catp.export.exporter import export_bundle
+        from catp.export.families.listing import families_as_json, families_as_text
     except ImportError as error:
         raise UsageError(
             f"catp-export needs {error.name}, which is not installed; pip install '.[export,cpu]'"
         ) from None
+    if list_families:
+        print_json_line(json.dumps(families_as_json())) if json_output else typer.echo(families_as_text())
+        return
     if model is None:
         console.print(f"No --model: exporting the embedded demo. A real one: --model {EXAMPLE_MODEL}")
     bundle = export_bundle(

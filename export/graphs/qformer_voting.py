@@ -140,7 +140,8 @@ class InstructedVoting(QFormerVoting):
             image_weights,
             query_embeds=queries,
             input_ids=instruction_ids,
-            attention_mask=seen[:, None, None, :],
+            # A row for every token that looks: ONNX Runtime's Attention does not broadcast over them.
+            attention_mask=seen[:, None, None, :].expand(-1, -1, seen.shape[1], -1),
         )
 
 

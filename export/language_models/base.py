@@ -15,6 +15,7 @@ class LanguagePart(Protocol):
     """A language model that goes on after kept tokens and a prompt."""
 
     kind: LanguageKind
+    accepts: str  # for people: which language models
 
     def check_config(self, config: Any, name: str) -> None:
         """Raises UsageError where the language model that checkpoint `name` configures can't be expressed."""

@@ -19,6 +19,7 @@ class DecoderOnly:
     """language_model, for prefill and decode."""
 
     kind: LanguageKind = "decoder-only"
+    accepts = "with position ids and full attention: OPT, Llama (Vicuna), ..."
 
     def check_config(self, config: Any, name: str) -> None:
         if getattr(config, "sliding_window", None):

@@ -17,6 +17,7 @@ class EncoderDecoder:
     """text_encoder, which also computes what cross-attention reads, and text_decoder."""
 
     kind: LanguageKind = "encoder-decoder"
+    accepts = "T5 (Flan-T5)"
 
     def check_config(self, config: Any, name: str) -> None:
         if config.model_type != "t5":
