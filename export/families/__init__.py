@@ -28,6 +28,9 @@ def family_of(config: Any, model: str) -> Family:
     text_config = getattr(config, "text_config", None)
     if text_config is None:
         raise UsageError(f"model {model}: model_type is {config.model_type!r}; accepted: {accepted}")
+    built = getattr(config, "architectures", None) or []
+    if any(name.endswith("ForImageTextRetrieval") for name in built):  # its configuration names a language model as well
+        raise UsageError(f"model {model}: it is {built[0]!r}, which generates no text; accepted: {accepted}")
     kind = "encoder-decoder" if text_config.is_encoder_decoder else "decoder-only"
     family = FAMILIES.get((config.model_type, kind))
     if family is None:

@@ -58,6 +58,16 @@ def test_an_encoder_decoder_language_model_is_named(copy: Path) -> None:
     assert "encoder-decoder language model is 'bart'" in message and "accepted: 't5'" in message
 
 
+def test_a_model_that_generates_no_text_is_named(copy: Path) -> None:
+    edit_config(copy, architectures=["Blip2ForImageTextRetrieval"])
+    assert "'Blip2ForImageTextRetrieval', which generates no text; accepted: BLIP-2" in refusal(copy, UsageError)
+
+
+def test_a_video_model_is_named(copy: Path) -> None:
+    edit_config(copy, model_type="instructblipvideo")
+    assert "'instructblipvideo' with the decoder-only language model 'opt'" in refusal(copy, UsageError)
+
+
 def test_a_language_model_without_position_ids_is_named(copy: Path) -> None:
     config = Blip2Config.from_pretrained(copy)
     config.text_config = BloomConfig(vocab_size=384, hidden_size=32, n_layer=1, n_head=2)
