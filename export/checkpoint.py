@@ -34,7 +34,8 @@ class Checkpoint:
     @property
     def generation_config(self) -> GenerationConfig:
         # Hugging Face's BLIP-2 generates with its language model's configuration, not with its own.
-        return self.model.language_model.generation_config
+        language_model = getattr(self.model, "language_model", None)
+        return GenerationConfig() if language_model is None else language_model.generation_config
 
 
 def load_checkpoint(model: str, revision: str | None = None) -> Checkpoint:

@@ -17,6 +17,7 @@ from catp.export.continuations import Greedy
 from catp.export.methods.base import VotingMethod
 from catp.export.reference import Reference, Votes, count_votes
 from catp.runtime.manifest import Positions
+from catp.runtime.matching import Scores
 from catp.runtime.pruning import num_kept
 
 MAX_NEW_TOKENS = 12
@@ -31,8 +32,8 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Expected:
-    """Everything PyTorch has to say about the samples."""
+class ExpectedVotes:
+    """What PyTorch makes of the samples' images, and of a prompt that the Q-Former reads."""
 
     samples: Sequence[Sample]
     prompt_ids: list[list[int]]
@@ -44,8 +45,6 @@ class Expected:
     votes: Votes
     compared: dict[str, Votes]  # what the diagnostics should say of other methods
     kept_indices: np.ndarray  # int64 [B, k]: the top of `votes`
-    pruned: dict[Positions, list[Greedy]]  # per position mode and row, after the kept tokens
-    unpruned: list[Greedy]  # Hugging Face generate()
 
     @property
     def num_kept(self) -> int:
@@ -57,6 +56,23 @@ class Expected:
         return np.take_along_axis(self.query_embeds, self.kept_indices[:, :, None], axis=1)
 
 
+@dataclass(frozen=True)
+class Expected(ExpectedVotes):
+    """And what its language model answers."""
+
+    pruned: dict[Positions, list[Greedy]]  # per position mode and row, after the kept tokens
+    unpruned: list[Greedy]  # Hugging Face generate()
+
+
+@dataclass(frozen=True)
+class ExpectedMatches(ExpectedVotes):
+    """And how it scores the prompts, as texts."""
+
+    text_embeds: np.ndarray  # float32 [B, Dt]
+    every: Scores  # with all query tokens
+    kept: Scores  # with the kept ones
+
+
 def compute_expected(
     reference: Reference,
     samples: Sequence[Sample],
@@ -64,8 +80,8 @@ def compute_expected(
     ratio: float,
     image_embeds_dtype: torch.dtype,
     compared: Sequence[VotingMethod] = (),
-) -> Expected:
-    """Run the checkpoint on the samples, with all query tokens and with some of them pruned, in both position modes.
+) -> Expected | ExpectedMatches:
+    """Run the checkpoint on the samples, with all query tokens and with some of them pruned.
 
     Args:
         ratio: what is pruned; where it is 0, half, for the bundle will serve other ratios too.
@@ -83,17 +99,7 @@ def compute_expected(
     votes = count_votes(method, evidence)
     kept = queries if method.name == "none" else num_kept(ratio or 0.5, queries)
     kept_indices = np.sort(np.argsort(-votes.scores, axis=1, kind="stable")[:, :kept], axis=1)
-    pruned: dict[Positions, list[Greedy]] = {"original": [], "compact": []}
-    for row, ids in enumerate(prompt_ids):
-        for positions, greedy in pruned.items():
-            greedy.append(
-                reference.continue_greedily(query_embeds[row], kept_indices[row], positions, ids, MAX_NEW_TOKENS)
-            )
-    unpruned = [
-        reference.generate(pixel_values[row : row + 1], ids, MAX_NEW_TOKENS, reference.instructions([prompts[row]]))
-        for row, ids in enumerate(prompt_ids)
-    ]
-    return Expected(
+    shared = ExpectedVotes(
         samples=samples,
         prompt_ids=prompt_ids,
         instructions={}
@@ -106,6 +112,45 @@ def compute_expected(
         votes=votes,
         compared={other.name: count_votes(other, evidence) for other in compared},
         kept_indices=kept_indices,
-        pruned=pruned,
-        unpruned=unpruned,
+    )
+    return _with_answers(reference, shared) if reference.generates_text else _with_matches(reference, shared)
+
+
+def _with_answers(reference: Reference, shared: ExpectedVotes) -> Expected:
+    """Greedy answers, of the kept tokens in both position modes."""
+    prompts = [sample.prompt for sample in shared.samples]
+    query_embeds, pixel_values = torch.from_numpy(shared.query_embeds), torch.from_numpy(shared.pixel_values)
+    pruned: dict[Positions, list[Greedy]] = {"original": [], "compact": []}
+    for row, ids in enumerate(shared.prompt_ids):
+        for positions, greedy in pruned.items():
+            greedy.append(
+                reference.continue_greedily(query_embeds[row], shared.kept_indices[row], positions, ids, MAX_NEW_TOKENS)
+            )
+    unpruned = [
+        reference.generate(pixel_values[row : row + 1], ids, MAX_NEW_TOKENS, reference.instructions([prompts[row]]))
+        for row, ids in enumerate(shared.prompt_ids)
+    ]
+    return Expected(**vars(shared), pruned=pruned, unpruned=unpruned)
+
+
+def _with_matches(reference: Reference, shared: ExpectedVotes) -> ExpectedMatches:
+    """Scores of every text against its image."""
+    queries = np.arange(shared.query_embeds.shape[1])
+    sides = [
+        reference.contrast(torch.from_numpy(shared.pixel_values[row : row + 1]), ids)
+        for row, ids in enumerate(shared.prompt_ids)
+    ]
+
+    def scores(kept_of_row: Sequence[np.ndarray]) -> Scores:
+        logits, similarity = [], []
+        for row, (ids, kept, (text, image)) in enumerate(zip(shared.prompt_ids, kept_of_row, sides)):
+            logits.append(reference.match(torch.from_numpy(shared.pixel_values[row : row + 1]), ids, kept.tolist()))
+            similarity.append((image[kept] @ text).max())
+        return Scores(np.array(logits), np.array(similarity))
+
+    return ExpectedMatches(
+        **vars(shared),
+        text_embeds=np.array([text for text, _ in sides]),
+        every=scores([queries] * len(sides)),
+        kept=scores(list(shared.kept_indices)),
     )

@@ -115,7 +115,7 @@ def export_bundle(
         dtype = DTYPES[precision]
         _check_disk(checkpoint, folder, dtype)
         image, text, generation = _image_spec(checkpoint), _text_spec(checkpoint), read_settings(checkpoint)
-        if unheeded := describe_unheeded(checkpoint):
+        if unheeded := family.generates_text and describe_unheeded(checkpoint):
             warn(unheeded)
         _write_files(checkpoint, folder)
         with step("run the samples in PyTorch"):
@@ -124,7 +124,7 @@ def export_bundle(
         graphs: dict[str, GraphSpec] = {}
         for graph in family.graphs(checkpoint.model, voting, compared):
             with step(f"export {graph.name}"):
-                own = "fp32" if graph.name == "qformer_voting" else precision
+                own = "fp32" if graph.keeps_float32 else precision
                 graphs[graph.name] = write_graph(graph, folder, own)
             del graph
         manifest = Manifest(
@@ -215,13 +215,13 @@ def _image_spec(checkpoint: Checkpoint) -> ImageSpec:
 
 
 def _text_spec(checkpoint: Checkpoint) -> TextSpec:
-    lm, generation = checkpoint.model.language_model, checkpoint.generation_config
+    generation = checkpoint.generation_config
     eos = eos_token_ids(checkpoint)
-    pad = generation.pad_token_id
+    pad = generation.pad_token_id if checkpoint.family.generates_text else checkpoint.tokenizer.pad_token_id
     return TextSpec(
         pad_token_id=pad if pad is not None else eos[0] if eos else 0,
         eos_token_ids=eos,
-        max_positions=checkpoint.family.language.max_positions(lm),
+        max_positions=checkpoint.family.max_positions(checkpoint.model),
         max_instruction=checkpoint.model.config.qformer_config.max_position_embeddings
         if checkpoint.family.reads_instruction
         else None,

@@ -8,7 +8,9 @@ import numpy as np
 
 from catp.export.continuations import Greedy
 from catp.export.emulation import emulated
-from catp.export.expected import MAX_NEW_TOKENS, Expected
+from catp.export.expected import MAX_NEW_TOKENS, Expected, ExpectedMatches, ExpectedVotes
+from catp.export.match_parity import check_matches
+from catp.export.measures import check, relative_error
 from catp.export.reference import Votes
 from catp.runtime.bundle import Bundle
 from catp.runtime.engines import open_provider
@@ -39,7 +41,7 @@ EMULATED = "bf16 emulated in float32"
 """Said of every check that ran a stand-in for a graph."""
 
 
-def check_parity(bundle: Bundle, expected: Expected) -> list[ParityCheck]:
+def check_parity(bundle: Bundle, expected: ExpectedVotes) -> list[ParityCheck]:
     """Compare a bundle, run by ONNX Runtime on the CPU, with what PyTorch says.
 
     A bf16 bundle can't be run there: it is emulated, and its checks say so.
@@ -59,7 +61,7 @@ def _said_to_be_emulated(check: ParityCheck) -> ParityCheck:
     return check.model_copy(update={"subject": f"{check.subject} ({EMULATED})"})
 
 
-def _checks(bundle: Bundle, precision: Precision, expected: Expected) -> list[ParityCheck]:
+def _checks(bundle: Bundle, precision: Precision, expected: ExpectedVotes) -> list[ParityCheck]:
     """Args: `precision`: whose limits hold."""
     provider = open_provider("cpu")
     limit = RELATIVE_ERROR[precision]
@@ -68,29 +70,22 @@ def _checks(bundle: Bundle, precision: Precision, expected: Expected) -> list[Pa
         *_qformer(provider.engine(bundle, "qformer_voting"), bundle, expected, limit),
     ]
     pipeline = Pipeline(bundle, provider)
+    checks += _inputs(pipeline, expected)
+    if isinstance(expected, ExpectedMatches):
+        return [*checks, *check_matches(pipeline, expected, limit)]
+    assert isinstance(expected, Expected)
     return [*checks, *_language_model(pipeline, expected, limit), *_end_to_end(pipeline, precision, expected)]
 
 
-def _check(subject: str, measure: str, value: float | np.floating, limit: float) -> ParityCheck:
-    # NaN compares false, and so fails.
-    return ParityCheck(subject=subject, measure=measure, value=float(value), limit=limit, passed=bool(value <= limit))
-
-
-def relative_error(actual: np.ndarray, wanted: np.ndarray) -> float:
-    """Largest absolute difference, relative to the largest absolute value wanted."""
-    actual, wanted = actual.astype(np.float64), wanted.astype(np.float64)
-    return float(np.abs(actual - wanted).max() / max(np.abs(wanted).max(), 1e-30))
-
-
-def _vision(engine: Engine, expected: Expected, limit: float) -> Iterator[ParityCheck]:
+def _vision(engine: Engine, expected: ExpectedVotes, limit: float) -> Iterator[ParityCheck]:
     outputs = engine.bind({"pixel_values": expected.pixel_values}).run()
     wanted = {"image_embeds": expected.image_embeds, "image_weights": expected.image_weights}
     for name, tensor in outputs.items():
         error = relative_error(tensor.numpy(), wanted[name])
-        yield _check("vision_encoder", f"{name}: relative error", error, limit)
+        yield check("vision_encoder", f"{name}: relative error", error, limit)
 
 
-def _qformer(engine: Engine, bundle: Bundle, expected: Expected, limit: float) -> Iterator[ParityCheck]:
+def _qformer(engine: Engine, bundle: Bundle, expected: ExpectedVotes, limit: float) -> Iterator[ParityCheck]:
     subject = "qformer_voting"
     spec = bundle.manifest.graphs[subject]
     given = {
@@ -103,19 +98,19 @@ def _qformer(engine: Engine, bundle: Bundle, expected: Expected, limit: float) -
     outputs = {name: tensor.numpy() for name, tensor in engine.bind(inputs).run().items()}
     kept_indices, scores, votes = outputs["kept_indices"], outputs["token_scores"], expected.votes
     wanted = np.take_along_axis(expected.query_embeds, kept_indices[:, :, None], axis=1)
-    yield _check(subject, "kept_embeds: relative error", relative_error(outputs["kept_embeds"], wanted), limit)
+    yield check(subject, "kept_embeds: relative error", relative_error(outputs["kept_embeds"], wanted), limit)
     for name, wanted_votes in (("token_scores", votes), *((scores_of(m), v) for m, v in expected.compared.items())):
         excess = np.abs(outputs[name] - wanted_votes.scores) - wanted_votes.slack
-        yield _check(subject, f"{name}: points off beyond near ties", np.maximum(excess.max(), 0), 0)
+        yield check(subject, f"{name}: points off beyond near ties", np.maximum(excess.max(), 0), 0)
     wrong = sum(unexplained(kept_indices, expected.kept_indices, votes) > 0)
-    yield _check(subject, "kept sets that differ beyond near ties", wrong, 0)
+    yield check(subject, "kept sets that differ beyond near ties", wrong, 0)
     # The two checks above hold of any kept set where every score is within rounding of every other: say so.
     doubt = np.median(votes.slack) / max(np.median(votes.scores.std(1)), 1e-30) if votes.scores.any() else 0.0
-    yield _check(subject, "near ties: median slack, of the scores' spread", doubt, 1).model_copy(
+    yield check(subject, "near ties: median slack, of the scores' spread", doubt, 1).model_copy(
         update={"advisory": True}
     )
     top = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, : expected.num_kept], axis=1)
-    yield _check(subject, "kept sets that are not the top of the graph's scores", (top != kept_indices).any(1).sum(), 0)
+    yield check(subject, "kept sets that are not the top of the graph's scores", (top != kept_indices).any(1).sum(), 0)
 
 
 def unexplained(actual: np.ndarray, wanted: np.ndarray, votes: Votes) -> np.ndarray:
@@ -151,7 +146,7 @@ def _language_model(pipeline: Pipeline, expected: Expected, limit: float) -> Ite
         logits = decoding.step(np.array([wanted.token_ids[0] for wanted in greedy]))[rows]
         errors.append(relative_error(logits, np.stack([greedy[row].logits[1] for row in rows])))
     # np.max, not max: NaN must come through.
-    yield _check(LAYOUTS[manifest.model.language][-1], "logits: relative error", np.max(errors), limit)
+    yield check(LAYOUTS[manifest.model.language][-1], "logits: relative error", np.max(errors), limit)
 
 
 def _embeds_dtype(manifest: Manifest) -> str:
@@ -168,22 +163,27 @@ def _text_encoder(model: EncoderDecoder, batch: Batch, greedy: Sequence[Greedy],
         for row, (length, wanted) in enumerate(zip(lengths, greedy)):
             assert wanted.encoded is not None
             errors.append(relative_error(actual[row, :, :length], wanted.encoded[index]))
-    return _check("text_encoder", "cross-attention keys and values: relative error", np.max(errors), limit)
+    return check("text_encoder", "cross-attention keys and values: relative error", np.max(errors), limit)
+
+
+def _inputs(pipeline: Pipeline, expected: ExpectedVotes) -> Iterator[ParityCheck]:
+    """What the graphs are given of pictures and prompts."""
+    images = [sample.image for sample in expected.samples]
+    prompts = [sample.prompt for sample in expected.samples]
+    wrong = sum(pipeline.tokenize(prompt) != ids for prompt, ids in zip(prompts, expected.prompt_ids))
+    yield check("tokenizer", "prompts with other token ids", wrong, 0)
+    if expected.instructions:
+        wrong = _other_instructions(pipeline.instruct(prompts), expected.instructions)
+        yield check("tokenizer", "prompts with other token ids for the Q-Former", wrong, 0)
+
+    std = np.array(pipeline.manifest.image.image_std)[:, None, None]
+    difference = np.abs(pipeline.preprocess(images) - expected.pixel_values) * std
+    yield check("preprocessing", "pixel_values: largest difference, of 1", difference.max(), 1 / 255)
 
 
 def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) -> Iterator[ParityCheck]:
     images = [sample.image for sample in expected.samples]
     prompts = [sample.prompt for sample in expected.samples]
-    wrong = sum(pipeline.tokenize(prompt) != ids for prompt, ids in zip(prompts, expected.prompt_ids))
-    yield _check("tokenizer", "prompts with other token ids", wrong, 0)
-    if expected.instructions:
-        wrong = _other_instructions(pipeline.instruct(prompts), expected.instructions)
-        yield _check("tokenizer", "prompts with other token ids for the Q-Former", wrong, 0)
-
-    std = np.array(pipeline.manifest.image.image_std)[:, None, None]
-    difference = np.abs(pipeline.preprocess(images) - expected.pixel_values) * std
-    yield _check("preprocessing", "pixel_values: largest difference, of 1", difference.max(), 1 / 255)
-
     limit = TOKEN_MISMATCH[precision]
     rows = [[row] for row in range(len(prompts))]
     for how, groups in (("singly", rows), ("as a ragged batch", [list(range(len(prompts)))])):
@@ -201,12 +201,12 @@ def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) ->
                 for answer, row in zip(answers, group)
             )
         measure = f"unpruned, {how}: prompts with other tokens than generate()"
-        yield _check("pipeline", measure, wrong / len(prompts), limit)
+        yield check("pipeline", measure, wrong / len(prompts), limit)
 
     pixels = pipeline.preprocess(images)
     kept_indices = to_host(pipeline.prune(pipeline.encode(pixels, prompts), expected.num_kept).kept_indices)
     share = unexplained(kept_indices, expected.kept_indices, expected.votes).mean() / expected.num_kept
-    yield _check("pipeline", "share of other tokens kept, beyond near ties", share, KEPT_MISMATCH[precision])
+    yield check("pipeline", "share of other tokens kept, beyond near ties", share, KEPT_MISMATCH[precision])
 
     # The language model is given PyTorch's kept tokens, so that every row counts, whatever near ties did to the votes.
     dtype = _embeds_dtype(pipeline.manifest)
@@ -222,7 +222,7 @@ def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) ->
                     for actual, row in zip(generation.token_ids, group)
                 )
             measure = f"pruned, {mode} positions, {how}: prompts with other tokens"
-            yield _check("pipeline", measure, wrong / len(prompts), limit)
+            yield check("pipeline", measure, wrong / len(prompts), limit)
 
 
 def _other_instructions(actual: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> int:

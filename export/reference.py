@@ -138,6 +138,37 @@ class Reference:
         """Projected query tokens float32 [B, N, Dl], and what a vote may read."""
         return self._checkpoint.family.query_embeds(self._model, image_embeds, image_weights, instructions)
 
+    @property
+    def generates_text(self) -> bool:
+        return self._checkpoint.family.generates_text
+
+    @torch.no_grad()
+    def contrast(self, pixel_values: torch.Tensor, text_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """A text's embedding float32 [Dt] and those of all an image's query tokens [N, Dt], each of length 1."""
+        output = self._model(pixel_values=pixel_values, **self._beside_queries(text_ids))
+        return output.text_embeds[0].numpy(), output.image_embeds[0].numpy()
+
+    @torch.no_grad()
+    def match(self, pixel_values: torch.Tensor, text_ids: Sequence[int], kept_indices: Sequence[int]) -> np.ndarray:
+        """Matching logits float32 [2] of one image [1, 3, H, W], by the model with the kept queries alone."""
+        model = self._model
+        queries, count = model.query_tokens, model.config.num_query_tokens
+        try:
+            model.query_tokens = torch.nn.Parameter(queries[:, list(kept_indices)])
+            model.config.num_query_tokens = len(kept_indices)
+            output = model(
+                pixel_values=pixel_values, **self._beside_queries(text_ids), use_image_text_matching_head=True
+            )
+            return output.logits_per_image[0].numpy()
+        finally:
+            model.query_tokens, model.config.num_query_tokens = queries, count
+
+    def _beside_queries(self, text_ids: Sequence[int]) -> dict[str, torch.Tensor]:
+        """As Hugging Face's processor gives a text to a retrieval model: after a placeholder for every query token."""
+        config = self._model.config
+        ids = torch.tensor([[config.image_token_index] * config.num_query_tokens + list(text_ids)])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
     @torch.no_grad()
     def generate(
         self,

@@ -14,12 +14,13 @@ SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "catp.json"
 INSTRUCTION_TOKENIZER_FILE = "qformer_tokenizer.json"
 
-LanguageKind = Literal["decoder-only", "encoder-decoder"]
-"""How a language model is built, which decides the graphs that drive it."""
+LanguageKind = Literal["decoder-only", "encoder-decoder", "none"]
+"""How a language model is built, which decides the graphs that drive it; none: the model scores texts."""
 
 LAYOUTS: dict[LanguageKind, tuple[str, ...]] = {
     "decoder-only": ("vision_encoder", "qformer_voting", "language_model"),
     "encoder-decoder": ("vision_encoder", "qformer_voting", "text_encoder", "text_decoder"),
+    "none": ("vision_encoder", "qformer_voting", "text_embedding", "image_text_matching"),
 }
 """The graphs of a bundle, in the order of the pipeline."""
 

@@ -25,6 +25,7 @@ from catp.runtime.language_models import open_language_model
 from catp.runtime.language_models.base import Batch
 from catp.runtime.language_models.inputs import padded
 from catp.runtime.manifest import INSTRUCTION_TOKENIZER_FILE, Manifest, Positions
+from catp.runtime.matching import Match, Matching
 from catp.runtime.pruning import check_mass, check_ratio, num_kept, num_kept_by_mass, top_indices
 from catp.runtime.query_tokens import Encoded, Pruned, Votes
 from catp.runtime.text import TextCodec
@@ -46,6 +47,7 @@ class Pipeline:
         self._vision = provider.engine(bundle, "vision_encoder")
         self._qformer = provider.engine(bundle, "qformer_voting")
         self.language_model = open_language_model(bundle, provider)
+        self._matching = Matching(bundle, provider) if manifest.model.language == "none" else None
 
     @classmethod
     def load(
@@ -230,6 +232,38 @@ class Pipeline:
         if keep_mass is None:
             return [(list(range(images)), self.prune(encoded, kept))]
         return self._groups(self.votes(encoded), keep_mass)
+
+    def match(self, images: Sequence[ImageSource], texts: Sequence[str], ratio: float | None = None) -> list[Match]:
+        """How well each text fits its image, by a bundle of a retrieval model.
+
+        Args:
+            images: files or PIL images.
+            texts: as many.
+            ratio: fraction of query tokens removed, before the text is read and of those that are compared with it.
+
+        Raises:
+            UsageError: the bundle generates text instead, an argument is out of range, or a text is too long.
+            ImageError: an image can't be read.
+        """
+        if len(images) != len(texts) or not images:
+            raise UsageError(f"{len(images)} images and {len(texts)} texts: give one text per image, at least one")
+        matching, kept = self.matching, self.num_kept(ratio)
+        ids = [self._text.encode(text) for text in texts]
+        encoded = self.encode(self.preprocess(images))
+        pruned = self.prune(encoded, kept)
+        scores = matching.score(encoded["image_embeds"], pruned.kept_indices, pruned.kept_embeds, ids)
+        rows = zip(scores.probability.tolist(), scores.similarity.tolist(), to_host(pruned.kept_indices).tolist())
+        return [Match(*row) for row in rows]
+
+    @property
+    def matching(self) -> Matching:
+        """Raises UsageError where the bundle is none of a retrieval model."""
+        if self._matching is None:
+            raise UsageError(
+                f"bundle {self.bundle.path} is {self.manifest.model.family}, which scores no texts; "
+                "accepted: BLIP-2 for image-text retrieval"
+            )
+        return self._matching
 
     # --- the stages, for callers that share work between settings --------------------------------------
 

@@ -11,6 +11,7 @@ from transformers import (
     AutoTokenizer,
     Blip2Config,
     Blip2ForConditionalGeneration,
+    Blip2ForImageTextRetrieval,
     Blip2Processor,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
@@ -97,6 +98,21 @@ def save_instructblip_t5_checkpoint(folder: Path, seed: int = 3) -> Path:
     model = InstructBlipForConditionalGeneration(config)
     spread_distances(model.language_model)
     return save(folder, model, tokenizer, qformer_tokenizer())
+
+
+def save_retrieval_checkpoint(folder: Path, seed: int = 3) -> Path:
+    """BLIP-2 for image-text retrieval: the Q-Former's words are BERT's, and no layer is like another."""
+    torch.manual_seed(seed)
+    tokenizer = qformer_tokenizer()
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    qformer = {**FEWER["qformer_config"], "vocab_size": len(tokenizer), "use_qformer_text_input": True}
+    config = Blip2Config(
+        vision_config=FEWER["vision_config"], qformer_config=qformer, image_text_hidden_size=20, **whole(tokenizer)
+    )
+    model = Blip2ForImageTextRetrieval(config)
+    with torch.no_grad():
+        model.itm_head.weight.normal_(0, 0.5)
+    return save(folder, model, tokenizer)
 
 
 def t5_tokenizer() -> Any:

@@ -13,6 +13,7 @@ from checkpoints import (
     save_instructblip_checkpoint,
     save_instructblip_t5_checkpoint,
     save_odd_checkpoint,
+    save_retrieval_checkpoint,
 )
 from typer.testing import CliRunner
 
@@ -133,6 +134,17 @@ def instructblip_t5_checkpoint(shared: Shared) -> Path:
 @pytest.fixture(scope="session")
 def instructblip_t5_bundle(instructblip_t5_checkpoint: Path, shared: Shared) -> Path:
     return shared("instructblip-t5-bundle", lambda folder: export_bundle(str(instructblip_t5_checkpoint), folder))
+
+
+@pytest.fixture(scope="session")
+def retrieval_checkpoint(shared: Shared) -> Path:
+    """BLIP-2 for image-text retrieval."""
+    return shared("retrieval-checkpoint", save_retrieval_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def retrieval_bundle(retrieval_checkpoint: Path, shared: Shared) -> Path:
+    return shared("retrieval-bundle", lambda folder: export_bundle(str(retrieval_checkpoint), folder))
 
 
 @pytest.fixture(scope="session")

@@ -61,8 +61,8 @@ class Limits:
                 "--fixed-ratio: this bundle keeps a share of each image's votes by default, so differently many "
                 "tokens; leave --fixed-ratio out, or export with --ratio"
             )
-        if manifest.model.language == "encoder-decoder":
-            return  # the cache holds nothing but the answer
+        if manifest.model.language != "decoder-only":
+            return  # a cache, if there is one, holds nothing but the answer
         most = self.kept(manifest)[2]
         if most + self.max_prompt > self.max_length:
             raise UsageError(
@@ -83,7 +83,7 @@ class Limits:
         prompt = (1, min(_USUAL_PROMPT, self.max_prompt), self.max_prompt)
         encoded = (kept[0] + prompt[0], kept[1] + prompt[1], kept[2] + prompt[2])
         once: dict[str, Extent] = {"batch": (1, 1, self.max_batch), "seq": prompt, "num_kept": kept, "encoded": encoded}
-        once["instruction"] = prompt
+        once |= {"instruction": prompt, "text": prompt}
         step: dict[str, Extent] = {**once, "seq": (1, 1, 1), "num_kept": (0, 0, 0)}
         fixed, dimensions = self.fixed(graph, manifest), _dimensions(graph)
         if "max_length" not in dimensions:

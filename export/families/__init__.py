@@ -6,14 +6,18 @@ from typing import Any
 
 from catp.export.families.base import Family
 from catp.export.families.blip2 import Blip2
+from catp.export.families.blip2_retrieval import Blip2Retrieval
 from catp.export.families.instructblip import InstructBlip
-from catp.export.language_models import DecoderOnly, EncoderDecoder
+from catp.export.language_models import DecoderOnly, EncoderDecoder, NoLanguageModel
 from catp.runtime.errors import UsageError
+from catp.runtime.manifest import LanguageKind
 
 FAMILIES: dict[tuple[str, str], Family] = {
     (family.model_type, family.language.kind): family
-    for image_side in (Blip2, InstructBlip)
-    for family in (image_side(DecoderOnly()), image_side(EncoderDecoder()))
+    for family in (
+        *(image_side(language()) for image_side in (Blip2, InstructBlip) for language in (DecoderOnly, EncoderDecoder)),
+        Blip2Retrieval(NoLanguageModel()),
+    )
 }
 """By Hugging Face's model_type and the kind of language model."""
 
@@ -28,13 +32,17 @@ def family_of(config: Any, model: str) -> Family:
     text_config = getattr(config, "text_config", None)
     if text_config is None:
         raise UsageError(f"model {model}: model_type is {config.model_type!r}; accepted: {accepted}")
-    built = getattr(config, "architectures", None) or []
-    if any(name.endswith("ForImageTextRetrieval") for name in built):  # its configuration names a language model as well
-        raise UsageError(f"model {model}: it is {built[0]!r}, which generates no text; accepted: {accepted}")
-    kind = "encoder-decoder" if text_config.is_encoder_decoder else "decoder-only"
+    kind = _language_kind(config)
     family = FAMILIES.get((config.model_type, kind))
     if family is None:
         found = f"{config.model_type!r} with the {kind} language model {text_config.model_type!r}"
         raise UsageError(f"model {model}: it is {found}; accepted: {accepted}")
     family.language.check_config(text_config, model)
     return family
+
+
+def _language_kind(config: Any) -> LanguageKind:
+    # A retrieval model's configuration names a language model as well, which it doesn't have.
+    if any(name.endswith("ForImageTextRetrieval") for name in config.architectures or ()):
+        return "none"
+    return "encoder-decoder" if config.text_config.is_encoder_decoder else "decoder-only"

@@ -73,12 +73,26 @@ class Family:
         config = model.config
         height, width = pair(config.vision_config.image_size)
         voting_class = qformer_voting.InstructedVoting if self.reads_instruction else qformer_voting.QFormerVoting
-        voting = voting_class(model.query_tokens, model.qformer, model.language_projection, method, compared)
+        voting = voting_class(model.query_tokens, model.qformer, self.projection(model), method, compared)
         yield vision_encoder.graph(model.vision_model, height, width, voting.reads_image_weights)
-        patch_height, patch_width = pair(config.vision_config.patch_size)
-        image_tokens = (height // patch_height) * (width // patch_width) + 1  # CLS
         dtype = next(model.vision_model.parameters()).dtype
-        yield qformer_voting.graph(voting, image_tokens, config.vision_config.hidden_size, dtype)
+        yield qformer_voting.graph(voting, image_tokens(config), config.vision_config.hidden_size, dtype)
+        yield from self.text_graphs(model)
+
+    def projection(self, model: Any) -> torch.nn.Module:
+        """What makes of a query token what leaves the Q-Former graph."""
+        return model.language_projection
+
+    @property
+    def generates_text(self) -> bool:
+        return self.language.kind != "none"
+
+    def max_positions(self, model: Any) -> int | None:
+        """Of the text, with the query tokens where these have positions; None: no end to them."""
+        return self.language.max_positions(model.language_model)
+
+    def text_graphs(self, model: Any) -> Iterator[Graph]:
+        """What comes after the Q-Former."""
         yield from self.language.graphs(model.language_model)
 
     @torch.no_grad()
@@ -119,7 +133,7 @@ class Family:
             image_embeds=image_embeds,
             image_weights=image_weights,
         )
-        return model.language_projection(embeds), evidence
+        return self.projection(model)(embeds), evidence
 
 
 def _cross_attention(qformer: Any) -> list[torch.nn.Module]:
@@ -142,6 +156,12 @@ def _attention_of(modules: Sequence[torch.nn.Module]) -> Iterator[list[list[torc
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def image_tokens(config: Any) -> int:
+    """How many tokens the ViT makes of an image, CLS among them."""
+    (height, width), patch = pair(config.vision_config.image_size), pair(config.vision_config.patch_size)
+    return (height // patch[0]) * (width // patch[1]) + 1
 
 
 def pair(size: Any) -> tuple[int, int]:

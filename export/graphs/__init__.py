@@ -26,4 +26,5 @@ class Graph:
     input_names: list[str]
     output_names: list[str]
     dynamic_shapes: dict[str, Any]  # per argument of forward, as torch.export takes them
+    keeps_float32: bool = False  # whatever the bundle's precision
     dimension_names: dict[str, str] = field(default_factory=dict)  # what torch.export called it: its name in the file

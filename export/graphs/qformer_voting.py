@@ -16,6 +16,7 @@ import torch
 
 from catp.export import onnx_ops
 from catp.export.graphs import Graph, interface_dtype
+from catp.export.graphs.text_embedding import seen_by_all
 from catp.export.methods import RankPoints, VotingMethod
 from catp.export.methods.base import Evidence
 from catp.runtime.manifest import LAYER_POINTS, QUERY_ATTENTION, scores_of
@@ -140,8 +141,7 @@ class InstructedVoting(QFormerVoting):
             image_weights,
             query_embeds=queries,
             input_ids=instruction_ids,
-            # A row for every token that looks: ONNX Runtime's Attention does not broadcast over them.
-            attention_mask=seen[:, None, None, :].expand(-1, -1, seen.shape[1], -1),
+            attention_mask=seen_by_all(seen),
         )
 
 
@@ -168,5 +168,6 @@ def graph(module: QFormerVoting, image_tokens: int, vision_width: int, dtype: to
         input_names=input_names,
         output_names=["kept_indices", "kept_embeds", "token_scores", *module.diagnostic_names()],
         dynamic_shapes={name: dynamic_shapes[name] for name in input_names},
+        keeps_float32=True,
         dimension_names={"u0": "num_kept"},  # a size read from a tensor has no name while tracing
     )

@@ -5,5 +5,6 @@ from __future__ import annotations
 from catp.export.language_models.base import LanguagePart
 from catp.export.language_models.decoder_only import DecoderOnly
 from catp.export.language_models.encoder_decoder import EncoderDecoder
+from catp.export.language_models.no_language_model import NoLanguageModel
 
-__all__ = ["DecoderOnly", "EncoderDecoder", "LanguagePart"]
+__all__ = ["DecoderOnly", "EncoderDecoder", "LanguagePart", "NoLanguageModel"]

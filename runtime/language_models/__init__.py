@@ -9,6 +9,7 @@ from catp.runtime.engines.base import Provider
 from catp.runtime.language_models.base import LanguageModel
 from catp.runtime.language_models.decoder_only import DecoderOnly
 from catp.runtime.language_models.encoder_decoder import EncoderDecoder
+from catp.runtime.language_models.no_language_model import NoLanguageModel
 from catp.runtime.manifest import LanguageKind
 
 
@@ -34,7 +35,12 @@ def _encoder_decoder(bundle: Bundle, provider: Provider) -> LanguageModel:
     )
 
 
+def _none(bundle: Bundle, provider: Provider) -> LanguageModel:
+    return NoLanguageModel(bundle.path)
+
+
 _OPEN: dict[LanguageKind, Callable[[Bundle, Provider], LanguageModel]] = {
     "decoder-only": _decoder_only,
     "encoder-decoder": _encoder_decoder,
+    "none": _none,
 }

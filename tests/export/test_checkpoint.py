@@ -58,11 +58,6 @@ def test_an_encoder_decoder_language_model_is_named(copy: Path) -> None:
     assert "encoder-decoder language model is 'bart'" in message and "accepted: 't5'" in message
 
 
-def test_a_model_that_generates_no_text_is_named(copy: Path) -> None:
-    edit_config(copy, architectures=["Blip2ForImageTextRetrieval"])
-    assert "'Blip2ForImageTextRetrieval', which generates no text; accepted: BLIP-2" in refusal(copy, UsageError)
-
-
 def test_a_video_model_is_named(copy: Path) -> None:
     edit_config(copy, model_type="instructblipvideo")
     assert "'instructblipvideo' with the decoder-only language model 'opt'" in refusal(copy, UsageError)

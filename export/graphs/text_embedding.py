@@ -1,0 +1,51 @@
+"""text_embedding.onnx: text_ids, text_mask int64 [B,T] -> text_embeds float32 [B,Dt] of length 1.
+
+The text side of contrastive scores: the Q-Former reads a text without queries or image, and its first token is
+projected.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from catp.export.graphs import Graph
+
+TEXT = ("text_ids", "text_mask")
+
+
+class TextEmbedding(torch.nn.Module):
+    """Words, Q-Former and projection; no token sees a pad."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.embeddings = model.embeddings
+        self.qformer = model.qformer
+        self.projection = model.text_projection
+
+    def forward(self, text_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.qformer(
+            query_embeds=self.embeddings(input_ids=text_ids),
+            query_length=0,
+            attention_mask=seen_by_all(text_mask.bool()),
+        ).last_hidden_state
+        return torch.nn.functional.normalize(self.projection(hidden[:, 0]), dim=-1)
+
+
+def seen_by_all(visible: torch.Tensor) -> torch.Tensor:
+    """bool [B,1,L,L] of bool [B,L]: a row for every token that looks, as ONNX Runtime's Attention wants it."""
+    return visible[:, None, None, :].expand(-1, -1, visible.shape[1], -1)
+
+
+def graph(model: Any) -> Graph:
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("text")
+    return Graph(
+        name="text_embedding",
+        module=TextEmbedding(model),
+        example=(torch.ones(2, 5, dtype=torch.long), torch.ones(2, 5, dtype=torch.long)),
+        input_names=[*TEXT],
+        output_names=["text_embeds"],
+        dynamic_shapes={name: {0: batch, 1: length} for name in TEXT},
+        keeps_float32=True,
+    )

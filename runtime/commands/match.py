@@ -1,0 +1,48 @@
+"""catp-match: how well texts fit images, by a bundle of a retrieval model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from catp.runtime.commands.console import busy, make_app, print_json_line
+from catp.runtime.engines import PROVIDERS
+from catp.runtime.errors import UsageError
+from catp.runtime.pipeline import Pipeline
+
+
+def match(
+    bundle: Annotated[Path, typer.Argument(help="Folder written by catp-export, of a retrieval model.")],
+    image: Annotated[list[Path], typer.Option("--image", help="Image file; repeat with --text for a batch.")],
+    text: Annotated[list[str], typer.Option("--text", help="What may be seen in the image before it.")],
+    ratio: Annotated[
+        float | None, typer.Option(help="Fraction of query tokens removed, 0 <= ratio < 1. Default: the bundle's.")
+    ] = None,
+    provider: Annotated[str, typer.Option(help=f"What executes the graphs: {', '.join(PROVIDERS)}.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads within an operator.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON object per pair on standard output.")] = False,
+) -> None:
+    """Score texts against images: the probability that they belong together, and their contrastive similarity.
+
+    One --image serves all texts:
+
+    catp-match catp-bundle --image a.png --text "a red circle" --text "two dogs"
+    """
+    images = image * len(text) if len(image) == 1 else image
+    if len(images) != len(text):
+        raise UsageError(f"{len(image)} --image and {len(text)} --text: give one text per image, or one image for all")
+    with busy("load the bundle"):
+        pipeline = Pipeline.load(bundle, provider, threads=threads)
+    with busy("score"):
+        matches = pipeline.match(images, text, ratio)
+    for path, words, found in zip(images, text, matches):
+        if json_output:
+            print_json_line(json.dumps({"image": str(path), "text": words, **found.to_dict()}))
+        else:
+            typer.echo(f"match {found.probability:.4f}  similarity {found.similarity:+.4f}  {path}: {words}")
+
+
+app = make_app(match)
