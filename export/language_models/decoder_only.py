@@ -15,6 +15,14 @@ from catp.runtime.errors import UsageError
 from catp.runtime.manifest import LanguageKind
 
 
+_NOT_EXPRESSED = {
+    "sliding_window": "uses sliding-window attention",
+    "attn_logit_softcapping": "caps attention logits",
+    "alibi": "adds a bias by distance to attention logits",
+}
+"""By the name of a setting, what a language model does when it is on."""
+
+
 class DecoderOnly:
     """language_model, for prefill and decode."""
 
@@ -22,17 +30,23 @@ class DecoderOnly:
     accepts = "with position ids and full attention: OPT, Llama (Vicuna), ..."
 
     def check_config(self, config: Any, name: str) -> None:
-        if getattr(config, "sliding_window", None):
-            raise UsageError(
-                f"model {name}: its language model {config.model_type!r} uses sliding-window attention, "
-                "which the exported cache does not have; accepted: full attention"
-            )
+        for asked, what in _NOT_EXPRESSED.items():
+            if getattr(config, asked, None):
+                raise UsageError(
+                    f"model {name}: its language model {config.model_type!r} {what} ({asked} in its configuration), "
+                    "which the exported graph does not have; accepted: full attention without such additions"
+                )
 
     def check(self, lm: Any, name: str) -> None:
         if "position_ids" not in inspect.signature(lm.base_model.forward).parameters:
             raise UsageError(
                 f"model {name}: its language model {lm.config.model_type!r} takes no position ids, "
                 "so kept tokens can't keep their positions; accepted: language models with position_ids, such as OPT"
+            )
+        if getattr(lm.config, "max_position_embeddings", None) is None:
+            raise UsageError(
+                f"model {name}: its language model {lm.config.model_type!r} does not say how many positions it has; "
+                "accepted: language models with max_position_embeddings, such as OPT"
             )
 
     def set_dtype(self, lm: Any, dtype: torch.dtype) -> None:
