@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Unpack, get_args
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 from catp.runtime.answers import Answer, Timings
 from catp.runtime.bundle import Bundle, open_bundle
 from catp.runtime.engines import open_provider
-from catp.runtime.engines.base import Provider, Value, to_host
+from catp.runtime.engines.base import DeviceTensor, Provider, Value, to_host
 from catp.runtime.errors import UsageError
 from catp.runtime.generation.loop import generate, generate_in_steps
 from catp.runtime.generation.request import Request, limit_lengths

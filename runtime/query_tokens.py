@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from catp.runtime.engines.base import DeviceTensor, Value
+from catp.runtime.engines.base import Value
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from catp.export.language_models.base import set_parameters
 from catp.runtime.errors import UsageError
 from catp.runtime.manifest import LanguageKind
 
-
 _NOT_EXPRESSED = {
     "sliding_window": "uses sliding-window attention",
     "attn_logit_softcapping": "caps attention logits",
