@@ -111,6 +111,8 @@ def export_bundle(
         with step(f"load {model}"):
             checkpoint = load_checkpoint(model, revision)
         family = checkpoint.family
+        if keep_mass is not None and not family.generates_text:
+            raise UsageError(f"keep mass {keep_mass}: texts are scored after equally many tokens each; give a --ratio")
         voting.cross_layers(family.cross_layers(checkpoint.model))  # refuses layers that there aren't
         dtype = DTYPES[precision]
         _check_disk(checkpoint, folder, dtype)

@@ -186,7 +186,9 @@ def _report(bundle: Bundle) -> None:
         soft_wrap=True,
     )
     sample = samples()[0]
-    command = ["catp-run", str(bundle.path), "--image", _short(sample.image), "--prompt", sample.prompt]
+    scores = manifest.model.language == "none"
+    command = ["catp-match" if scores else "catp-run", str(bundle.path), "--image", _short(sample.image)]
+    command += ["--text" if scores else "--prompt", sample.prompt]
     if manifest.precision == "bf16":
         command += ["--provider", "cuda"]
     console.print(f"  {escape(shlex.join(command))}", soft_wrap=True)
