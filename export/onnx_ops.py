@@ -61,6 +61,10 @@ def _attention(
     if isinstance(query.shape[0], int) and query.shape[0] == 1:
         # Queries that are the same for every image meet the images' keys: the operator does not broadcast them.
         query = query.expand(key.shape[0], -1, -1, -1)
+    if isinstance(key.shape[2], int) and not isinstance(query.shape[2], int):
+        # Hugging Face leaves the number of heads to be inferred, which TensorRT can't where it must match known ones.
+        together = query.transpose(1, 2).flatten(2)
+        query = together.unflatten(2, (query.shape[1], query.shape[3])).transpose(1, 2)
     inputs = (query, key, value) if attention_mask is None else (query, key, value, attention_mask)
     output = torch.onnx.ops.symbolic(
         "Attention", inputs, attributes, dtype=query.dtype, shape=query.shape, version=OPSET

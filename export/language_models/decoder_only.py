@@ -17,9 +17,13 @@ from catp.runtime.manifest import LanguageKind
 _NOT_EXPRESSED = {
     "sliding_window": "uses sliding-window attention",
     "attn_logit_softcapping": "caps attention logits",
-    "alibi": "adds a bias by distance to attention logits",
+    "final_logit_softcapping": "caps its logits",
+    "logit_scale": "scales its logits",
+    "logits_scaling": "scales its logits",
+    "num_local_experts": "sends every token to experts of its own",
+    "num_experts": "sends every token to experts of its own",
 }
-"""By the name of a setting, what a language model does when it is on."""
+"""By the name of a setting, what a language model does when it is on (neither 0 nor 1)."""
 
 
 class DecoderOnly:
@@ -30,10 +34,10 @@ class DecoderOnly:
 
     def check_config(self, config: Any, name: str) -> None:
         for asked, what in _NOT_EXPRESSED.items():
-            if getattr(config, asked, None):
+            if getattr(config, asked, None) not in (None, 0, 1):
                 raise UsageError(
                     f"model {name}: its language model {config.model_type!r} {what} ({asked} in its configuration), "
-                    "which the exported graph does not have; accepted: full attention without such additions"
+                    "which the exported graph does not do; accepted: language models such as OPT and Llama"
                 )
 
     def check(self, lm: Any, name: str) -> None:
@@ -41,6 +45,12 @@ class DecoderOnly:
             raise UsageError(
                 f"model {name}: its language model {lm.config.model_type!r} takes no position ids, "
                 "so kept tokens can't keep their positions; accepted: language models with position_ids, such as OPT"
+            )
+        if not lm._supports_attention_backend:
+            # GPT-J, CodeGen, Falcon and the like: their attention would take the graph's mask for numbers to add.
+            raise UsageError(
+                f"model {name}: its language model {lm.config.model_type!r} brings attention of its own; "
+                "accepted: language models that take transformers' attention, such as OPT and Llama"
             )
         if getattr(lm.config, "max_position_embeddings", None) is None:
             raise UsageError(
