@@ -38,7 +38,7 @@ QFORMER: dict[str, Any] = {
 """Five layers, three of them with cross-attention."""
 
 FEWER: dict[str, Any] = {
-    "vision_config": {**VISION, "num_hidden_layers": 2},
+    "vision_config": {**VISION, "num_hidden_layers": 1},
     "qformer_config": {**QFORMER, "num_hidden_layers": 3, "initializer_range": 0.25},
 }
 """Of the families after the first: what every layer is like is known by then. An instruction multiplies rounding."""
@@ -56,7 +56,7 @@ def llama(vocabulary: int) -> LlamaConfig:
 def flan_t5(vocabulary: int) -> T5Config:
     """Gated as Flan-T5, deeper as a decoder than as an encoder; sequences reach beyond the largest distance."""
     return T5Config(
-        vocab_size=vocabulary, d_model=36, d_kv=10, d_ff=52, num_layers=2, num_decoder_layers=3, num_heads=3,
+        vocab_size=vocabulary, d_model=36, d_kv=10, d_ff=52, num_layers=1, num_decoder_layers=2, num_heads=3,
         relative_attention_num_buckets=10, relative_attention_max_distance=20, feed_forward_proj="gated-gelu",
         tie_word_embeddings=False, pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=PAD,
     )  # fmt: skip
