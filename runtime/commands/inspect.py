@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,13 +101,14 @@ def _cost(found: CalibrationSpec) -> Iterator[str]:
 
 
 def _tensors(tensors: tuple[TensorSpec, ...]) -> Iterator[str]:
-    """One line each; the KV cache's many tensors in one."""
-    cache = [tensor for tensor in tensors if tensor.name.startswith(("past_key_values.", "present."))]
-    for tensor in tensors:
-        if tensor not in cache:
-            yield f"{tensor.name} {tensor.dtype} {_shape(tensor)}"
-    if cache:
-        yield f"{len(cache)} x {cache[0].name.partition('.')[0]}.* {cache[0].dtype} {_shape(cache[0])}"
+    """One line each; the many tensors of a cache in one."""
+    caches = ("cross_key_values", "past_key_values", "present")
+    for name, group in groupby(tensors, lambda tensor: tensor.name.partition(".")[0]):
+        first, *others = group
+        if name in caches:
+            yield f"{len(others) + 1} x {name}.* {first.dtype} {_shape(first)}"
+        else:
+            yield from (f"{tensor.name} {tensor.dtype} {_shape(tensor)}" for tensor in (first, *others))
 
 
 def _shape(tensor: TensorSpec) -> str:
