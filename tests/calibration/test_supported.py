@@ -14,33 +14,36 @@ from catp.calibration.commands.explain import app as explain
 from catp.export.demo import samples
 
 IMAGE = ["--image", str(samples()[0].image), "--prompt", "what is red?"]
+VOTES = "every question has votes of its own"
 
 
 @pytest.mark.parametrize(
-    ("app", "arguments", "fixture", "message"),
+    ("app", "fixture", "before", "after", "message"),
     [
-        (bench, [], "t5_bundle", "accepted: a decoder-only language model"),
+        (bench, "t5_bundle", [], [], "accepted: a decoder-only language model"),
+        (bench, "instructblip_bundle", [], [], VOTES),
         (
             calibrate,
-            ["precision", "--to", "int8", "--for", "cpu"],
             "t5_bundle",
-            "driven by vision_encoder, qformer_voting",
+            ["precision"],
+            ["--to", "int8", "--for", "cpu", "-o", "out"],
+            "driven by vision_encoder",
         ),
-        (bench, [], "instructblip_bundle", "every question has votes of its own"),
-        (calibrate, ["ratio"], "instructblip_bundle", "every question has votes of its own"),
-        (explain, IMAGE, "instructblip_bundle", "every question has votes of its own"),
+        (calibrate, "instructblip_bundle", ["ratio"], [], VOTES),
+        (explain, "instructblip_bundle", [], [*IMAGE, "-o", "out.png"], VOTES),
     ],
 )
 def test_another_family_is_refused_in_one_line(
-    app: typer.Typer, arguments: list[str], fixture: str, message: str, request: pytest.FixtureRequest, tmp_path: Path
+    app: typer.Typer,
+    fixture: str,
+    before: list[str],
+    after: list[str],
+    message: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bundle = str(request.getfixturevalue(fixture))
-    words = (
-        [*arguments[:1], bundle, *arguments[1:]]
-        if arguments and not arguments[0].startswith("-")
-        else [bundle, *arguments]
-    )
-    output = ["-o", str(tmp_path / "out.png")] if app is not bench else []
-    result = CliRunner().invoke(app, [*words, *output], env={"COLUMNS": "200"})
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [*before, str(request.getfixturevalue(fixture)), *after], env={"COLUMNS": "200"})
     assert result.exit_code == 2 and message in result.stderr, result.output
     assert len(result.stderr.strip().splitlines()) == 1 and not any(tmp_path.iterdir())
