@@ -75,7 +75,8 @@ class QFormerVoting(torch.nn.Module):
         if self.reads_self_attention:
             recorded += self.self_attention
         with onnx_ops.recorded_attention(recorded) as maps:
-            embeds = self.qformer(**read, encoder_hidden_states=image_embeds).last_hidden_state[:, :queries]
+            # InstructBLIP's Q-Former, unlike BLIP-2's, does not cast what it reads to the float32 that it computes in.
+            embeds = self.qformer(**read, encoder_hidden_states=image_embeds.float()).last_hidden_state[:, :queries]
         evidence = Evidence(
             cross_attention=[maps.get(module) for module in self.cross_attention],
             self_attention=[maps[module][..., :queries, :queries] for module in self.self_attention]
