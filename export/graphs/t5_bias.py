@@ -12,22 +12,24 @@ import torch
 
 
 class DistanceBias(torch.nn.Module):
-    """The bias of every head for every distance, looked up; distances beyond the largest share its bias, as in T5."""
+    """The bias of every head for every distance; distances beyond the largest share its bucket, as in T5."""
 
-    table: torch.Tensor
+    buckets: torch.Tensor
 
     def __init__(self, attention: Any, bidirectional: bool) -> None:
-        """Args: `attention`: the T5Attention of a stack's first block, which has the learned buckets."""
+        """Args: `attention`: the T5Attention of a stack's first block, which has the learned biases."""
         super().__init__()
         self.farthest = attention.relative_attention_max_distance
+        self.biases = attention.relative_attention_bias
         buckets = attention._relative_position_bucket(
             torch.arange(-self.farthest, self.farthest + 1),
             bidirectional=bidirectional,
             num_buckets=attention.relative_attention_num_buckets,
             max_distance=self.farthest,
         )
-        table = attention.relative_attention_bias.weight.detach()[buckets]  # [2 farthest + 1, H]
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer(
+            "buckets", buckets, persistent=False
+        )  # by Hugging Face: looked up, not computed, in a graph
 
     def forward(self, distances: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """[B,H,S,M]: what is added to the logits, the dtype's lowest number where nothing is to be seen.
@@ -37,5 +39,5 @@ class DistanceBias(torch.nn.Module):
             visible: bool, broadcast to [B,H,S,M].
         """
         places = distances.clamp(-self.farthest, self.farthest) + self.farthest
-        bias = self.table[places].permute(0, 3, 1, 2)
+        bias = self.biases(self.buckets[places]).permute(0, 3, 1, 2)
         return bias.masked_fill(~visible, torch.finfo(bias.dtype).min)
