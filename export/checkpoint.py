@@ -12,13 +12,14 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Generati
 from transformers.utils import logging as hf_logging
 
 from catp.export.families import Family, family_of
+from catp.export.weight_files import stored_dtype
 from catp.runtime.bundle import is_dir
 from catp.runtime.errors import CatpError, UsageError
 
 
 @dataclass
 class Checkpoint:
-    """A loaded model in float32 with eager attention, and what prepares its inputs."""
+    """A loaded model with eager attention, and what prepares its inputs."""
 
     id: str
     revision: str | None
@@ -33,12 +34,14 @@ class Checkpoint:
         return self.model.language_model.generation_config
 
 
-def load_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+def load_checkpoint(model: str, revision: str | None = None, dtype: torch.dtype | None = torch.float32) -> Checkpoint:
     """Load a checkpoint with Hugging Face `from_pretrained`; HF_HOME and HF_HUB_OFFLINE are honoured.
 
     Args:
         model: a local folder or a Hub id.
         revision: branch, tag or commit of a Hub id.
+        dtype: of the weights; None: the widest that they are stored in. In the type that its file has, a weight is
+            mapped: it takes no memory before it is read.
 
     Raises:
         UsageError: not a checkpoint of a supported family, not safetensors, or not to be had offline.
@@ -60,7 +63,7 @@ def load_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         loaded, info = family.model_class().from_pretrained(
             model,
             **source,
-            dtype=torch.float32,
+            dtype=dtype or stored_dtype(model, revision),
             attn_implementation="eager",
             use_safetensors=True,
             output_loading_info=True,

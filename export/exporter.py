@@ -22,10 +22,12 @@ from catp.export.demo import CHECKPOINT, MODEL_ID
 from catp.export.demo import samples as demo_samples
 from catp.export.expected import Sample, compute_expected
 from catp.export.generation_settings import describe_unheeded, read_settings
-from catp.export.methods import make_method
+from catp.export.methods import VotingMethod, make_method
 from catp.export.parity import check_parity
 from catp.export.publish import link_or_copy, published
 from catp.export.reference import Reference, eos_token_ids
+from catp.export.residency import one_part_in_memory
+from catp.export.weightless import without_weights
 from catp.export.writer import write_graph
 from catp.runtime.bundle import Bundle, file_spec, write_manifest
 from catp.runtime.engine_sets import ENGINES, reusable_sets
@@ -53,6 +55,9 @@ COMPARED = ("catp", "coverage", "distinct", "l2-norm", "self-attention")
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Of the weights of vision encoder, projection and language model."""
+
+BESIDE_WEIGHTS = 64_000_000
+"""Bytes of disk for graphs, tokenizer and configuration."""
 
 DEFAULT_NEW_TOKENS = 20  # what Hugging Face's generate() falls back to
 
@@ -108,7 +113,7 @@ def export_bundle(
     open_provider("cpu")  # the verification needs it: fail now rather than after the export
     with published(output, overwrite) as folder:
         with step(f"load {model}"):
-            checkpoint = load_checkpoint(model, revision)
+            checkpoint = load_checkpoint(model, revision, dtype=None)
         voting.cross_layers(checkpoint.family.cross_layers(checkpoint.model))  # refuses layers that there aren't
         dtype = DTYPES[precision]
         _check_disk(checkpoint, folder, dtype)
@@ -116,15 +121,9 @@ def export_bundle(
         if unheeded := describe_unheeded(checkpoint):
             warn(unheeded)
         _write_files(checkpoint, folder)
-        with step("run the samples in PyTorch"):
+        with step("run the samples in PyTorch"), one_part_in_memory(checkpoint.model):
             expected = compute_expected(Reference(checkpoint), _samples(), voting, ratio, dtype, compared or ())
-        checkpoint.family.set_dtype(checkpoint.model, dtype)
-        graphs: dict[str, GraphSpec] = {}
-        for graph in checkpoint.family.graphs(checkpoint.model, voting, compared):
-            with step(f"export {graph.name}"):
-                own = "fp32" if graph.name == "qformer_voting" else precision
-                graphs[graph.name] = write_graph(graph, folder, own)
-            del graph
+        graphs = _write_graphs(checkpoint, voting, compared, precision, folder, step)
         manifest = Manifest(
             model=ModelSpec(id=_name(model), revision=checkpoint.revision, family=checkpoint.family.name),
             pruning=PruningSpec(
@@ -180,10 +179,34 @@ def _samples() -> Sequence[Sample]:
 
 
 def _check_disk(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> None:
-    needed = sum(p.numel() for p in checkpoint.model.parameters()) * dtype.itemsize
+    """All that is written is the bundle: its weights, and graphs and tokenizer beside them."""
+    with without_weights(checkpoint.model):
+        checkpoint.family.set_dtype(checkpoint.model, dtype)
+        needed = BESIDE_WEIGHTS + sum(p.numel() * p.itemsize for p in checkpoint.model.parameters())
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise CatpError(f"output: {needed / 1e9:.1f} GB are needed in {folder.parent}, {free / 1e9:.1f} GB are free")
+        raise CatpError(
+            f"output: the bundle needs {needed / 1e9:,.1f} GB in {folder.parent}, and {free / 1e9:,.1f} GB are free; "
+            "free some, or give another folder with --output"
+        )
+
+
+def _write_graphs(
+    checkpoint: Checkpoint,
+    voting: VotingMethod,
+    compared: Sequence[VotingMethod] | None,
+    precision: Precision,
+    folder: Path,
+    step: Step,
+) -> dict[str, GraphSpec]:
+    written: dict[str, GraphSpec] = {}
+    with without_weights(checkpoint.model) as stored:
+        checkpoint.family.set_dtype(checkpoint.model, DTYPES[precision])
+        for graph in checkpoint.family.graphs(checkpoint.model, voting, compared):
+            with step(f"export {graph.name}"):
+                own = "fp32" if graph.name == "qformer_voting" else precision
+                written[graph.name] = write_graph(graph, folder, own, stored)
+    return written
 
 
 def _write_files(checkpoint: Checkpoint, folder: Path) -> None:

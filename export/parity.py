@@ -9,6 +9,7 @@ import numpy as np
 from catp.export.emulation import emulated
 from catp.export.expected import MAX_NEW_TOKENS, Expected
 from catp.export.reference import Greedy, Votes
+from catp.export.turns import taking_turns
 from catp.runtime.bundle import Bundle
 from catp.runtime.engines import open_provider
 from catp.runtime.engines.base import Engine, to_host
@@ -56,7 +57,7 @@ def _said_to_be_emulated(check: ParityCheck) -> ParityCheck:
 
 def _checks(bundle: Bundle, precision: Precision, expected: Expected) -> list[ParityCheck]:
     """Args: `precision`: whose limits hold."""
-    provider = open_provider("cpu")
+    provider = taking_turns(open_provider("cpu"), bundle)
     limit = RELATIVE_ERROR[precision]
     checks = [
         *_vision(provider.engine(bundle, "vision_encoder"), expected, limit),

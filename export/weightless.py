@@ -1,0 +1,94 @@
+"""Tracing without weights: a module's parameters have shapes and types while it is traced, and no content.
+
+The graphs' initializers then refer to the stored weights, each of which is read, cast and dropped as it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from catp.export.residency import give_back
+
+
+class Stored:
+    """The weights that stand behind parameters without content."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[int, tuple[torch.nn.Parameter, torch.Tensor]] = {}
+
+    def add(self, stand_in: torch.nn.Parameter, stored: torch.Tensor) -> None:
+        self._tensors[id(stand_in)] = (stand_in, stored)  # it's kept, so that its id stays its own
+
+    def attach(self, model: ir.Model, module: torch.nn.Module) -> None:
+        """Let the initializers of `model`, which `module` was traced to, read the weights when they are asked."""
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            value = model.graph.initializers.get(name)
+            if value is not None and id(parameter) in self._tensors:
+                value.const_value = _lazy(name, parameter.dtype, self._tensors[id(parameter)][1])
+                _fold_transpose(model, value, parameter.dtype, self._tensors[id(parameter)][1])
+
+
+@contextmanager
+def without_weights(model: torch.nn.Module) -> Iterator[Stored]:
+    """While it lasts, every parameter of `model` is a float32 stand-in, whose type may be changed at no cost.
+
+    A module that computes with them yields stand-ins too.
+    """
+    # Inputs and buffers are what they are: they are small, and buffers become part of the graph.
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    stored = Stored()
+    stand_ins: dict[int, torch.nn.Parameter] = {}  # tied parameters share one
+    replaced: list[tuple[dict[str, torch.nn.Parameter | None], str, torch.nn.Parameter]] = []
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in stand_ins:
+                with fake:
+                    empty = torch.empty(parameter.shape, dtype=torch.float32)
+                stand_ins[id(parameter)] = torch.nn.Parameter(empty, requires_grad=False)
+                stored.add(stand_ins[id(parameter)], parameter.data)
+            replaced.append((module._parameters, name, parameter))
+    for parameters, name, parameter in replaced:
+        parameters[name] = stand_ins[id(parameter)]
+    try:
+        yield stored
+    finally:
+        for parameters, name, parameter in replaced:
+            parameters[name] = parameter
+
+
+def _lazy(name: str | None, dtype: torch.dtype, stored: torch.Tensor) -> ir.LazyTensor:
+    """Stored weights in another type, read anew whenever they are looked at."""
+
+    def read() -> ir.TensorProtocol:
+        content = stored.to(dtype, memory_format=torch.contiguous_format, copy=True)
+        give_back(stored)
+        return TorchTensor(content, name=name)
+
+    return ir.LazyTensor(read, dtype=from_torch_dtype(dtype), shape=ir.Shape(stored.shape), name=name)
+
+
+def _fold_transpose(model: ir.Model, value: ir.Value, dtype: torch.dtype, stored: torch.Tensor) -> None:
+    """Weights that are only read transposed are stored so.
+
+    The optimizer would do the same, and keep every weight that it transposes in memory until the graph is written.
+    """
+    consumers = value.consumers()
+    if len(consumers) != 1 or consumers[0].op_type != "Transpose" or value.is_graph_output():
+        return
+    node = consumers[0]
+    result = node.outputs[0]
+    order = node.attributes["perm"].as_ints()
+    tensor = _lazy(result.name, dtype, stored.permute(*order))
+    folded = ir.Value(name=result.name, shape=result.shape, type=result.type, const_value=tensor)
+    ir.convenience.replace_all_uses_with(result, folded)
+    model.graph.remove(node, safe=True)
+    model.graph.initializers.pop(str(value.name))
+    model.graph.register_initializer(folded)
