@@ -67,6 +67,7 @@ def export_bundle(
     output: Path,
     *,
     revision: str | None = None,
+    adapter: str | None = None,
     ratio: float = 0.5,
     method: str = "catp",
     options: Mapping[str, Any] | None = None,
@@ -84,6 +85,7 @@ def export_bundle(
         model: a local checkpoint folder or a Hub id.
         output: the bundle's folder; must not exist, be empty, or be a bundle that `overwrite` replaces.
         revision: branch, tag or commit of a Hub id.
+        adapter: a LoRA adapter, a local folder or a Hub id, that is merged into the checkpoint.
         ratio: the bundle's default pruning ratio; every other ratio works too.
         method: one of METHODS.
         options: of the method; its defaults stand for those left out.
@@ -113,7 +115,7 @@ def export_bundle(
     open_provider("cpu")  # the verification needs it: fail now rather than after the export
     with published(output, overwrite) as folder:
         with step(f"load {model}"):
-            checkpoint = load_checkpoint(model, revision, dtype=None)
+            checkpoint = load_checkpoint(model, revision, None, adapter)
         voting.cross_layers(checkpoint.family.cross_layers(checkpoint.model))  # refuses layers that there aren't
         dtype = DTYPES[precision]
         _check_disk(checkpoint, folder, dtype)
@@ -125,7 +127,12 @@ def export_bundle(
             expected = compute_expected(Reference(checkpoint), _samples(), voting, ratio, dtype, compared or ())
         graphs = _write_graphs(checkpoint, voting, compared, precision, folder, step)
         manifest = Manifest(
-            model=ModelSpec(id=_name(model), revision=checkpoint.revision, family=checkpoint.family.name),
+            model=ModelSpec(
+                id=_name(model),
+                revision=checkpoint.revision,
+                adapter=None if adapter is None else _name(adapter),
+                family=checkpoint.family.name,
+            ),
             pruning=PruningSpec(
                 method=cast(Method, voting.name),
                 options=asdict(voting),  # type: ignore[call-overload]

@@ -26,8 +26,8 @@ _WORTH_IT = 1 << 16  # bytes
 def one_part_in_memory(model: torch.nn.Module) -> Iterator[None]:
     """While it lasts, `model` computes in float32, and only the weights of the part that ran last are in memory.
 
-    Parts are the model's direct children: vision model, Q-Former, language model. One comes in when any module in it is
-    called: Hugging Face calls a language model's embeddings without the language model around them.
+    Parts are the model's direct children: vision model, Q-Former, language model. One comes in before any module in it
+    is called: Hugging Face calls a language model's embeddings without the language model around them.
     """
     own = _Part(model, recurse=False)
     loaded: list[_Part] = []
@@ -44,7 +44,6 @@ def one_part_in_memory(model: torch.nn.Module) -> Iterator[None]:
         module.register_forward_pre_hook(lambda _, __, part=part: bring_in(part))
         for part in map(_Part, model.children())
         for module in part.module.modules()
-        if module._parameters or module._buffers
     ]
     try:
         yield
