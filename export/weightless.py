@@ -5,7 +5,7 @@ The graphs' initializers then refer to the stored weights, each of which is read
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import onnx_ir as ir
@@ -25,13 +25,52 @@ class Stored:
     def add(self, stand_in: torch.nn.Parameter, stored: torch.Tensor) -> None:
         self._tensors[id(stand_in)] = (stand_in, stored)  # it's kept, so that its id stays its own
 
+    def clear(self) -> None:
+        """Forget them: what was traced may live on in PyTorch's caches, and must not keep a checkpoint in memory."""
+        self._tensors.clear()
+
     def attach(self, model: ir.Model, module: torch.nn.Module) -> None:
         """Let the initializers of `model`, which `module` was traced to, read the weights when they are asked."""
         for name, parameter in module.named_parameters(remove_duplicate=False):
             value = model.graph.initializers.get(name)
             if value is not None and id(parameter) in self._tensors:
-                value.const_value = _lazy(name, parameter.dtype, self._tensors[id(parameter)][1])
-                _fold_transpose(model, value, parameter.dtype, self._tensors[id(parameter)][1])
+                value.const_value = self._lazy(name, parameter)
+                self._fold_transpose(model, value, parameter)
+
+    def _lazy(self, name: str, parameter: torch.nn.Parameter, order: Sequence[int] | None = None) -> ir.LazyTensor:
+        """Stored weights in the type that `parameter` has now, read anew whenever they are looked at.
+
+        Args:
+            order: of the dimensions, where they are permuted.
+        """
+        key, dtype = id(parameter), parameter.dtype
+        shape = parameter.shape if order is None else [parameter.shape[i] for i in order]
+
+        def read() -> ir.TensorProtocol:
+            stored = self._tensors[key][1]
+            ordered = stored if order is None else stored.permute(*order)
+            content = ordered.to(dtype, memory_format=torch.contiguous_format, copy=True)
+            give_back(stored)
+            return TorchTensor(content, name=name)
+
+        return ir.LazyTensor(read, dtype=from_torch_dtype(dtype), shape=ir.Shape(shape), name=name)
+
+    def _fold_transpose(self, model: ir.Model, value: ir.Value, parameter: torch.nn.Parameter) -> None:
+        """Weights that are only read transposed are stored so.
+
+        The optimizer would do the same, and keep every weight that it transposes in memory until the graph is written.
+        """
+        consumers = value.consumers()
+        if len(consumers) != 1 or consumers[0].op_type != "Transpose" or value.is_graph_output():
+            return
+        node = consumers[0]
+        result = node.outputs[0]
+        tensor = self._lazy(str(result.name), parameter, node.attributes["perm"].as_ints())
+        folded = ir.Value(name=result.name, shape=result.shape, type=result.type, const_value=tensor)
+        ir.convenience.replace_all_uses_with(result, folded)
+        model.graph.remove(node, safe=True)
+        model.graph.initializers.pop(str(value.name))
+        model.graph.register_initializer(folded)
 
 
 @contextmanager
@@ -62,33 +101,4 @@ def without_weights(model: torch.nn.Module) -> Iterator[Stored]:
     finally:
         for parameters, name, parameter in replaced:
             parameters[name] = parameter
-
-
-def _lazy(name: str | None, dtype: torch.dtype, stored: torch.Tensor) -> ir.LazyTensor:
-    """Stored weights in another type, read anew whenever they are looked at."""
-
-    def read() -> ir.TensorProtocol:
-        content = stored.to(dtype, memory_format=torch.contiguous_format, copy=True)
-        give_back(stored)
-        return TorchTensor(content, name=name)
-
-    return ir.LazyTensor(read, dtype=from_torch_dtype(dtype), shape=ir.Shape(stored.shape), name=name)
-
-
-def _fold_transpose(model: ir.Model, value: ir.Value, dtype: torch.dtype, stored: torch.Tensor) -> None:
-    """Weights that are only read transposed are stored so.
-
-    The optimizer would do the same, and keep every weight that it transposes in memory until the graph is written.
-    """
-    consumers = value.consumers()
-    if len(consumers) != 1 or consumers[0].op_type != "Transpose" or value.is_graph_output():
-        return
-    node = consumers[0]
-    result = node.outputs[0]
-    order = node.attributes["perm"].as_ints()
-    tensor = _lazy(result.name, dtype, stored.permute(*order))
-    folded = ir.Value(name=result.name, shape=result.shape, type=result.type, const_value=tensor)
-    ir.convenience.replace_all_uses_with(result, folded)
-    model.graph.remove(node, safe=True)
-    model.graph.initializers.pop(str(value.name))
-    model.graph.register_initializer(folded)
+        stored.clear()
