@@ -187,8 +187,7 @@ def _samples() -> Sequence[Sample]:
 
 def _check_disk(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> None:
     """All that is written is the bundle: its weights, and graphs and tokenizer beside them."""
-    with without_weights(checkpoint.model):
-        checkpoint.family.set_dtype(checkpoint.model, dtype)
+    with without_weights(checkpoint.model, lambda: checkpoint.family.set_dtype(checkpoint.model, dtype)):
         needed = BESIDE_WEIGHTS + sum(p.numel() * p.itemsize for p in checkpoint.model.parameters())
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -207,9 +206,9 @@ def _write_graphs(
     step: Step,
 ) -> dict[str, GraphSpec]:
     written: dict[str, GraphSpec] = {}
-    with without_weights(checkpoint.model) as stored:
-        checkpoint.family.set_dtype(checkpoint.model, DTYPES[precision])
-        for graph in checkpoint.family.graphs(checkpoint.model, voting, compared):
+    model, family = checkpoint.model, checkpoint.family
+    with without_weights(model, lambda: family.set_dtype(model, DTYPES[precision])) as stored:
+        for graph in family.graphs(model, voting, compared):
             with step(f"export {graph.name}"):
                 own = "fp32" if graph.name == "qformer_voting" else precision
                 written[graph.name] = write_graph(graph, folder, own, stored)

@@ -5,7 +5,7 @@ The graphs' initializers then refer to the stored weights, each of which is read
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import onnx_ir as ir
@@ -74,31 +74,37 @@ class Stored:
 
 
 @contextmanager
-def without_weights(model: torch.nn.Module) -> Iterator[Stored]:
-    """While it lasts, every parameter of `model` is a float32 stand-in, whose type may be changed at no cost.
+def without_weights(model: torch.nn.Module, set_dtypes: Callable[[], object] = lambda: None) -> Iterator[Stored]:
+    """While it lasts, every parameter of `model` is a float32 stand-in without content. Tied parameters share one.
 
-    A module that computes with them yields stand-ins too.
+    A module that computes with them yields stand-ins too: what a graph is to contain is computed in `forward`.
+
+    Args:
+        set_dtypes: called once to give parameters of the model other types, which costs nothing then.
     """
     # Inputs and buffers are what they are: they are small, and buffers become part of the graph.
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     stored = Stored()
-    stand_ins: dict[int, torch.nn.Parameter] = {}  # tied parameters share one
-    replaced: list[tuple[dict[str, torch.nn.Parameter | None], str, torch.nn.Parameter]] = []
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            if id(parameter) not in stand_ins:
-                with fake:
-                    empty = torch.empty(parameter.shape, dtype=torch.float32)
-                stand_ins[id(parameter)] = torch.nn.Parameter(empty, requires_grad=False)
-                stored.add(stand_ins[id(parameter)], parameter.data)
-            replaced.append((module._parameters, name, parameter))
-    for parameters, name, parameter in replaced:
-        parameters[name] = stand_ins[id(parameter)]
+    originals = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    ]
+    typed = {id(p): torch.nn.Parameter(torch.empty(p.shape, device="meta"), False) for _, _, p in originals}
     try:
+        for module, name, parameter in originals:
+            module._parameters[name] = typed[id(parameter)]
+        set_dtypes()
+        with fake:
+            stand_ins = {
+                key: torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), False) for key, p in typed.items()
+            }
+        for module, name, parameter in originals:
+            module._parameters[name] = stand_ins[id(parameter)]
+            stored.add(stand_ins[id(parameter)], parameter.data)
         yield stored
     finally:
-        for parameters, name, parameter in replaced:
-            parameters[name] = parameter
+        for module, name, parameter in originals:
+            module._parameters[name] = parameter
         stored.clear()

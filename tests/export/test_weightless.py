@@ -31,14 +31,16 @@ class Layers(torch.nn.Module):
         return x @ self.layers[0].weight
 
 
-def write(module: torch.nn.Module, folder: Path, dtype: torch.dtype, width: int) -> onnx.ModelProto:
-    with without_weights(module) as stored:
+def write(module: torch.nn.Module, folder: Path, dtype: torch.dtype, width: int, load: bool = True) -> onnx.ModelProto:
+    def set_dtypes() -> None:
         for parameter in module.parameters():
             parameter.data = parameter.data.to(dtype)
+
+    with without_weights(module, set_dtypes) as stored:
         batch = torch.export.Dim("batch")
         example = (torch.zeros(2, 3, width, dtype=dtype),)
         write_graph(Graph("g", module, example, ["x"], ["y"], {"x": {0: batch}}), folder, "fp32", stored)
-    return onnx.load(folder / "g.onnx")
+    return onnx.load(folder / "g.onnx", load_external_data=load)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -84,12 +86,7 @@ def test_writing_takes_the_memory_of_one_weight(tmp_path: Path) -> None:
     write(Layers(layers, 8), small, torch.float16, 8)  # so that what tracing itself needs is not counted
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _peak()
-    with without_weights(module) as stored:
-        for parameter in module.parameters():
-            parameter.data = parameter.data.half()
-        example = (torch.zeros(2, 3, WIDTH, dtype=torch.float16),)
-        batch = torch.export.Dim("batch")
-        write_graph(Graph("g", module, example, ["x"], ["y"], {"x": {0: batch}}), tmp_path, "fp16", stored)
+    write(module, tmp_path, torch.float16, WIDTH, load=False)
     assert (tmp_path / "g.onnx_data").stat().st_size > layers * matrix / 2
     assert _peak() - before < 4 * matrix
 
