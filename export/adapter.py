@@ -86,9 +86,10 @@ def adapter_file(adapter: str, name: str) -> Path | None:
         path = Path(adapter) / name
         return path if path.is_file() else None
     try:
-        return Path(cached_file(adapter, name))
+        found = cached_file(adapter, name)
     except OSError:
         return None
+    return None if found is None else Path(found)
 
 
 def _merged(
