@@ -10,7 +10,7 @@ import numpy as np
 
 from catp.export.residency import trim
 from catp.runtime.bundle import Bundle
-from catp.runtime.engines.base import DeviceTensor, Engine, Provider, Step, Value
+from catp.runtime.engines.base import DeviceTensor, Engine, Moment, Provider, Step, Value
 
 TOGETHER = 4_000_000_000
 """Bytes of float32 weights that may be in memory at a time: loading them again takes longer than using them.
@@ -39,6 +39,9 @@ class _Turns:
     def synchronize(self) -> None:
         self._provider.synchronize()
 
+    def moment(self) -> Moment:
+        return self._provider.moment()
+
     def load(self, turn: _Turn) -> Engine:
         if self._loaded is None or self._loaded[0] is not turn:
             self._loaded = None  # first: there is no room for both
@@ -50,10 +53,22 @@ class _Turns:
 class _Turn:
     """An engine that is loaded while it is its turn. Steps are to be dropped before another engine is used."""
 
+    only_profiles = False  # what verifies is ONNX Runtime, which takes every call
+
     def __init__(self, turns: _Turns, bundle: Bundle, graph: str) -> None:
         self.bundle = bundle
         self.graph = graph
         self._turns = turns
+
+    def copy_rows(
+        self,
+        source: DeviceTensor,
+        rows: np.ndarray[Any, Any],
+        target: DeviceTensor,
+        target_rows: np.ndarray[Any, Any],
+        length: int,
+    ) -> None:
+        self._turns.load(self).copy_rows(source, rows, target, target_rows, length)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
         return self._turns.load(self).zeros(shape, dtype)

@@ -15,6 +15,7 @@ from catp.export.commands.export import app
 from catp.export.demo import CHECKPOINT, samples
 from catp.export.weight_files import stored_dtype
 from catp.runtime import Pipeline, UsageError
+from catp.runtime.commands.inspect import app as inspect_app
 from catp.runtime.images import load_image
 
 VALUE = "language_model.model.decoder.layers.1.self_attn.v_proj"
@@ -58,6 +59,7 @@ def test_they_export_and_answer_as_hugging_face_does(tuned: Path, tmp_path: Path
     assert result.exit_code == 0, result.output
     pipeline = Pipeline.load(tmp_path / "out")
     assert (pipeline.manifest.model.id, pipeline.manifest.model.adapter) == ("tuned", "adapter")
+    assert "tuned with adapter adapter: " in CliRunner().invoke(inspect_app, [str(tmp_path / "out")]).output
 
     model = Blip2ForConditionalGeneration.from_pretrained(tuned, dtype=torch.float32).eval()
     model.get_submodule(VALUE).register_forward_hook(lambda _, inputs, output: output + 2 * inputs[0] @ a.T @ b.T)

@@ -10,7 +10,7 @@ from catp.export.demo import samples
 from catp.runtime import Pipeline
 from catp.runtime.bundle import Bundle, open_bundle
 from catp.runtime.engines import open_provider
-from catp.runtime.engines.base import Engine, Provider
+from catp.runtime.engines.base import Engine, Moment, Provider
 
 
 class Counting:
@@ -30,6 +30,9 @@ class Counting:
 
     def synchronize(self) -> None:
         self.provider.synchronize()
+
+    def moment(self) -> Moment:
+        return self.provider.moment()
 
 
 def test_one_graph_at_a_time(demo_bundle: Path, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
