@@ -77,7 +77,12 @@ def _read(adapter: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         tensors = load_file(weights_path)
     except (OSError, SafetensorError) as error:
         raise CatpError(f"adapter {adapter}: its weights are broken ({error}); fetch or save them again") from None
-    return config, {name.removeprefix(_PREFIX).replace(".base_layer.", "."): value for name, value in tensors.items()}
+    return config, {_plain(name): value for name, value in tensors.items() if ".original_module." not in name}
+
+
+def _plain(name: str) -> str:
+    """The model's own name of what PEFT saved: its wrappers are part of some of its names."""
+    return name.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
 
 
 def adapter_file(adapter: str, name: str) -> Path | None:

@@ -192,7 +192,7 @@ def _check_disk(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> Non
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CatpError(
-            f"output: the bundle needs {needed / 1e9:,.1f} GB in {folder.parent}, and {free / 1e9:,.1f} GB are free; "
+            f"output: the bundle needs {needed / 1e9:,.3f} GB in {folder.parent}, and {free / 1e9:,.3f} GB are free; "
             "free some, or give another folder with --output"
         )
 

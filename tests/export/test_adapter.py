@@ -95,8 +95,11 @@ def test_products_embeddings_and_convolutions(
 
 
 def test_a_head_that_was_trained_leaves_the_embeddings_that_it_was_tied_to(tmp_path: Path, base: Any) -> None:
-    head = low_rank(384, 128)
-    merge_adapter(base, str(save_adapter(tmp_path / "adapter", {f"{HEAD}.weight": head})))
+    head, bias = low_rank(384, 128), low_rank(128)
+    # With bias="all", PEFT names some tensors after its wrappers, and saves what was there before.
+    wrapped = {"language_projection.modules_to_save.bias": bias, "language_projection.original_module.bias": 2 * bias}
+    merge_adapter(base, str(save_adapter(tmp_path / "adapter", {f"{HEAD}.weight": head, **wrapped})))
+    assert base.language_projection.bias.equal(bias)
     assert base.language_model.lm_head.weight.equal(head)
     assert not base.get_input_embeddings().weight.equal(head)
 
