@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as hf_logging
 
+from catp.export.adapter import CONFIG as ADAPTER_CONFIG
+from catp.export.adapter import adapter_file, merge_adapter
 from catp.export.families import Family, family_of
+from catp.export.weight_files import stored_dtype
 from catp.runtime.bundle import is_dir
 from catp.runtime.errors import CatpError, UsageError
 
@@ -21,7 +25,7 @@ INSTRUCTION_TOKENIZER = "qformer_tokenizer"
 
 @dataclass
 class Checkpoint:
-    """A loaded model in float32 with eager attention, and what prepares its inputs."""
+    """A loaded model with eager attention, and what prepares its inputs."""
 
     id: str
     revision: str | None
@@ -38,15 +42,25 @@ class Checkpoint:
         return GenerationConfig() if language_model is None else language_model.generation_config
 
 
-def load_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+def load_checkpoint(
+    model: str,
+    revision: str | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    adapter: str | None = None,
+) -> Checkpoint:
     """Load a checkpoint with Hugging Face `from_pretrained`; HF_HOME and HF_HUB_OFFLINE are honoured.
 
     Args:
         model: a local folder or a Hub id.
         revision: branch, tag or commit of a Hub id.
+        dtype: of the weights; None: the widest that they are stored in. In the type that its file has, a weight is
+            mapped: it takes no memory before it is read.
+        adapter: a LoRA adapter, a local folder or a Hub id, that is merged into the weights. A tokenizer that it brings
+            takes the place of the checkpoint's.
 
     Raises:
-        UsageError: not a checkpoint of a supported family, not safetensors, or not to be had offline.
+        UsageError: not a checkpoint of a supported family, not safetensors, or not to be had offline; or the adapter
+            is none of it.
         CatpError: the weights are broken or incomplete.
     """
     folder = Path(model)
@@ -65,12 +79,12 @@ def load_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         loaded, info = family.model_class().from_pretrained(
             model,
             **source,
-            dtype=torch.float32,
+            dtype=dtype or stored_dtype(model, revision),
             attn_implementation="eager",
             use_safetensors=True,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(model, **source)
+        tokenizer = _tokenizer(model, source, adapter)
         image_processor = AutoImageProcessor.from_pretrained(model, **source, backend="pil")
         instruction_tokenizer = None
         if family.reads_instruction:
@@ -85,6 +99,8 @@ def load_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         names = sorted(info["missing_keys"])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise CatpError(f"model {model}: weights are missing: {', '.join(names[:3])}{more}; save the checkpoint again")
+    if adapter is not None:
+        merge_adapter(loaded, adapter)
     loaded.eval()
     family.check(loaded, model)
     if not tokenizer("Question:").input_ids:
@@ -93,12 +109,34 @@ def load_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         # Checkpoints from before processors had an image token: any id will do that no prompt contains.
         known = tokenizer.get_vocab()
         loaded.config.image_token_index = known.get("<image>", tokenizer.pad_token_id)
+    _check_vocabulary(loaded, tokenizer, model)
     revision = getattr(config, "_commit_hash", None) or revision
     return Checkpoint(model, revision, family, loaded, tokenizer, image_processor, instruction_tokenizer)
 
 
+def _tokenizer(model: str, source: Mapping[str, Any], adapter: str | None) -> Any:
+    if adapter is not None and adapter_file(adapter, "tokenizer_config.json") is not None:
+        return AutoTokenizer.from_pretrained(adapter, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(model, **source)
+
+
+def _check_vocabulary(loaded: Any, tokenizer: Any, model: str) -> None:
+    """Every token that a prompt can have needs an embedding; the image's placeholder is never looked up."""
+    rows = len(loaded.get_input_embeddings().weight)
+    used = max(number for number in tokenizer.get_vocab().values() if number != loaded.config.image_token_index)
+    if used >= rows:
+        raise UsageError(
+            f"model {model}: its tokenizer has tokens up to {used}, and its language model has embeddings for {rows}; "
+            "call resize_token_embeddings(len(tokenizer)) and save both again"
+        )
+
+
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
+            raise UsageError(
+                f"model {folder}: it is an adapter; give the model that it was trained on, and --adapter {folder}"
+            )
         raise UsageError(
             f"model {folder}: the folder has no config.json; give a Hugging Face checkpoint folder or a Hub id"
         )

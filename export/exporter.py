@@ -22,10 +22,12 @@ from catp.export.demo import CHECKPOINT, MODEL_ID
 from catp.export.demo import samples as demo_samples
 from catp.export.expected import Sample, compute_expected
 from catp.export.generation_settings import describe_unheeded, read_settings
-from catp.export.methods import make_method
+from catp.export.methods import VotingMethod, make_method
 from catp.export.parity import check_parity
 from catp.export.publish import link_or_copy, published
 from catp.export.reference import Reference, eos_token_ids
+from catp.export.residency import one_part_in_memory
+from catp.export.weightless import without_weights
 from catp.export.writer import write_graph
 from catp.runtime.bundle import Bundle, file_spec, write_manifest
 from catp.runtime.engine_sets import ENGINES, reusable_sets
@@ -55,6 +57,9 @@ COMPARED = ("catp", "coverage", "distinct", "l2-norm", "self-attention")
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Of the weights of vision encoder, projection and language model."""
 
+BESIDE_WEIGHTS = 64_000_000
+"""Bytes of disk for graphs, tokenizer and configuration."""
+
 DEFAULT_NEW_TOKENS = 20  # what Hugging Face's generate() falls back to
 
 
@@ -63,6 +68,7 @@ def export_bundle(
     output: Path,
     *,
     revision: str | None = None,
+    adapter: str | None = None,
     ratio: float = 0.5,
     method: str = "catp",
     options: Mapping[str, Any] | None = None,
@@ -80,6 +86,7 @@ def export_bundle(
         model: a local checkpoint folder or a Hub id.
         output: the bundle's folder; must not exist, be empty, or be a bundle that `overwrite` replaces.
         revision: branch, tag or commit of a Hub id.
+        adapter: a LoRA adapter, a local folder or a Hub id, that is merged into the checkpoint.
         ratio: the bundle's default pruning ratio; every other ratio works too.
         method: one of METHODS.
         options: of the method; its defaults stand for those left out.
@@ -109,7 +116,7 @@ def export_bundle(
     open_provider("cpu")  # the verification needs it: fail now rather than after the export
     with published(output, overwrite) as folder:
         with step(f"load {model}"):
-            checkpoint = load_checkpoint(model, revision)
+            checkpoint = load_checkpoint(model, revision, None, adapter)
         family = checkpoint.family
         if keep_mass is not None and not family.generates_text:
             raise UsageError(f"keep mass {keep_mass}: texts are scored after equally many tokens each; give a --ratio")
@@ -120,18 +127,16 @@ def export_bundle(
         if unheeded := family.generates_text and describe_unheeded(checkpoint):
             warn(unheeded)
         _write_files(checkpoint, folder)
-        with step("run the samples in PyTorch"):
+        with step("run the samples in PyTorch"), one_part_in_memory(checkpoint.model):
             expected = compute_expected(Reference(checkpoint), _samples(), voting, ratio, dtype, compared or ())
-        family.set_dtype(checkpoint.model, dtype)
-        graphs: dict[str, GraphSpec] = {}
-        for graph in family.graphs(checkpoint.model, voting, compared):
-            with step(f"export {graph.name}"):
-                own = "fp32" if graph.keeps_float32 else precision
-                graphs[graph.name] = write_graph(graph, folder, own)
-            del graph
+        graphs = _write_graphs(checkpoint, voting, compared, precision, folder, step)
         manifest = Manifest(
             model=ModelSpec(
-                id=_name(model), revision=checkpoint.revision, family=family.name, language=family.language.kind
+                id=_name(model),
+                revision=checkpoint.revision,
+                adapter=None if adapter is None else _name(adapter),
+                family=family.name,
+                language=family.language.kind,
             ),
             pruning=PruningSpec(
                 method=cast(Method, voting.name),
@@ -186,10 +191,33 @@ def _samples() -> Sequence[Sample]:
 
 
 def _check_disk(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> None:
-    needed = sum(p.numel() for p in checkpoint.model.parameters()) * dtype.itemsize
+    """All that is written is the bundle: its weights, and graphs and tokenizer beside them."""
+    with without_weights(checkpoint.model, lambda: checkpoint.family.set_dtype(checkpoint.model, dtype)):
+        needed = BESIDE_WEIGHTS + sum(p.numel() * p.itemsize for p in checkpoint.model.parameters())
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise CatpError(f"output: {needed / 1e9:.1f} GB are needed in {folder.parent}, {free / 1e9:.1f} GB are free")
+        raise CatpError(
+            f"output: the bundle needs {needed / 1e9:,.3f} GB in {folder.parent}, and {free / 1e9:,.3f} GB are free; "
+            "free some, or give another folder with --output"
+        )
+
+
+def _write_graphs(
+    checkpoint: Checkpoint,
+    voting: VotingMethod,
+    compared: Sequence[VotingMethod] | None,
+    precision: Precision,
+    folder: Path,
+    step: Step,
+) -> dict[str, GraphSpec]:
+    written: dict[str, GraphSpec] = {}
+    model, family = checkpoint.model, checkpoint.family
+    with without_weights(model, lambda: family.set_dtype(model, DTYPES[precision])) as stored:
+        for graph in family.graphs(model, voting, compared):
+            with step(f"export {graph.name}"):
+                own = "fp32" if graph.keeps_float32 else precision
+                written[graph.name] = write_graph(graph, folder, own, stored)
+    return written
 
 
 def _write_files(checkpoint: Checkpoint, folder: Path) -> None:

@@ -1,4 +1,8 @@
-"""A checkpoint's generation_config.json as the bundle's default settings."""
+"""A checkpoint's configuration of generation as the bundle's default settings.
+
+Hugging Face's BLIP-2 generates by `language_model.generate()`, so with the configuration of that part of the model, not
+with its own, which is generation_config.json: it changes nothing there, and is told about here (transformers 5.23).
+"""
 
 from __future__ import annotations
 
@@ -50,10 +54,7 @@ def read_settings(checkpoint: Checkpoint) -> GenerationSettings:
 
 
 def describe_unheeded(checkpoint: Checkpoint) -> str | None:
-    """What the checkpoint's generation_config.json asks for and Hugging Face's BLIP-2 does not do, in one line.
-
-    Its `generate()` is its language model's, which is configured by the `text_config` of config.json alone.
-    """
+    """What generation_config.json asks for and `generate()` without arguments does not do, in one line."""
     own, heeded = asked_for(checkpoint.model.generation_config), asked_for(checkpoint.generation_config)
     names = [name for name in own if name not in ("pad_token_id", "bos_token_id", "decoder_start_token_id")]
     left = [f"{name}={own[name]}" for name in names if own[name] != heeded.get(name, getattr(GREEDY, name, None))]
@@ -61,7 +62,7 @@ def describe_unheeded(checkpoint: Checkpoint) -> str | None:
         return None
     return (
         f"generation_config.json has {', '.join(left)}: Hugging Face's generate() of this model does not heed that, "
-        "nor does the bundle by default; what counts is the text_config in config.json"
+        "nor does the bundle by default; give it to catp-run, or to Pipeline.generate()"
     )
 
 

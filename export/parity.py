@@ -12,6 +12,7 @@ from catp.export.expected import MAX_NEW_TOKENS, Expected, ExpectedMatches, Expe
 from catp.export.match_parity import check_matches
 from catp.export.measures import check, relative_error
 from catp.export.reference import Votes
+from catp.export.turns import taking_turns
 from catp.runtime.bundle import Bundle
 from catp.runtime.engines import open_provider
 from catp.runtime.engines.base import Engine, to_host
@@ -63,7 +64,7 @@ def _said_to_be_emulated(check: ParityCheck) -> ParityCheck:
 
 def _checks(bundle: Bundle, precision: Precision, expected: ExpectedVotes) -> list[ParityCheck]:
     """Args: `precision`: whose limits hold."""
-    provider = open_provider("cpu")
+    provider = taking_turns(open_provider("cpu"), bundle)
     limit = RELATIVE_ERROR[precision]
     checks = [
         *_vision(provider.engine(bundle, "vision_encoder"), expected, limit),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +19,10 @@ from catp.runtime.manifest import MANIFEST_NAME
 def published(output: Path, overwrite: bool, holds: str | None = MANIFEST_NAME) -> Iterator[Path]:
     """A temporary folder beside `output` that is renamed to it on success and removed on failure.
 
-    A process killed meanwhile leaves the temporary folder (`.NAME.incomplete-PID`), which the next export to the same
-    place removes; one killed in the very moment of replacing leaves the old bundle as `.NAME.replaced-PID`, which the
-    next export puts back. Whoever fills the folder writes what nothing loads without last.
+    One that is interrupted (Ctrl-C, SIGTERM) leaves nothing. One that is killed leaves the temporary folder
+    (`.NAME.incomplete-PID`), which the next export to the same place removes; one killed in the very moment of
+    replacing leaves the old bundle as `.NAME.replaced-PID`, which the next export puts back. Whoever fills the folder
+    writes what nothing loads without last.
 
     Args:
         holds: a file by which a folder of ours is known: only such a one is replaced. None: by its place it is ours.
@@ -37,15 +40,33 @@ def published(output: Path, overwrite: bool, holds: str | None = MANIFEST_NAME) 
         folder.mkdir()
     except OSError as error:
         raise CatpError(f"output {str(output)[:200]}: can't write there ({error.strerror})") from None
+    with _termination_as_exit():
+        try:
+            yield folder
+            _move(folder, output, holds)
+        except OSError as error:
+            raise CatpError(
+                f"output {output}: writing failed ({error.strerror or error}); nothing was published"
+            ) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _termination_as_exit() -> Iterator[None]:
+    """While it lasts, SIGTERM (a container that stops, a job out of time) unwinds as Ctrl-C does: gigabytes go away."""
+    if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
+        yield
+        return
+
+    def leave(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, leave)
     try:
-        yield folder
-        _move(folder, output, holds)
-    except OSError as error:
-        raise CatpError(
-            f"output {output}: writing failed ({error.strerror or error}); nothing was published"
-        ) from error
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:

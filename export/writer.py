@@ -16,15 +16,24 @@ from catp.export import onnx_ops
 from catp.export.external_data import save_model
 from catp.export.float32_islands import float32_islands
 from catp.export.graphs import Graph
+from catp.export.weightless import Stored
 from catp.runtime.bundle import file_spec
 from catp.runtime.manifest import GraphSpec, Precision, TensorSpec
 
+_MACHINE = "pkg.torch.onnx.stack_trace"
+"""Metadata of nodes: names files of the machine that exported."""
 
-def write_graph(graph: Graph, folder: Path, precision: Precision) -> GraphSpec:
+
+def write_graph(graph: Graph, folder: Path, precision: Precision, stored: Stored | None = None) -> GraphSpec:
     """Write `<name>.onnx` and `<name>.onnx_data` into `folder`.
 
-    Weights are streamed from the module's own tensors to the file. Raises onnx.checker.ValidationError where
-    the result is not valid ONNX.
+    Weights are streamed to the file one by one, from the module's own tensors, or from those that stand behind them.
+
+    Args:
+        stored: the weights of a module that has none (`without_weights`).
+
+    Raises:
+        onnx.checker.ValidationError: the result is not valid ONNX.
     """
     path = folder / f"{graph.name}.onnx"
     with onnx_ops.onnx_attention(graph.module), warnings.catch_warnings(), torch.no_grad():
@@ -40,9 +49,15 @@ def write_graph(graph: Graph, folder: Path, precision: Precision) -> GraphSpec:
             input_names=graph.input_names,
             output_names=graph.output_names,
             dynamic_shapes=graph.dynamic_shapes,
+            optimize=False,
         )
-    assert program is not None
+        assert program is not None
+        if stored is not None:
+            stored.attach(program.model, graph.module)
+        program.optimize()  # with the weights at hand: it computes what depends on small ones alone
     model = program.model
+    for node in model.graph:
+        node.metadata_props.pop(_MACHINE, None)
     _rename_dimensions(model, graph.dimension_names)
     data = save_model(model, path)
     onnx.checker.check_model(path, full_check=True)

@@ -138,6 +138,7 @@ class ModelSpec(_Strict):
 
     id: str
     revision: str | None = None
+    adapter: str | None = Field(default=None, description="LoRA adapter that was merged into the weights")
     family: str
     language: LanguageKind = "decoder-only"
 

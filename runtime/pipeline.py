@@ -99,7 +99,7 @@ class Pipeline:
             positions: "original" or "compact"; None: the bundle's default.
             max_new_tokens: per prompt; None: the bundle's default.
             keep_mass: instead of a ratio, keep for each image the fewest tokens that have this share of its votes.
-            settings: how tokens are chosen; None: the bundle's default, which is the checkpoint's.
+            settings: how tokens are chosen; None: the bundle's default, as in Hugging Face's `generate()`.
             overrides: single settings by name, such as num_beams=4; see GenerationSettings.
 
         Raises:

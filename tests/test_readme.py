@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from catp.calibration.benchmark.report import read_report
+from catp.calibration.benchmark.subject import OURS, Case
 from catp.calibration.precision.report import PrecisionReport
 from catp.calibration.report import Report
 from catp.export.demo import samples
@@ -148,6 +149,22 @@ def test_the_latency_tables_are_the_recorded_report() -> None:
     assert len(tables) == 2 and all(table in README for table in tables)
     report = read_report(folder / "records" / "mid-size.json")
     assert not report.noisy and not [note for note in report.notes if "other tokens" in note]
+
+
+def test_what_is_said_of_pruning_at_full_size_is_the_recorded_report() -> None:
+    report = read_report(ROOT / "tests" / "benchmarks" / "records" / "blip2-opt-2.7b.json")
+    text = " ".join(README[README.index("at the sizes of blip2-opt-2.7b") :].partition("\n- ")[0].split())
+    before, after = (report.result(Case(1, OURS, ratio)).milliseconds for ratio in (0.0, 0.5))
+    assert f"takes {after['prefill'].p50:.0f} ms instead of {before['prefill'].p50:.0f}" in text
+    (pruned,) = report.speedups
+    total, first = pruned.by_stage["total"], pruned.by_stage["time_to_first_token"]
+    assert total.interval_95 is not None and total.interval_95[0] > 1 and not report.noisy
+    low, high = total.interval_95
+    assert f"{first.median:.2f} times as fast and the whole answer {total.median:.2f} ({low:.2f} to {high:.2f})" in text
+    assert report.break_even is not None
+    (payoff,) = report.break_even.payoffs
+    assert f"a vote of {payoff.vote_ms.median:.1f} ms ({100 * payoff.vote_of_total:.1f} % of the total)" in text
+    assert payoff.pays == "yes"
 
 
 def recorded(seed: int) -> Report:

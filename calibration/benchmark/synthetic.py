@@ -5,7 +5,7 @@ torch is used in a process of its own, which takes its memory along when it ends
 
 from __future__ import annotations
 
-import gc
+import json
 import multiprocessing
 import shutil
 import tempfile
@@ -29,8 +29,11 @@ BUNDLE = "bundle"
 
 QUERIES = 32
 IMAGE_SIZE, PATCH = 224, 14  # pixels, of a side
-MEMORY_COPIES, DISK_COPIES = 3, 2
-"""How often the float32 weights are in memory at most, and on disk at the end: checkpoint and bundle."""
+SHARD = 1_000_000_000
+"""Bytes from which on weights are written to a file of the checkpoint."""
+
+MEMORY_COPIES, DISK_COPIES = 1.25, 2
+"""How often the float32 weights are in memory at most, while they are timed, and on disk: checkpoint and bundle."""
 WORD_EMBEDDINGS = 0.05
 """Standard deviation. The head is the same table: with larger ones the best tokens differ by rounding errors."""
 
@@ -124,7 +127,6 @@ def _make(name: Geometry, made: Made) -> None:
 
     torch.manual_seed(0)
     _save_checkpoint(name, made.checkpoint)
-    gc.collect()
     export_bundle(str(made.checkpoint), made.bundle)
 
 
@@ -132,26 +134,73 @@ def _save_checkpoint(name: Geometry, folder: Path) -> None:
     import torch
     from transformers import AutoTokenizer, Blip2ForConditionalGeneration, Blip2Processor
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-    from transformers.utils import logging
 
     from catp.export.demo import CHECKPOINT
-    from catp.export.demo.untrained import spread_weights
 
-    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     config = _config(name, tokenizer)
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in Blip2ForConditionalGeneration(config).parameters())
-    check_room(name, parameters, folder.parent)
-    model = Blip2ForConditionalGeneration(config).eval()
-    spread_weights(model)
-    with torch.no_grad():
-        model.language_model.get_input_embeddings().weight.normal_(0, WORD_EMBEDDINGS)
-    model.save_pretrained(folder)
+        model = Blip2ForConditionalGeneration(config).eval()
+    check_room(name, sum(parameter.numel() for parameter in model.parameters()), folder.parent)
+    folder.mkdir()
+    _save_weights(model, folder)
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
     side = config.vision_config.image_size
     image_processor = BlipImageProcessorPil(size={"height": side, "width": side})
     Blip2Processor(image_processor, tokenizer, num_query_tokens=config.num_query_tokens).save_pretrained(folder)
     image_processor.save_pretrained(folder)
+
+
+def _save_weights(model: Any, folder: Path) -> None:
+    """Draw the weights of a model without any and save them, layer by layer: a file's worth is in memory at most."""
+    from safetensors.torch import save_file
+
+    index: dict[str, str] = {}
+    size = 0
+    shard: dict[str, Any] = {}
+
+    def save() -> None:
+        name = f"model-{len(set(index.values())) + 1:05}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        index.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    for weights in _drawn(model):
+        shard |= weights
+        size += sum(tensor.nbytes for tensor in weights.values())
+        if sum(tensor.nbytes for tensor in shard.values()) > SHARD:
+            save()
+    if shard:
+        save()
+    content = {"metadata": {"total_size": size}, "weight_map": index}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _drawn(model: Any) -> Iterator[dict[str, Any]]:
+    """Random weights by name, of one layer of a model on the meta device after the other, and of all the rest."""
+    import torch
+
+    from catp.export.demo.untrained import spread_weights
+
+    layers = [
+        list(layer.modules()) for part in model.modules() if isinstance(part, torch.nn.ModuleList) for layer in part
+    ]
+    inside = {module for layer in layers for module in layer}
+    for piece in (*layers, [module for module in model.modules() if module not in inside]):
+        for module in piece:
+            module.to_empty(device="cpu", recurse=False)
+        model.tie_weights()
+        for module in piece:
+            model._init_weights(module)
+        spread_weights(model)  # of the whole model, all of which costs nothing that is on the meta device
+        if model.get_input_embeddings() in piece:
+            with torch.no_grad():
+                model.get_input_embeddings().weight.normal_(0, WORD_EMBEDDINGS)
+        tied = model.all_tied_weights_keys
+        yield {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta and name not in tied}
+        for module in piece:
+            module.to_empty(device="meta", recurse=False)
 
 
 def _config(name: Geometry, tokenizer: Any) -> Any:

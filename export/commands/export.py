@@ -33,6 +33,10 @@ def export(
         str | None, typer.Option(help=f"Checkpoint: a local folder or a Hub id ({EXAMPLE_MODEL}). Default: the demo.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="LoRA adapter as PEFT saves it, a local folder or a Hub id: merged into the checkpoint."),
+    ] = None,
     keep_mass: Annotated[
         float | None,
         typer.Option(help="Default instead of a ratio: keep the fewest tokens with this share of the votes per image."),
@@ -114,6 +118,7 @@ def export(
         model or str(CHECKPOINT),
         output,
         revision=revision,
+        adapter=adapter,
         ratio=ratio,
         method=method,
         options=options,

@@ -65,7 +65,9 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
     """To standard output: this is the result."""
     manifest = bundle.manifest
     pruning = manifest.pruning
-    typer.echo(f"{manifest.model.id}: {manifest.model.family}, {manifest.image.width} x {manifest.image.height} images")
+    model = manifest.model
+    adapter = f" with adapter {model.adapter}" if model.adapter else ""
+    typer.echo(f"{model.id}{adapter}: {model.family}, {manifest.image.width} x {manifest.image.height} images")
     typer.echo(f"default: {pruning.method} keeps {describe_default(pruning)}, {pruning.positions} positions")
     typer.echo(f"answers: {manifest.generation.describe()}, at most {manifest.text.max_new_tokens} tokens")
     if manifest.calibration:

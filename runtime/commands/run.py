@@ -16,7 +16,7 @@ from catp.runtime.generation.settings import Overrides
 from catp.runtime.manifest import Positions
 from catp.runtime.pipeline import Pipeline
 
-_CHOICE = "How tokens are chosen (default: as the checkpoint's configuration says)"
+_CHOICE = "How tokens are chosen (default: as in generate() of Hugging Face)"
 
 
 _EARLY: dict[str, bool | Literal["never"]] = {"yes": True, "no": False, "never": "never"}

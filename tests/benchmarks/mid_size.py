@@ -97,7 +97,7 @@ def _cell(ratio: Ratio | None) -> str:
 
 
 def main(
-    folder: Annotated[Path, typer.Option(help="Where checkpoint and bundles are kept.")] = ROOT / "build" / "mid-size",
+    folder: Annotated[Path, typer.Option(help="Where checkpoint and bundles are kept.")] = Path("build/mid-size"),
     iterations: Annotated[int, typer.Option(min=1, help="Rounds.")] = 30,
     record: Annotated[Path | None, typer.Option(help="Print the tables of this report, and time nothing.")] = None,
 ) -> None:

@@ -297,3 +297,14 @@ def test_a_full_disk_publishes_nothing(tmp_path: Path) -> None:
     assert result.returncode == 1, result.stderr
     assert "writing failed" in result.stderr and "Traceback" not in result.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_too_little_disk_is_said_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("catp.export.exporter.shutil.disk_usage", lambda _: usage._replace(free=70_000_000))
+    monkeypatch.setattr("catp.export.exporter.compute_expected", lambda *_: pytest.fail("computed"))
+    result = RUNNER.invoke(app, ["-o", str(tmp_path / "out")])
+    assert result.exit_code == 1, result.output
+    # The demo's 2.2 million parameters in float32, and what lies beside them.
+    assert "the bundle needs 0.073 GB in" in " ".join(result.stderr.split()) and "0.070 GB are free" in result.stderr
+    assert not any(tmp_path.iterdir())

@@ -1,4 +1,7 @@
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +91,19 @@ def test_leftovers_of_a_dead_process_are_removed(tmp_path: Path) -> None:
     with published(tmp_path / "out", overwrite=False) as folder:
         (folder / "catp.json").write_text("{}")
     assert not dead.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from catp.export.publish import published\n"
+        "with published(Path(sys.argv[1]), overwrite=False) as folder:\n"
+        "    (folder / 'x.onnx_data').write_text('x'); print('begun', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.send_signal(number)
+        assert process.wait(20) != 0
+    assert not any(tmp_path.iterdir())
