@@ -96,7 +96,9 @@ def test_leftovers_of_a_dead_process_are_removed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from catp.export.publish import published\n"
+        "import signal, sys, time; from pathlib import Path; from catp.export.publish import published\n"
+        # Whatever a shell in the background left behind: there, Ctrl-C is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with published(Path(sys.argv[1]), overwrite=False) as folder:\n"
         "    (folder / 'x.onnx_data').write_text('x'); print('begun', flush=True); time.sleep(60)"
     )
