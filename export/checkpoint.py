@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as hf_logging
 
 from catp.export.adapter import CONFIG as ADAPTER_CONFIG
@@ -40,6 +40,11 @@ class Checkpoint:
         # Hugging Face's BLIP-2 generates with its language model's configuration, not with its own.
         language_model = getattr(self.model, "language_model", None)
         return GenerationConfig() if language_model is None else language_model.generation_config
+
+    @property
+    def placeholder_id(self) -> int:
+        """What stands for a query token among a prompt's ids."""
+        return getattr(self.model.config, _placeholder(self.family))
 
 
 def load_checkpoint(
@@ -85,7 +90,7 @@ def load_checkpoint(
             output_loading_info=True,
         )
         tokenizer = _tokenizer(model, source, adapter)
-        image_processor = AutoImageProcessor.from_pretrained(model, **source, backend="pil")
+        image_processor = family.image_processor(model, source)
         instruction_tokenizer = None
         if family.reads_instruction:
             instruction_tokenizer = AutoTokenizer.from_pretrained(model, **source, subfolder=INSTRUCTION_TOKENIZER)
@@ -105,13 +110,18 @@ def load_checkpoint(
     family.check(loaded, model)
     if not tokenizer("Question:").input_ids:
         raise UsageError(f"model {model}: it has no tokenizer (tokenizer.json); save its processor beside the weights")
-    if loaded.config.image_token_index is None:
+    if getattr(loaded.config, _placeholder(family)) is None:
         # Checkpoints from before processors had an image token: any id will do that no prompt contains.
         known = tokenizer.get_vocab()
-        loaded.config.image_token_index = known.get("<image>", tokenizer.pad_token_id)
-    _check_vocabulary(loaded, tokenizer, model)
+        setattr(loaded.config, _placeholder(family), known.get(f"<{family.sees}>", tokenizer.pad_token_id))
     revision = getattr(config, "_commit_hash", None) or revision
-    return Checkpoint(model, revision, family, loaded, tokenizer, image_processor, instruction_tokenizer)
+    checkpoint = Checkpoint(model, revision, family, loaded, tokenizer, image_processor, instruction_tokenizer)
+    _check_vocabulary(checkpoint)
+    return checkpoint
+
+
+def _placeholder(family: Family) -> str:
+    return f"{family.sees}_token_index"
 
 
 def _tokenizer(model: str, source: Mapping[str, Any], adapter: str | None) -> Any:
@@ -120,10 +130,11 @@ def _tokenizer(model: str, source: Mapping[str, Any], adapter: str | None) -> An
     return AutoTokenizer.from_pretrained(model, **source)
 
 
-def _check_vocabulary(loaded: Any, tokenizer: Any, model: str) -> None:
+def _check_vocabulary(checkpoint: Checkpoint) -> None:
     """Every token that a prompt can have needs an embedding; the image's placeholder is never looked up."""
-    rows = len(loaded.get_input_embeddings().weight)
-    used = max(number for number in tokenizer.get_vocab().values() if number != loaded.config.image_token_index)
+    model, rows = checkpoint.id, len(checkpoint.model.get_input_embeddings().weight)
+    known = checkpoint.tokenizer.get_vocab().values()
+    used = max(number for number in known if number != checkpoint.placeholder_id)
     if used >= rows:
         raise UsageError(
             f"model {model}: its tokenizer has tokens up to {used}, and its language model has embeddings for {rows}; "

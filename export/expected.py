@@ -25,15 +25,23 @@ MAX_NEW_TOKENS = 12
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with a prompt, of the kind the model is asked."""
+    """An image or a video with a prompt, of the kind the model is asked."""
 
-    image: Image.Image
+    image: Image.Image | Sequence[Image.Image]  # frames, as many in every sample
     prompt: str
+
+    @property
+    def frames(self) -> Sequence[Image.Image]:
+        """The pictures that the vision encoder sees, one where it is an image."""
+        return [self.image] if isinstance(self.image, Image.Image) else self.image
 
 
 @dataclass(frozen=True)
 class ExpectedVotes:
-    """What PyTorch makes of the samples' images, and of a prompt that the Q-Former reads."""
+    """What PyTorch makes of the samples' images, and of a prompt that the Q-Former reads.
+
+    B rows, one for each frame where samples are videos: F times as many, those of a video together.
+    """
 
     samples: Sequence[Sample]
     prompt_ids: list[list[int]]
@@ -54,6 +62,33 @@ class ExpectedVotes:
     def kept_embeds(self) -> np.ndarray:
         """float32 [B, k, Dl]"""
         return np.take_along_axis(self.query_embeds, self.kept_indices[:, :, None], axis=1)
+
+    @property
+    def frames(self) -> int:
+        return len(self.samples[0].frames)
+
+    @property
+    def frame_prompts(self) -> list[str]:
+        """The prompt that each row is about."""
+        return [sample.prompt for sample in self.samples for _ in sample.frames]
+
+    # What the language model reads: a row for each sample, its frames one after another.
+
+    @property
+    def sample_embeds(self) -> np.ndarray:
+        """float32 [B / F, F x N, Dl]"""
+        return self.query_embeds.reshape(len(self.samples), -1, self.query_embeds.shape[2])
+
+    @property
+    def sample_kept(self) -> np.ndarray:
+        """int64 [B / F, F x k]: which of `sample_embeds` are kept"""
+        first = np.arange(self.frames)[:, None] * self.query_embeds.shape[1]
+        return (self.kept_indices.reshape(len(self.samples), self.frames, -1) + first).reshape(len(self.samples), -1)
+
+    @property
+    def sample_kept_embeds(self) -> np.ndarray:
+        """float32 [B / F, F x k, Dl]"""
+        return np.take_along_axis(self.sample_embeds, self.sample_kept[:, :, None], axis=1)
 
 
 @dataclass(frozen=True)
@@ -89,11 +124,10 @@ def compute_expected(
             vision encoder's precision does to the votes is not the voting head's fault.
     """
     prompt_ids = [reference.tokenize(sample.prompt) for sample in samples]
-    pixel_values = reference.pixel_values([sample.image for sample in samples])
+    pixel_values = reference.pixel_values([frame for sample in samples for frame in sample.frames])
     image_embeds, image_weights = reference.image_embeds(pixel_values)
     image_embeds = image_embeds.to(image_embeds_dtype).float()
-    prompts = [sample.prompt for sample in samples]
-    instructions = reference.instructions(prompts)
+    instructions = reference.instructions([sample.prompt for sample in samples for _ in sample.frames])
     query_embeds, evidence = reference.query_embeds(image_embeds, image_weights, instructions)
     queries = query_embeds.shape[1]
     votes = count_votes(method, evidence)
@@ -118,17 +152,17 @@ def compute_expected(
 
 def _with_answers(reference: Reference, shared: ExpectedVotes) -> Expected:
     """Greedy answers, of the kept tokens in both position modes."""
-    prompts = [sample.prompt for sample in shared.samples]
-    query_embeds, pixel_values = torch.from_numpy(shared.query_embeds), torch.from_numpy(shared.pixel_values)
+    query_embeds = torch.from_numpy(shared.sample_embeds)
+    pixel_values = torch.from_numpy(shared.pixel_values).split(shared.frames)
     pruned: dict[Positions, list[Greedy]] = {"original": [], "compact": []}
     for row, ids in enumerate(shared.prompt_ids):
         for positions, greedy in pruned.items():
             greedy.append(
-                reference.continue_greedily(query_embeds[row], shared.kept_indices[row], positions, ids, MAX_NEW_TOKENS)
+                reference.continue_greedily(query_embeds[row], shared.sample_kept[row], positions, ids, MAX_NEW_TOKENS)
             )
     unpruned = [
-        reference.generate(pixel_values[row : row + 1], ids, MAX_NEW_TOKENS, reference.instructions([prompts[row]]))
-        for row, ids in enumerate(shared.prompt_ids)
+        reference.generate(pixels, ids, MAX_NEW_TOKENS, reference.instructions([sample.prompt]))
+        for sample, pixels, ids in zip(shared.samples, pixel_values, shared.prompt_ids)
     ]
     return Expected(**vars(shared), pruned=pruned, unpruned=unpruned)
 

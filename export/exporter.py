@@ -120,6 +120,8 @@ def export_bundle(
         family = checkpoint.family
         if keep_mass is not None and not family.generates_text:
             raise UsageError(f"keep mass {keep_mass}: texts are scored after equally many tokens each; give a --ratio")
+        if keep_mass is not None and family.frames is not None:
+            raise UsageError(f"keep mass {keep_mass}: frames of a video keep equally many tokens each; give a --ratio")
         voting.cross_layers(family.cross_layers(checkpoint.model))  # refuses layers that there aren't
         dtype = DTYPES[precision]
         _check_disk(checkpoint, folder, dtype)
@@ -128,7 +130,8 @@ def export_bundle(
             warn(unheeded)
         _write_files(checkpoint, folder)
         with step("run the samples in PyTorch"), one_part_in_memory(checkpoint.model):
-            expected = compute_expected(Reference(checkpoint), _samples(), voting, ratio, dtype, compared or ())
+            samples = _samples(family.frames)
+            expected = compute_expected(Reference(checkpoint), samples, voting, ratio, dtype, compared or ())
         graphs = _write_graphs(checkpoint, voting, compared, precision, folder, step)
         manifest = Manifest(
             model=ModelSpec(
@@ -137,6 +140,7 @@ def export_bundle(
                 adapter=None if adapter is None else _name(adapter),
                 family=family.name,
                 language=family.language.kind,
+                frames=family.frames,
             ),
             pruning=PruningSpec(
                 method=cast(Method, voting.name),
@@ -186,8 +190,14 @@ def _name(model: str) -> str:
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 
-def _samples() -> Sequence[Sample]:
-    return [Sample(load_image(sample.image), sample.prompt) for sample in demo_samples()]
+def _samples(frames: int | None) -> Sequence[Sample]:
+    """Pictures with questions; for a model of videos, each is followed by the next ones."""
+    demo = demo_samples()
+    pictures = [load_image(sample.image) for sample in demo]
+    if frames is None:
+        return [Sample(picture, sample.prompt) for picture, sample in zip(pictures, demo)]
+    videos = [[pictures[(row + frame) % len(pictures)] for frame in range(frames)] for row in range(len(pictures))]
+    return [Sample(video, sample.prompt) for video, sample in zip(videos, demo)]
 
 
 def _check_disk(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> None:
@@ -257,5 +267,5 @@ def _text_spec(checkpoint: Checkpoint) -> TextSpec:
         else None,
         decoder_start_token_id=generation.decoder_start_token_id,
         max_new_tokens=generation.max_new_tokens or DEFAULT_NEW_TOKENS,
-        image_token_id=checkpoint.model.config.image_token_index,
+        image_token_id=checkpoint.placeholder_id,
     )

@@ -25,7 +25,8 @@ def check_matches(pipeline: Pipeline, expected: ExpectedMatches, limit: float) -
     yield check("image_text_matching", "match_logits of kept queries: relative error", error, limit)
     error = relative_error(found.similarity, expected.kept.similarity)
     yield check("pipeline", "similarity of kept queries: relative error", error, limit)
-    images, texts = [sample.image for sample in expected.samples], [sample.prompt for sample in expected.samples]
+    images = [frame for sample in expected.samples for frame in sample.frames]
+    texts = [sample.prompt for sample in expected.samples]
     together = pipeline.match(images, texts, ratio=0)
     alone = [pipeline.match([image], [text], ratio=0)[0] for image, text in zip(images, texts)]
     for how, matches in (("singly", alone), ("as a ragged batch", together)):

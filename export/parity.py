@@ -133,9 +133,9 @@ def _language_model(pipeline: Pipeline, expected: Expected, limit: float) -> Ite
     manifest, model = pipeline.manifest, pipeline.language_model
     greedy = expected.pruned["original"]
     batch = Batch(
-        expected.kept_embeds.astype(_embeds_dtype(manifest)),
-        expected.kept_indices,
-        expected.query_embeds.shape[1],
+        expected.sample_kept_embeds.astype(_embeds_dtype(manifest)),
+        expected.sample_kept,
+        expected.sample_embeds.shape[1],
         expected.prompt_ids,
     )
     if isinstance(model, EncoderDecoder):
@@ -169,12 +169,11 @@ def _text_encoder(model: EncoderDecoder, batch: Batch, greedy: Sequence[Greedy],
 
 def _inputs(pipeline: Pipeline, expected: ExpectedVotes) -> Iterator[ParityCheck]:
     """What the graphs are given of pictures and prompts."""
-    images = [sample.image for sample in expected.samples]
-    prompts = [sample.prompt for sample in expected.samples]
-    wrong = sum(pipeline.tokenize(prompt) != ids for prompt, ids in zip(prompts, expected.prompt_ids))
+    images = [frame for sample in expected.samples for frame in sample.frames]
+    wrong = sum(pipeline.tokenize(s.prompt) != ids for s, ids in zip(expected.samples, expected.prompt_ids))
     yield check("tokenizer", "prompts with other token ids", wrong, 0)
     if expected.instructions:
-        wrong = _other_instructions(pipeline.instruct(prompts), expected.instructions)
+        wrong = _other_instructions(pipeline.instruct(expected.frame_prompts), expected.instructions)
         yield check("tokenizer", "prompts with other token ids for the Q-Former", wrong, 0)
 
     std = np.array(pipeline.manifest.image.image_std)[:, None, None]
@@ -204,18 +203,19 @@ def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) ->
         measure = f"unpruned, {how}: prompts with other tokens than generate()"
         yield check("pipeline", measure, wrong / len(prompts), limit)
 
-    pixels = pipeline.preprocess(images)
-    kept_indices = to_host(pipeline.prune(pipeline.encode(pixels, prompts), expected.num_kept).kept_indices)
+    pixels = pipeline.preprocess([frame for sample in expected.samples for frame in sample.frames])
+    encoded = pipeline.encode(pixels, expected.frame_prompts)
+    kept_indices = to_host(pipeline.prune(encoded, expected.num_kept).kept_indices)
     share = unexplained(kept_indices, expected.kept_indices, expected.votes).mean() / expected.num_kept
     yield check("pipeline", "share of other tokens kept, beyond near ties", share, KEPT_MISMATCH[precision])
 
     # The language model is given PyTorch's kept tokens, so that every row counts, whatever near ties did to the votes.
-    dtype = _embeds_dtype(pipeline.manifest)
+    embeds = expected.sample_kept_embeds.astype(_embeds_dtype(pipeline.manifest))
     for mode, greedy in expected.pruned.items():
         for how, groups in (("singly", rows), ("as a ragged batch", [list(range(len(prompts)))])):
             wrong = 0
             for group in groups:
-                pruned = Pruned(expected.kept_indices[group], expected.kept_embeds[group].astype(dtype))
+                pruned = Pruned(expected.sample_kept[group], embeds[group], expected.frames)
                 ids = [expected.prompt_ids[row] for row in group]
                 generation = pipeline.decode(pruned, ids, MAX_NEW_TOKENS, mode)
                 wrong += sum(

@@ -177,11 +177,11 @@ class Reference:
         max_new_tokens: int,
         instructions: Instructions | None = None,
     ) -> Greedy:
-        """Hugging Face `generate()`, greedy, of one image [1, 3, H, W] with all query tokens."""
-        config = self._model.config
-        ids = torch.tensor([[config.image_token_index] * config.num_query_tokens + list(prompt_ids)])
+        """Hugging Face `generate()`, greedy, of one image [1, 3, H, W] or one video [F, 3, H, W], all query tokens."""
+        placeholders = [self._checkpoint.placeholder_id] * self._model.config.num_query_tokens * len(pixel_values)
+        ids = torch.tensor([placeholders + list(prompt_ids)])
         output = self._model.generate(
-            pixel_values=pixel_values,
+            pixel_values=pixel_values if self._checkpoint.family.frames is None else pixel_values[None],
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,

@@ -20,11 +20,11 @@ class Timings:
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of one image and prompt."""
+    """The result of one image or video and prompt."""
 
     answer: str
     token_ids: list[int]  # generated ones, the end token included where it was reached
-    kept_indices: list[int]  # ascending, of 0 .. num_query_tokens - 1
+    kept_indices: list[int]  # ascending, of 0 .. num_query_tokens - 1, for a video of frame * num_query_tokens + these
     num_kept: int
     provider: str
     timings_ms: Timings

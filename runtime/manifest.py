@@ -141,6 +141,11 @@ class ModelSpec(_Strict):
     adapter: str | None = Field(default=None, description="LoRA adapter that was merged into the weights")
     family: str
     language: LanguageKind = "decoder-only"
+    frames: int | None = Field(
+        default=None,
+        ge=1,
+        description="of the videos that it was made for, any other number works; none: it takes images",
+    )
 
 
 class PruningSpec(_Strict):

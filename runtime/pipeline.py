@@ -30,6 +30,7 @@ from catp.runtime.pruning import check_mass, check_ratio, num_kept, num_kept_by_
 from catp.runtime.query_tokens import Encoded, Pruned, Votes
 from catp.runtime.text import TextCodec
 from catp.runtime.text_stream import TextStream
+from catp.runtime.videos import VideoSource, frames_of
 
 
 class Pipeline:
@@ -79,7 +80,7 @@ class Pipeline:
 
     def generate(
         self,
-        images: Sequence[ImageSource],
+        images: Sequence[VideoSource],
         prompts: Sequence[str],
         ratio: float | None = None,
         positions: Positions | None = None,
@@ -93,7 +94,7 @@ class Pipeline:
         An image that is given several times (the same path, the same object) is encoded and voted on once.
 
         Args:
-            images: files or PIL images.
+            images: files or PIL images; of a model of videos, sequences of these or folders, equally many frames each.
             prompts: as many; an empty one asks for a caption.
             ratio: fraction of query tokens removed, 0 <= ratio < 1; None: the bundle's default.
             positions: "original" or "compact"; None: the bundle's default.
@@ -113,15 +114,18 @@ class Pipeline:
         pruning = self._check_pruning(ratio, keep_mass)
         chosen = (settings or self.manifest.generation).asked_for(**overrides)
         token_ids = [self._text.encode(prompt) for prompt in prompts]
-        distinct, image_of = _distinct(images, prompts if self._instructions else None)
-        self._limits(token_ids, max_new_tokens, chosen)  # refuses before any work
+        videos = self._videos(images)
+        frames = len(videos[0])
+        distinct, image_of = _distinct(videos, prompts if self._instructions else None)
+        self._limits(token_ids, max_new_tokens, chosen, frames)  # refuses before any work
+        self._check_frames(frames, pruning[0], positions)
         clock = [time.perf_counter()]
-        pixel_values = self.preprocess([images[row] for row in distinct])
+        pixel_values = self.preprocess([frame for row in distinct for frame in videos[row]])
         clock.append(time.perf_counter())
-        encoded = self.encode(pixel_values, [prompts[row] for row in distinct])
+        encoded = self.encode(pixel_values, [prompts[row] for row in distinct for _ in range(frames)])
         self.provider.synchronize()  # so that each stage's time is its own
         clock.append(time.perf_counter())
-        groups = self._prune(encoded, len(distinct), *pruning)
+        groups = self._prune(encoded, len(distinct), frames, *pruning)
         kept_indices = {
             image: indices.tolist()
             for group, pruned in groups
@@ -159,7 +163,7 @@ class Pipeline:
 
     def ask(
         self,
-        image: ImageSource,
+        image: VideoSource,
         prompts: Sequence[str],
         ratio: float | None = None,
         positions: Positions | None = None,
@@ -176,7 +180,7 @@ class Pipeline:
 
     def stream(
         self,
-        image: ImageSource,
+        image: VideoSource,
         prompt: str,
         ratio: float | None = None,
         positions: Positions | None = None,
@@ -200,11 +204,13 @@ class Pipeline:
                 "don't stream"
             )
         token_ids = [self._text.encode(prompt)]
-        self._limits(token_ids, max_new_tokens, chosen)
-        self._check_positions(positions)
+        (video,) = self._videos([image])
+        self._limits(token_ids, max_new_tokens, chosen, len(video))
+        self._check_frames(len(video), pruning[0], positions)
 
         def pieces() -> Iterator[str]:
-            ((_, pruned),) = self._prune(self.encode(self.preprocess([image]), [prompt]), 1, *pruning)
+            encoded = self.encode(self.preprocess(video), [prompt] * len(video))
+            ((_, pruned),) = self._prune(encoded, 1, len(video), *pruning)
             text = TextStream(self._text, chosen.stop_strings)
             request = self._request(pruned, token_ids, max_new_tokens, positions, chosen)
             for generation in generate_in_steps(self.language_model, request):
@@ -221,16 +227,47 @@ class Pipeline:
             raise UsageError(f"ratio {ratio} and keep mass {keep_mass}: give one of them")
         if ratio is None and keep_mass is None:
             keep_mass = self.manifest.pruning.keep_mass
+        if keep_mass is not None and self.manifest.model.frames is not None:
+            raise UsageError(f"keep mass {keep_mass}: frames of a video keep equally many tokens each; give a ratio")
         kept = self.num_kept(ratio)
         self._check_mass(keep_mass)
         return kept, keep_mass
 
+    def _videos(self, sources: Sequence[VideoSource]) -> list[tuple[ImageSource, ...]]:
+        """The frames of each, equally many; an image is one frame."""
+        if self.manifest.model.frames is None:
+            for source in sources:
+                if isinstance(source, Sequence) and not isinstance(source, str):
+                    raise UsageError(
+                        f"image: a sequence of {len(source)}, and {self.manifest.model.family} takes one image a "
+                        "prompt; accepted: a file or a PIL image"
+                    )
+            return [(source,) for source in sources]  # type: ignore[misc]
+        videos = [frames_of(source) for source in sources]
+        lengths = sorted({len(frames) for frames in videos})
+        if len(lengths) > 1:
+            raise UsageError(
+                f"videos of {', '.join(map(str, lengths))} frames: a batch has equally many in each; give them singly"
+            )
+        return videos
+
+    def _check_frames(self, frames: int, kept: int, positions: Positions | None) -> None:
+        """Refuses more frames than the language model has positions for, before they are encoded."""
+        each = self.manifest.pruning.num_query_tokens if self._check_positions(positions) == "original" else kept
+        most = self.manifest.text.max_positions
+        if frames > 1 and most is not None and frames * each >= most:
+            raise UsageError(
+                f"video: {frames} frames take {each} positions each, and this model has {most} with the prompt's; give "
+                f"at most {(most - 1) // each} frames"
+            )
+
     def _prune(
-        self, encoded: Encoded, images: int, kept: int, keep_mass: float | None
+        self, encoded: Encoded, images: int, frames: int, kept: int, keep_mass: float | None
     ) -> list[tuple[list[int], Pruned]]:
-        """Images that keep equally many tokens, together."""
+        """Images, or videos of so many frames, that keep equally many tokens, together."""
         if keep_mass is None:
-            return [(list(range(images)), self.prune(encoded, kept))]
+            pruned = self.prune(encoded, kept).joined(frames, self.manifest.pruning.num_query_tokens)
+            return [(list(range(images)), pruned)]
         return self._groups(self.votes(encoded), keep_mass)
 
     def match(self, images: Sequence[ImageSource], texts: Sequence[str], ratio: float | None = None) -> list[Match]:
@@ -374,9 +411,9 @@ class Pipeline:
         pruning = self.manifest.pruning
         rows, kept = pruned.kept_indices.shape
         if self._check_positions(positions) == "original":
-            # As in training: kept tokens stay where they were, and the text begins after all N.
+            # As in training: kept tokens stay where they were, and the text begins after all N of every frame.
             where: Value = pruned.kept_indices
-            start = pruning.num_query_tokens
+            start = pruning.num_query_tokens * pruned.frames
         else:
             where, start = np.tile(np.arange(kept), (rows, 1)), kept
         if images is not None and list(images) == list(range(rows)):
@@ -384,8 +421,8 @@ class Pipeline:
         stop = tuple(string.encode() for string in settings.stop_strings)
         return Request(
             Batch(pruned.kept_embeds, where, start, prompts, images),
-            self._contexts(prompts),
-            self._limits(prompts, max_new_tokens, settings),
+            self._contexts(prompts, pruned.frames),
+            self._limits(prompts, max_new_tokens, settings, pruned.frames),
             Ending(frozenset(self.manifest.text.eos_token_ids), StopStrings(stop, self._text.piece) if stop else None),
             settings,
         )
@@ -396,16 +433,17 @@ class Pipeline:
             raise UsageError(f"positions {mode!r}: unknown; accepted: {', '.join(get_args(Positions))}")
         return mode
 
-    def _contexts(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def _contexts(self, prompts: Sequence[Sequence[int]], frames: int) -> list[list[int]]:
         """What comes before each answer, as Hugging Face counts ids: all query tokens, also where some are pruned."""
         placeholder = self.manifest.text.image_token_id
-        image = [] if placeholder is None else [placeholder] * self.manifest.pruning.num_query_tokens
+        image = [] if placeholder is None else [placeholder] * self.manifest.pruning.num_query_tokens * frames
         return [self.language_model.context(prompt, image) for prompt in prompts]
 
     def _limits(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int | None, settings: GenerationSettings
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int | None, settings: GenerationSettings, frames: int
     ) -> list[int]:
-        return limit_lengths(self._contexts(prompts), max_new_tokens, self.manifest.text.max_new_tokens, settings)
+        contexts = self._contexts(prompts, frames)
+        return limit_lengths(contexts, max_new_tokens, self.manifest.text.max_new_tokens, settings)
 
     def tokenize(self, prompt: str) -> list[int]:
         """Token ids of a prompt, special tokens included."""
@@ -416,19 +454,20 @@ class Pipeline:
         return self._text.decode(token_ids)
 
 
-def _distinct(images: Sequence[ImageSource], prompts: Sequence[str] | None) -> tuple[list[int], list[int]]:
-    """Where each image is first given, and which of these every given one is.
+def _distinct(videos: Sequence[tuple[ImageSource, ...]], prompts: Sequence[str] | None) -> tuple[list[int], list[int]]:
+    """Where each image or video is first given, and which of these every given one is.
 
     Paths are compared by name, pictures in memory by identity.
 
     Args:
         prompts: of a Q-Former that reads them too: then an image with another prompt is another one.
     """
-    found: dict[tuple[str | int, str], int] = {}
+    found: dict[tuple[tuple[str | int, ...], str], int] = {}
     first: list[int] = []
     which = []
-    for row, image in enumerate(images):
-        key = (id(image) if isinstance(image, Image.Image) else os.fspath(image), prompts[row] if prompts else "")
+    for row, frames in enumerate(videos):
+        pictures = tuple(id(frame) if isinstance(frame, Image.Image) else os.fspath(frame) for frame in frames)
+        key = (pictures, prompts[row] if prompts else "")
         if key not in found:
             found[key] = len(first)
             first.append(row)

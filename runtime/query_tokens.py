@@ -7,15 +7,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from catp.runtime.engines.base import Value
+from catp.runtime.engines.base import Value, to_host
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What the language model gets to see of a batch of images, in the engine's memory."""
+    """What the language model gets to see of a batch of images or videos, in the engine's memory."""
 
     kept_indices: Value  # int64 [B, k] ascending
     kept_embeds: Value  # [B, k, Dl]
+    frames: int = 1  # whose tokens stand one after another in each row
+
+    def joined(self, frames: int, queries: int) -> Pruned:
+        """Rows of so many frames each, F x k tokens in a row; query token i of frame f becomes f * queries + i.
+
+        Args:
+            queries: how many query tokens a frame has before pruning.
+        """
+        if frames == 1:
+            return self
+        indices, embeds = to_host(self.kept_indices), to_host(self.kept_embeds)
+        rows, first = len(indices) // frames, np.arange(frames)[:, None] * queries
+        return Pruned(
+            (indices.reshape(rows, frames, -1) + first).reshape(rows, -1),
+            embeds.reshape(rows, -1, embeds.shape[2]),
+            frames,
+        )
 
 
 Encoded = Mapping[str, Value]

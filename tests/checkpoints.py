@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from transformers import (
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     InstructBlipProcessor,
+    InstructBlipVideoConfig,
+    InstructBlipVideoForConditionalGeneration,
     LlamaConfig,
     PreTrainedTokenizerFast,
     T5Config,
@@ -42,6 +45,9 @@ FEWER: dict[str, Any] = {
     "qformer_config": {**QFORMER, "num_hidden_layers": 3, "initializer_range": 0.25},
 }
 """Of the families after the first: what every layer is like is known by then. An instruction multiplies rounding."""
+
+FEWEST: dict[str, Any] = {**FEWER, "qformer_config": {**FEWER["qformer_config"], "num_hidden_layers": 1}}
+"""Of models of videos, whose graphs are InstructBLIP's."""
 
 
 def llama(vocabulary: int) -> LlamaConfig:
@@ -100,6 +106,42 @@ def save_instructblip_t5_checkpoint(folder: Path, seed: int = 3) -> Path:
     return save(folder, model, tokenizer, qformer_tokenizer())
 
 
+def save_video_checkpoint(folder: Path, seed: int = 3) -> Path:
+    """InstructBLIP on videos with a Llama that has positions for four frames."""
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    tokenizer.add_tokens(["<video>"], special_tokens=True)
+    positions = 4 * QUERIES + 60
+    text = {**llama(len(tokenizer)).to_dict(), "num_hidden_layers": 1, "max_position_embeddings": positions}
+    config = InstructBlipVideoConfig(text_config=text, **FEWEST, **whole(tokenizer, "video"))
+    return save_video(folder, InstructBlipVideoForConditionalGeneration(config), tokenizer)
+
+
+def save_video_t5_checkpoint(folder: Path, seed: int = 3) -> Path:
+    """InstructBLIP on videos with a Flan-T5."""
+    torch.manual_seed(seed)
+    tokenizer = t5_tokenizer()
+    tokenizer.add_tokens(["<video>"], special_tokens=True)
+    text = {**flan_t5(len(tokenizer)).to_dict(), "num_decoder_layers": 1}
+    config = InstructBlipVideoConfig(text_config=text, **FEWEST, **whole(tokenizer, "video"))
+    model = InstructBlipVideoForConditionalGeneration(config)
+    spread_distances(model.language_model)
+    return save_video(folder, model, tokenizer)
+
+
+def save_video(folder: Path, model: Any, tokenizer: Any) -> Path:
+    """What Hugging Face's processor of videos would save: it can't be made without torchvision."""
+    peaked(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    qformer_tokenizer().save_pretrained(folder / "qformer_tokenizer")
+    settings = BlipImageProcessorPil(size={"height": 56, "width": 56}).to_dict()
+    del settings["image_processor_type"]
+    settings["video_processor_type"] = "InstructBlipVideoVideoProcessor"
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
 def save_retrieval_checkpoint(folder: Path, seed: int = 3) -> Path:
     """BLIP-2 for image-text retrieval: the Q-Former's words are BERT's, and no layer is like another."""
     torch.manual_seed(seed)
@@ -149,11 +191,11 @@ def spread_distances(lm: Any) -> None:
                     parameter.normal_(0, 0.3 if name.endswith(("q.weight", "k.weight")) else 0.5)
 
 
-def whole(tokenizer: Any) -> dict[str, Any]:
+def whole(tokenizer: Any, sees: str = "image") -> dict[str, Any]:
     """What configures the model as a whole."""
     return {
         "num_query_tokens": QUERIES,
-        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        f"{sees}_token_index": tokenizer.convert_tokens_to_ids(f"<{sees}>"),
         "initializer_range": 0.1,
     }
 

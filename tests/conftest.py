@@ -14,6 +14,8 @@ from checkpoints import (
     save_instructblip_t5_checkpoint,
     save_odd_checkpoint,
     save_retrieval_checkpoint,
+    save_video_checkpoint,
+    save_video_t5_checkpoint,
 )
 from typer.testing import CliRunner
 
@@ -134,6 +136,28 @@ def instructblip_t5_checkpoint(shared: Shared) -> Path:
 @pytest.fixture(scope="session")
 def instructblip_t5_bundle(instructblip_t5_checkpoint: Path, shared: Shared) -> Path:
     return shared("instructblip-t5-bundle", lambda folder: export_bundle(str(instructblip_t5_checkpoint), folder))
+
+
+@pytest.fixture(scope="session")
+def video_checkpoint(shared: Shared) -> Path:
+    """InstructBLIP on videos with a Llama."""
+    return shared("video-checkpoint", save_video_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def video_bundle(video_checkpoint: Path, shared: Shared) -> Path:
+    return shared("video-bundle", lambda folder: export_bundle(str(video_checkpoint), folder, ratio=0.3))
+
+
+@pytest.fixture(scope="session")
+def video_t5_checkpoint(shared: Shared) -> Path:
+    """InstructBLIP on videos with a Flan-T5."""
+    return shared("video-t5-checkpoint", save_video_t5_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def video_t5_bundle(video_t5_checkpoint: Path, shared: Shared) -> Path:
+    return shared("video-t5-bundle", lambda folder: export_bundle(str(video_t5_checkpoint), folder, method="l2-norm"))
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ NO_TOKENS = "scores texts"
 
 @dataclass
 class Family:
-    """A bundle, the checkpoint that it was made from, and eight questions of different length about as many images."""
+    """A bundle, its checkpoint, and eight questions of different length about as many images, or videos."""
 
     bundle: Path
     checkpoint: Path
@@ -55,8 +55,19 @@ class Family:
         return list(scenes.examples(8, seed=5))
 
     @property
-    def images(self) -> list[Image.Image]:
-        return [example.image for example in self.examples]
+    def frames(self) -> int:
+        return self.pipeline.manifest.model.frames or 1
+
+    @property
+    def pictures(self) -> list[list[Image.Image]]:
+        """Of each image or video."""
+        pictures = [example.image for example in self.examples]
+        return [[pictures[(row + frame) % len(pictures)] for frame in range(self.frames)] for row in range(8)]
+
+    @cached_property
+    def images(self) -> list[Any]:
+        """As the pipeline is given them."""
+        return [frames if self.pipeline.manifest.model.frames else frames[0] for frames in self.pictures]
 
     @property
     def prompts(self) -> list[str]:
@@ -67,10 +78,28 @@ class Family:
         images, prompts = [self.images[row] for row in rows], [self.prompts[row] for row in rows]
         return self.pipeline.generate(images, prompts, max_new_tokens=NEW_TOKENS, **options)
 
+    def _inputs(self, row: int) -> Any:
+        return self.processor(images=self.images[row], text=self.prompts[row], return_tensors="pt")
+
+    def _video_inputs(self, row: int) -> Any:
+        """What Hugging Face's processor of videos makes, which needs torchvision."""
+        tokenizer, model = self.hugging_face.tokenizer, self.hugging_face.model
+        text = "<video>" * model.config.num_query_tokens * self.frames
+        ids = tokenizer(text, add_special_tokens=False).input_ids + tokenizer(self.prompts[row]).input_ids
+        instruction = self.hugging_face.instruction_tokenizer(self.prompts[row], return_tensors="pt")
+        pixel_values = self.hugging_face.image_processor(self.pictures[row], return_tensors="pt").pixel_values
+        return {
+            "pixel_values": pixel_values[None],
+            "qformer_input_ids": instruction.input_ids,
+            "qformer_attention_mask": instruction.attention_mask,
+            "input_ids": torch.tensor([ids]),
+            "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+        }
+
     @torch.no_grad()
     def generate(self, row: int, num_beams: int = 1) -> list[int]:
         """By Hugging Face's processor and `generate()`, nothing of ours in between."""
-        inputs = self.processor(images=self.images[row], text=self.prompts[row], return_tensors="pt")
+        inputs = self._video_inputs(row) if self.pipeline.manifest.model.frames else self._inputs(row)
         model = self.hugging_face.model
         if model.language_model.config.is_encoder_decoder:  # its own cache has too few layers for a deeper decoder
             inputs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -126,8 +155,11 @@ def beams(family: Family) -> str:
 def pruned(family: Family, positions: Positions) -> str:
     """The tokens of Hugging Face's language model, given the same kept tokens."""
     reference = Reference(family.hugging_face)
-    embeds, weights = reference.image_embeds(reference.pixel_values(family.images))
-    query_embeds, _ = reference.query_embeds(embeds, weights, reference.instructions(family.prompts))
+    frames = [frame for frames in family.pictures for frame in frames]
+    prompts = [prompt for prompt in family.prompts for _ in range(family.frames)]
+    embeds, weights = reference.image_embeds(reference.pixel_values(frames))
+    query_embeds, _ = reference.query_embeds(embeds, weights, reference.instructions(prompts))
+    query_embeds = query_embeds.reshape(8, -1, query_embeds.shape[2])  # frames one after another
     for row, answer in enumerate(family.answers(list(range(8)), ratio=0.4, positions=positions)):
         ids = reference.tokenize(family.prompts[row])
         expected = reference.continue_greedily(query_embeds[row], answer.kept_indices, positions, ids, NEW_TOKENS)
@@ -148,7 +180,8 @@ def engines(family: Family) -> str:
     with tempfile.TemporaryDirectory() as folder:  # other tests share the bundle itself
         copy = shutil.copytree(family.bundle, Path(folder) / "bundle", copy_function=os.link)
         result = CliRunner().invoke(
-            build_command, [str(copy), "--target", "tensorrt-rtx", "--compute-capability", "8.6"]
+            build_command,
+            [str(copy), "--target", "tensorrt-rtx", "--compute-capability", "8.6", "--max-length", "192"],
         )
     assert result.exit_code == 0, result.output
     return "builds"
@@ -195,6 +228,8 @@ FAMILIES = {
     "BLIP-2 with Flan-T5": ("t5_bundle", "t5_checkpoint"),
     "InstructBLIP with Vicuna": ("instructblip_bundle", "instructblip_checkpoint"),
     "InstructBLIP with Flan-T5": ("instructblip_t5_bundle", "instructblip_t5_checkpoint"),
+    "InstructBLIP on videos, with Vicuna": ("video_bundle", "video_checkpoint"),
+    "InstructBLIP on videos, with Flan-T5": ("video_t5_bundle", "video_t5_checkpoint"),
     "BLIP-2 for retrieval": ("retrieval_bundle", "retrieval_checkpoint"),
 }
 """Fixtures of the bundle and of its checkpoint; None: the demo's."""

@@ -29,7 +29,7 @@ def build(
             help="To build for, such as 8.6; repeat it for one plan that serves several. Default: the GPU here."
         ),
     ] = None,
-    max_batch: Annotated[int, typer.Option(help="Images at a time.")] = 4,
+    max_batch: Annotated[int, typer.Option(help="Images, or videos, at a time.")] = 4,
     max_prompt: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 64,
     max_length: Annotated[
         int, typer.Option(help="Slots of the KV cache: image tokens kept, prompt and answer together.")

@@ -50,6 +50,12 @@ class Limits:
             return best, best, best
         return 1, best, pruning.num_query_tokens
 
+    def prefix(self, manifest: Manifest) -> Extent:
+        """How many tokens the language model reads before a prompt: of a video, those of all its frames."""
+        least, usual, most = self.kept(manifest)
+        frames = manifest.model.frames or 1
+        return least, usual * frames, most * frames
+
     def check(self, manifest: Manifest) -> None:
         """Refuse a cache that the largest call does not fit.
 
@@ -63,7 +69,7 @@ class Limits:
             )
         if manifest.model.language != "decoder-only":
             return  # a cache, if there is one, holds nothing but the answer
-        most = self.kept(manifest)[2]
+        most = self.prefix(manifest)[2]
         if most + self.max_prompt > self.max_length:
             raise UsageError(
                 f"--max-length {self.max_length}: {most} image tokens and a prompt of {self.max_prompt} do not fit; "
@@ -79,10 +85,14 @@ class Limits:
 
     def profiles(self, graph: GraphSpec, manifest: Manifest) -> tuple[Profile, ...]:
         """One profile for every kind of call that the orchestrator makes of the graph."""
-        kept = self.kept(manifest)
+        # A video's frames are images of their own to the graphs that see and choose, and one prefix to the others.
+        images = any(tensor.name in ("pixel_values", "num_kept") for tensor in graph.inputs)
+        kept = self.kept(manifest) if images else self.prefix(manifest)
+        together = (manifest.model.frames or 1) if images else 1
+        batch = (1, together, self.max_batch * together)
         prompt = (1, min(_USUAL_PROMPT, self.max_prompt), self.max_prompt)
         encoded = (kept[0] + prompt[0], kept[1] + prompt[1], kept[2] + prompt[2])
-        once: dict[str, Extent] = {"batch": (1, 1, self.max_batch), "seq": prompt, "num_kept": kept, "encoded": encoded}
+        once: dict[str, Extent] = {"batch": batch, "seq": prompt, "num_kept": kept, "encoded": encoded}
         once |= {"instruction": prompt, "text": prompt}
         step: dict[str, Extent] = {**once, "seq": (1, 1, 1), "num_kept": (0, 0, 0)}
         fixed, dimensions = self.fixed(graph, manifest), _dimensions(graph)

@@ -8,6 +8,7 @@ from catp.export.families.base import Family
 from catp.export.families.blip2 import Blip2
 from catp.export.families.blip2_retrieval import Blip2Retrieval
 from catp.export.families.instructblip import InstructBlip
+from catp.export.families.instructblip_video import InstructBlipVideo
 from catp.export.language_models import DecoderOnly, EncoderDecoder, NoLanguageModel
 from catp.runtime.errors import UsageError
 from catp.runtime.manifest import LanguageKind
@@ -15,7 +16,11 @@ from catp.runtime.manifest import LanguageKind
 FAMILIES: dict[tuple[str, str], Family] = {
     (family.model_type, family.language.kind): family
     for family in (
-        *(image_side(language()) for image_side in (Blip2, InstructBlip) for language in (DecoderOnly, EncoderDecoder)),
+        *(
+            image_side(language())
+            for image_side in (Blip2, InstructBlip, InstructBlipVideo)
+            for language in (DecoderOnly, EncoderDecoder)
+        ),
         Blip2Retrieval(NoLanguageModel()),
     )
 }

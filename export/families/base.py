@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import AutoImageProcessor
 
 from catp.export.graphs import Graph, qformer_voting, vision_encoder
 from catp.export.language_models import LanguagePart
@@ -33,6 +34,8 @@ class Family:
     title: str  # for people: "BLIP-2"
     model_type: str  # Hugging Face's, of the whole model
     reads_instruction = False  # whether its Q-Former reads the prompt too
+    frames: int | None = None  # of the videos that it was made for; None: it takes images
+    sees = "image"  # in the names of the placeholder that stands for a query token among a prompt's ids
 
     def __init__(self, language: LanguagePart) -> None:
         self.language = language
@@ -46,6 +49,10 @@ class Family:
     def model_class(self) -> type[Any]:
         """The Hugging Face class that `from_pretrained` is called on."""
         raise NotImplementedError
+
+    def image_processor(self, model: str, source: Mapping[str, Any]) -> Any:
+        """What makes pixel values of pictures, as `from_pretrained(model, **source)` finds it."""
+        return AutoImageProcessor.from_pretrained(model, **source, backend="pil")
 
     def check(self, model: Any, name: str) -> None:
         """Raises UsageError where this checkpoint has a part that the graphs can't express."""

@@ -26,7 +26,11 @@ def run(
     bundle: Annotated[Path, typer.Argument(help="Folder written by catp-export.")],
     image: Annotated[
         list[Path],
-        typer.Option("--image", help="Image file; repeat with --prompt for a batch, or give one for all prompts."),
+        typer.Option(
+            "--image",
+            help="Image file, or folder of frames for a model of videos; repeat with --prompt for a batch, or give one "
+            "for all prompts.",
+        ),
     ],
     prompt: Annotated[
         list[str], typer.Option("--prompt", help="Text for the image before it; an empty one asks for a caption.")

@@ -22,6 +22,7 @@ VOTES = "every question has votes of its own"
     [
         (bench, "t5_bundle", [], [], "accepted: a decoder-only language model"),
         (bench, "instructblip_bundle", [], [], VOTES),
+        (bench, "video_bundle", [], [], VOTES),
         (
             calibrate,
             "t5_bundle",
@@ -31,6 +32,7 @@ VOTES = "every question has votes of its own"
         ),
         (calibrate, "instructblip_bundle", ["ratio"], [], VOTES),
         (explain, "instructblip_bundle", [], [*IMAGE, "-o", "out.png"], VOTES),
+        (explain, "video_bundle", [], [*IMAGE, "-o", "out.png"], VOTES),
     ],
 )
 def test_another_family_is_refused_in_one_line(

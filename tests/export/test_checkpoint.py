@@ -58,9 +58,9 @@ def test_an_encoder_decoder_language_model_is_named(copy: Path) -> None:
     assert "encoder-decoder language model is 'bart'" in message and "accepted: 't5'" in message
 
 
-def test_a_video_model_is_named(copy: Path) -> None:
-    edit_config(copy, model_type="instructblipvideo")
-    assert "'instructblipvideo' with the decoder-only language model 'opt'" in refusal(copy, UsageError)
+def test_another_family_is_named(copy: Path) -> None:
+    edit_config(copy, model_type="llava")
+    assert "'llava' with the decoder-only language model 'opt'" in refusal(copy, UsageError)
 
 
 def test_a_language_model_without_position_ids_is_named(copy: Path) -> None:
