@@ -21,6 +21,8 @@ class Pruned:
     def joined(self, frames: int, queries: int) -> Pruned:
         """Rows of so many frames each, F x k tokens in a row; query token i of frame f becomes f * queries + i.
 
+        In host memory, but for single frames: a tensor of an engine has one shape.
+
         Args:
             queries: how many query tokens a frame has before pruning.
         """
