@@ -24,7 +24,7 @@ from catp.runtime.bundle import is_dir
 from catp.runtime.commands.console import busy
 from catp.runtime.errors import CatpError, UsageError
 
-Geometry = Literal["tiny", "mid", "blip2-opt-2.7b"]
+Geometry = Literal["tiny", "mid", "blip2-opt-2.7b", "blip2-flan-t5-xl"]
 BUNDLE = "bundle"
 
 QUERIES = 32
@@ -35,7 +35,7 @@ SHARD = 1_000_000_000
 MEMORY_COPIES, DISK_COPIES = 1.25, 2
 """How often the float32 weights are in memory at most, while they are timed, and on disk: checkpoint and bundle."""
 WORD_EMBEDDINGS = 0.05
-"""Standard deviation. The head is the same table: with larger ones the best tokens differ by rounding errors."""
+"""Standard deviation. OPT's head is the same table: with larger ones the best tokens differ by rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,19 @@ class Sizes:
 
     vision: Tower
     qformer: Tower  # cross-attention in every second layer
-    language: Tower
+    language: Tower  # of Flan-T5 the encoder, and the decoder is another one
     vocabulary: int
-    positions: int = 2048
+    positions: int = 2048  # of OPT
+    flan_t5: bool = False  # as language model, in place of OPT
 
 
 SIZES: dict[str, Sizes] = {
     "mid": Sizes(Tower(12, 768, 12, 3072), Tower(12, 768, 12, 3072), Tower(12, 768, 12, 3072), vocabulary=50272),
     "blip2-opt-2.7b": Sizes(
         Tower(39, 1408, 16, 6144), Tower(12, 768, 12, 3072), Tower(32, 2560, 32, 10240), vocabulary=50304
+    ),
+    "blip2-flan-t5-xl": Sizes(
+        Tower(39, 1408, 16, 6144), Tower(12, 768, 12, 3072), Tower(24, 2048, 32, 5120), vocabulary=32128, flan_t5=True
     ),
 }
 """All but those of the demo, which are "tiny"."""
@@ -131,16 +135,14 @@ def _make(name: Geometry, made: Made) -> None:
 
 
 def _save_checkpoint(name: Geometry, folder: Path) -> None:
-    import torch
-    from transformers import AutoTokenizer, Blip2ForConditionalGeneration, Blip2Processor
+    from transformers import AutoTokenizer, Blip2Processor
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
     from catp.export.demo import CHECKPOINT
 
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     config = _config(name, tokenizer)
-    with torch.device("meta"):
-        model = Blip2ForConditionalGeneration(config).eval()
+    model = _weightless(config)
     check_room(name, sum(parameter.numel() for parameter in model.parameters()), folder.parent)
     folder.mkdir()
     _save_weights(model, folder)
@@ -150,6 +152,22 @@ def _save_checkpoint(name: Geometry, folder: Path) -> None:
     image_processor = BlipImageProcessorPil(size={"height": side, "width": side})
     Blip2Processor(image_processor, tokenizer, num_query_tokens=config.num_query_tokens).save_pretrained(folder)
     image_processor.save_pretrained(folder)
+
+
+def _weightless(config: Any) -> Any:
+    """The model on the meta device. Flan-T5's head is not its table of embeddings, which transformers' T5 takes it for
+    until it finds both in a checkpoint.
+    """
+    import torch
+    from transformers import Blip2ForConditionalGeneration
+
+    with torch.device("meta"):
+        model = Blip2ForConditionalGeneration(config).eval()
+    if config.text_config.is_encoder_decoder:
+        head = model.language_model.lm_head
+        head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
+        del model.all_tied_weights_keys["language_model.lm_head.weight"]
+    return model
 
 
 def _save_weights(model: Any, folder: Path) -> None:
@@ -183,36 +201,37 @@ def _drawn(model: Any) -> Iterator[dict[str, Any]]:
 
     from catp.export.demo.untrained import spread_weights
 
-    layers = [
-        list(layer.modules()) for part in model.modules() if isinstance(part, torch.nn.ModuleList) for layer in part
-    ]
+    lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList)]
+    nested = {part for outer in lists for part in outer.modules() if part is not outer}  # as T5's layers have them
+    layers = [list(layer.modules()) for part in lists if part not in nested for layer in part]
     inside = {module for layer in layers for module in layer}
     for piece in (*layers, [module for module in model.modules() if module not in inside]):
         for module in piece:
             module.to_empty(device="cpu", recurse=False)
-        model.tie_weights()
+        model.tie_weights(recompute_mapping=False)
         for module in piece:
             model._init_weights(module)
         spread_weights(model)  # of the whole model, all of which costs nothing that is on the meta device
         if model.get_input_embeddings() in piece:
             with torch.no_grad():
-                model.get_input_embeddings().weight.normal_(0, WORD_EMBEDDINGS)
-        tied = model.all_tied_weights_keys
-        yield {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta and name not in tied}
+                tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+                model.get_input_embeddings().weight.normal_(0, WORD_EMBEDDINGS if tied else 1)
+        copies = model.all_tied_weights_keys
+        yield {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta and name not in copies}
         for module in piece:
             module.to_empty(device="meta", recurse=False)
 
 
 def _config(name: Geometry, tokenizer: Any) -> Any:
-    from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig, OPTConfig
+    from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
 
-    from catp.export.demo.untrained import EOS, PAD, make_config
+    from catp.export.demo.untrained import make_config
 
     if name == "tiny":
         config = make_config(tokenizer)
     else:
         sizes = SIZES[name]
-        vision, qformer, language = sizes.vision, sizes.qformer, sizes.language
+        vision, qformer = sizes.vision, sizes.qformer
         config = Blip2Config(
             vision_config=Blip2VisionConfig(
                 hidden_size=vision.width, intermediate_size=vision.feed_forward, num_hidden_layers=vision.layers,
@@ -223,16 +242,39 @@ def _config(name: Geometry, tokenizer: Any) -> Any:
                 num_hidden_layers=qformer.layers, num_attention_heads=qformer.heads, cross_attention_frequency=2,
                 encoder_hidden_size=vision.width,
             ),
-            text_config=OPTConfig(
-                vocab_size=sizes.vocabulary, hidden_size=language.width, word_embed_proj_dim=language.width,
-                ffn_dim=language.feed_forward, num_hidden_layers=language.layers, num_attention_heads=language.heads,
-                max_position_embeddings=sizes.positions, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=PAD,
-            ),
+            text_config=_flan_t5(sizes) if sizes.flan_t5 else _opt(sizes),
             num_query_tokens=QUERIES,
             image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         )  # fmt: skip
     setattr(config, RANDOM_WEIGHTS, True)
     return config
+
+
+def _opt(sizes: Sizes) -> Any:
+    from transformers import OPTConfig
+
+    from catp.export.demo.untrained import EOS, PAD
+
+    language = sizes.language
+    return OPTConfig(
+        vocab_size=sizes.vocabulary, hidden_size=language.width, word_embed_proj_dim=language.width,
+        ffn_dim=language.feed_forward, num_hidden_layers=language.layers, num_attention_heads=language.heads,
+        max_position_embeddings=sizes.positions, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=PAD,
+    )  # fmt: skip
+
+
+def _flan_t5(sizes: Sizes) -> Any:
+    from transformers import AutoConfig
+
+    from catp.export.demo.untrained import EOS, PAD
+
+    language = sizes.language
+    return AutoConfig.for_model(
+        "t5", vocab_size=sizes.vocabulary, d_model=language.width, d_kv=language.width // language.heads,
+        d_ff=language.feed_forward, num_layers=language.layers, num_heads=language.heads,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+        pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=PAD,
+    )  # fmt: skip
 
 
 def check_room(name: str, parameters: int, folder: Path) -> None:

@@ -83,7 +83,7 @@ def make_model(processor: Blip2Processor) -> Blip2ForConditionalGeneration:
 
 
 def spread_weights(model: Blip2ForConditionalGeneration) -> None:
-    """Random weights, drawn anew in place, with which a BLIP-2 with an OPT tells its queries apart.
+    """Random weights, drawn anew in place, with which a BLIP-2 with an OPT or a T5 tells its queries apart.
 
     As transformers initialises one, its queries are identical, its image embeddings nearly zero, its attention
     uniform: rounding would decide every vote.
@@ -95,11 +95,23 @@ def spread_weights(model: Blip2ForConditionalGeneration) -> None:
         # Strong identities at the input and weak mixing inside: what keeps the queries apart.
         model.query_tokens.normal_(0, 1)
         model.vision_model.embeddings.position_embedding.normal_(0, 1)
-        # The language model's positions are weaker, of the size of its word embeddings: they must not drown them.
-        model.language_model.model.decoder.embed_positions.weight.normal_(0, 0.1)
+        if model.language_model.config.is_encoder_decoder:
+            _spread_t5(model.language_model)
+        else:
+            # The language model's positions are weaker, of the size of its word embeddings: they must not drown them.
+            model.language_model.model.decoder.embed_positions.weight.normal_(0, 0.1)
         for layer in model.qformer.encoder.layer:
             layer.attention.output.dense.weight.mul_(0.1)
             layer.output_query.dense.weight.mul_(0.3)
             if layer.has_cross_attention:
                 layer.crossattention.attention.query.weight.mul_(2)
                 layer.crossattention.attention.key.weight.mul_(2)
+
+
+def _spread_t5(language_model: Any) -> None:
+    """Let distances count. Attention is not scaled in T5, so its queries are."""
+    for name, parameter in language_model.named_parameters():
+        if name.endswith("relative_attention_bias.weight"):
+            parameter.normal_(0, 1)
+        elif name.endswith("Attention.q.weight"):
+            parameter.mul_(language_model.config.d_kv**-0.5)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from catp.calibration.benchmark import synthetic
 from catp.calibration.benchmark.report import Report
-from catp.calibration.benchmark.synthetic import Tower, check_room
+from catp.calibration.benchmark.synthetic import Sizes, Tower, check_room
 from catp.calibration.commands.bench import app
 from catp.export.demo import CHECKPOINT
 from catp.runtime.errors import CatpError
@@ -45,13 +45,28 @@ def test_tiny_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("tiny", 2), ("mid", 311), ("blip2-opt-2.7b", 3745)],
+    [("tiny", 2), ("mid", 311), ("blip2-opt-2.7b", 3745), ("blip2-flan-t5-xl", 3942)],
 )
 def test_sizes_are_those_of_the_models(name: synthetic.Geometry, millions: int) -> None:
-    config = synthetic._config(name, AutoTokenizer.from_pretrained(CHECKPOINT))
-    with torch.device("meta"):
-        model = Blip2ForConditionalGeneration(config)
+    model = synthetic._weightless(synthetic._config(name, AutoTokenizer.from_pretrained(CHECKPOINT)))
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
+
+
+def test_flan_t5_is_drawn_whole_with_a_head_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Tower(2, 32, 4, 48)
+    monkeypatch.setitem(synthetic.SIZES, "small", Sizes(small, small, small, vocabulary=392, flan_t5=True))
+    config = synthetic._config("small", AutoTokenizer.from_pretrained(CHECKPOINT))  # type: ignore[arg-type]
+    drawn = [item for piece in synthetic._drawn(synthetic._weightless(config)) for item in piece.items()]
+    weights = dict(drawn)
+    assert len(drawn) == len(weights)  # each once
+    model = Blip2ForConditionalGeneration(config)
+    tied = {f"language_model.{part}.embed_tokens.weight" for part in ("encoder", "decoder")}
+    assert set(weights) == set(model.state_dict()) - tied
+    head, table = weights["language_model.lm_head.weight"], weights["language_model.shared.weight"]
+    assert head.shape == table.shape and not torch.equal(head, table)
+    for name, tensor in weights.items():
+        assert tensor.isfinite().all(), name
+        assert tensor.ndim == 1 or "class_embedding" in name or tensor.std() > 0.01, name
 
 
 def test_room_is_looked_for_before_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +88,7 @@ def test_towers_validate_themselves() -> None:
     ("arguments", "message"),
     [
         ([], "--synthetic tiny"),
-        (["--synthetic", "huge"], "'huge' is not one of 'tiny', 'mid', 'blip2-opt-2.7b'"),
+        (["--synthetic", "huge"], "'huge' is not one of 'tiny', 'mid', 'blip2-opt-2.7b', 'blip2-flan-t5-xl'"),
         (["--synthetic", "tiny", "--checkpoint", "x"], "--checkpoint x and --synthetic tiny"),
         (["--synthetic", "tiny", "--keep", "/dev/null/x"], "no folder can be made there"),
     ],
