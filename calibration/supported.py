@@ -20,6 +20,21 @@ def check_image_votes(bundle: Bundle, command: str) -> None:
         )
 
 
+def check_answers(bundle: Bundle, command: str) -> None:
+    """Refuse a bundle that answers no questions about an image whose votes hold for all of them.
+
+    Raises:
+        UsageError: it has no language model, or its votes depend on more than one image.
+    """
+    manifest = bundle.manifest
+    if manifest.model.language == "none":
+        raise UsageError(
+            f"{command}: bundle {bundle.path} is {manifest.model.family}, which generates no text; accepted: BLIP-2 "
+            "with a language model"
+        )
+    check_image_votes(bundle, command)
+
+
 def check_decoder_only(bundle: Bundle, command: str) -> None:
     """Refuse a bundle that is driven by other graphs than vision encoder, Q-Former and one language model.
 

@@ -25,7 +25,7 @@ LAYOUTS: dict[LanguageKind, tuple[str, ...]] = {
 """The graphs of a bundle, in the order of the pipeline."""
 
 GRAPHS = LAYOUTS["decoder-only"]
-"""Of the bundles that catp-bench and catp-calibrate precision know."""
+"""Of the bundles that catp-calibrate precision knows."""
 
 Positions = Literal["original", "compact"]
 """Whether kept tokens keep the positions they had before pruning or close ranks."""

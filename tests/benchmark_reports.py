@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from catp.calibration.benchmark.cost import Cost, StageCost
+from catp.calibration.benchmark.cost import Cost
 from catp.calibration.benchmark.described import Described
 from catp.calibration.benchmark.machine import Machine
 from catp.calibration.benchmark.rates import Rates
 from catp.calibration.benchmark.report import Report, Setup, make_report
 from catp.calibration.benchmark.rounds import Measured
+from catp.calibration.benchmark.stage_cost import StageCost
 from catp.calibration.benchmark.subject import OURS, Case, Sample, prunes
 from catp.runtime.manifest import ModelSpec
 

@@ -14,9 +14,10 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from catp.calibration.benchmark.cost import Workload, language_weight_bytes, matrix_weights, prefill_cost
+from catp.calibration.benchmark.cost import language_weight_bytes, matrix_weights, prefill_cost
 from catp.calibration.benchmark.geometry import LanguageGeometry
 from catp.calibration.benchmark.intervals import Difference
+from catp.calibration.benchmark.stage_cost import Workload
 from catp.runtime.manifest import GraphSpec
 
 LARGEST_MODEL = 10**12

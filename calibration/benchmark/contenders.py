@@ -10,7 +10,7 @@ from pathlib import Path
 
 from catp.calibration.benchmark.geometry import read_geometry
 from catp.calibration.benchmark.subject import OURS, UNPRUNED, Subject
-from catp.calibration.supported import check_decoder_only
+from catp.calibration.supported import check_answers
 from catp.runtime.bundle import Bundle, is_dir, open_bundle
 from catp.runtime.errors import UsageError
 from catp.runtime.manifest import Manifest
@@ -20,6 +20,8 @@ _NEEDS = {
     "openvino": ("export,cpu,openvino", "torch", "transformers", "openvino", "nncf"),
 }
 """The extras that install a runtime, and what it imports."""
+ENCODER_DECODER = ("transformers", "transformers-bf16")
+"""Runtimes that also run encoder-decoder language models."""
 
 
 def find_contenders(given: str | None) -> dict[str, Path | None]:
@@ -80,18 +82,20 @@ def open_bundles(
     """The bundle in `folder`, which is ours, and those among the contenders; and the seconds that each took to verify.
 
     Raises:
-        UsageError: one is no bundle, is one of another model, or can't prune by these ratios.
+        UsageError: one is no bundle, is one of another model, can't prune by these ratios, or is a runtime that does
+            not run such models.
         BundleError: one is incomplete or altered.
     """
     bundles: dict[str, Bundle] = {}
     seconds: dict[str, float] = {}
     for name, path in {OURS: folder, **contenders}.items():
         if path is None:
+            _check_runs(name, bundles[OURS].manifest)
             continue
         started = time.perf_counter()
         bundles[name] = open_bundle(path)
         seconds[name] = time.perf_counter() - started
-        check_decoder_only(bundles[name], "catp-bench")
+        check_answers(bundles[name], "catp-bench")
         if bundles[name].manifest.pruning.method == "none" and any(ratios):
             raise UsageError(
                 f"ratios: bundle {path} was exported with --method none and keeps every token; give --ratios 0"
@@ -99,6 +103,15 @@ def open_bundles(
         if name != OURS:
             _check_same(bundles[OURS], bundles[name])
     return bundles, seconds
+
+
+def _check_runs(name: str, manifest: Manifest) -> None:
+    """Raises UsageError where a runtime, one of UNPRUNED, is not set up for such a model."""
+    if manifest.model.language == "encoder-decoder" and name not in ENCODER_DECODER:
+        raise UsageError(
+            f"--against {name}: the bundle is {manifest.model.family}, which this runtime is not timed with; accepted: "
+            f"{', '.join(ENCODER_DECODER)}, and folders of other bundles"
+        )
 
 
 def _check_same(first: Bundle, other: Bundle) -> None:

@@ -9,31 +9,26 @@ reads; not tensors between operators.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from catp.calibration.benchmark.geometry import Geometry, LanguageGeometry, QFormerGeometry, VisionGeometry
-from catp.runtime.manifest import GraphSpec, Manifest, Precision
-
-WEIGHT_BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
-"""Of a weight that was not quantised."""
-
-
-class StageCost(BaseModel):
-    """One run of one stage for a whole batch; of decode one step, the mean over the steps of an answer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    flops: int = Field(description="floating-point operations of matrix products")
-    bytes: int = Field(description="bytes that must be moved")
-    integer: bool = Field(default=False, description="whether its products are of 8-bit integers, on a CPU")
-
-    def fastest_ms(self, flops_per_second: float, bytes_per_second: float) -> float:
-        """The roofline: no faster than its arithmetic, and no faster than its traffic."""
-        return 1e3 * max(self.flops / flops_per_second, self.bytes / bytes_per_second)
+from catp.calibration.benchmark.encoder_decoder_cost import encoder_decoder_cost
+from catp.calibration.benchmark.geometry import (
+    EncoderDecoderGeometry,
+    Geometry,
+    LanguageGeometry,
+    QFormerGeometry,
+    VisionGeometry,
+)
+from catp.calibration.benchmark.stage_cost import (
+    WEIGHT_BYTES,
+    LanguageCost,
+    StageCost,
+    Workload,
+    in_integers,
+    item_size,
+    weight_bytes,
+)
+from catp.runtime.manifest import GraphSpec, Manifest
 
 
 class Cost(BaseModel):
@@ -49,29 +44,18 @@ class Cost(BaseModel):
     vote_comparisons: int = Field(description="pairs of queries compared by rank points; 0 with other methods")
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What is asked of the model."""
-
-    batch: int
-    num_kept: int
-    prompt_tokens: int
-    new_tokens: int
-
-
 def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: float) -> Cost:
     """Of every stage that runs on an engine: vision, qformer, prefill, and decode (one step, where there is one)."""
     batch, kept = workload.batch, workload.num_kept
     vision, qformer, language = geometry.vision, geometry.qformer, geometry.language
     graphs = manifest.graphs
-    seen = kept + workload.prompt_tokens
-    # Step j of new_tokens - 1 sees the prefix and the j tokens before it, which are on average new_tokens / 2.
-    context = seen + workload.new_tokens / 2
-    token_bytes = cache_bytes_per_token(language, graphs["language_model"])
-    weights = language_weight_bytes(language, graphs["language_model"])
-    embeds = batch * vision.tokens * vision.width * _item_size(graphs["vision_encoder"], "image_embeds")
-    prefix = batch * kept * language.width * _item_size(graphs["language_model"], "prefix_embeds")
-    cost = Cost(
+    if isinstance(language, EncoderDecoderGeometry):
+        generation = encoder_decoder_cost(language, graphs["text_encoder"], graphs["text_decoder"], workload)
+    else:
+        generation = decoder_only_cost(language, graphs["language_model"], workload)
+    embeds = batch * vision.tokens * vision.width * item_size(graphs["vision_encoder"], "image_embeds")
+    prefix = batch * kept * language.width * item_size(graphs["qformer_voting"], "kept_embeds")
+    return Cost(
         batch=batch,
         ratio=ratio,
         num_kept=kept,
@@ -86,18 +70,28 @@ def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: f
                 bytes=weight_bytes(graphs["qformer_voting"]) + embeds + prefix,
                 integer=in_integers(graphs["qformer_voting"]),
             ),
-            "prefill": prefill_cost(language, graphs["language_model"], weights, workload),
+            **generation.stages,
         },
-        cache_bytes=batch * (seen + workload.new_tokens - 1) * token_bytes,
+        cache_bytes=generation.cache_bytes,
         vote_comparisons=batch * _comparisons(qformer, vision) if manifest.pruning.method == "catp" else 0,
     )
+
+
+def decoder_only_cost(language: LanguageGeometry, graph: GraphSpec, workload: Workload) -> LanguageCost:
+    """Of one graph that does both: a pass over prefix and prompt, and then token by token."""
+    batch, seen = workload.batch, workload.num_kept + workload.prompt_tokens
+    # Step j of new_tokens - 1 sees the prefix and the j tokens before it, which are on average new_tokens / 2.
+    context = seen + workload.new_tokens / 2
+    token_bytes = cache_bytes_per_token(language, graph)
+    weights = language_weight_bytes(language, graph)
+    stages = {"prefill": prefill_cost(language, graph, weights, workload)}
     if workload.new_tokens > 1:
-        cost.stages["decode"] = StageCost(
+        stages["decode"] = StageCost(
             flops=batch * language_flops(language, 1, context),
             bytes=weights + round(batch * context * token_bytes),
-            integer=in_integers(graphs["language_model"]),
+            integer=in_integers(graph),
         )
-    return cost
+    return LanguageCost(stages, cache_bytes=batch * (seen + workload.new_tokens - 1) * token_bytes)
 
 
 def prefill_cost(language: LanguageGeometry, graph: GraphSpec, weights: int, workload: Workload) -> StageCost:
@@ -108,7 +102,7 @@ def prefill_cost(language: LanguageGeometry, graph: GraphSpec, weights: int, wor
         weights: bytes that a pass reads.
     """
     batch, seen = workload.batch, workload.num_kept + workload.prompt_tokens
-    prefix = batch * workload.num_kept * language.width * _item_size(graph, "prefix_embeds")
+    prefix = batch * workload.num_kept * language.width * item_size(graph, "prefix_embeds")
     return StageCost(
         flops=batch * language_flops(language, seen, seen),
         bytes=weights + prefix + batch * seen * cache_bytes_per_token(language, graph),
@@ -161,18 +155,8 @@ def matrix_weights(language: LanguageGeometry) -> int:
 
 def cache_bytes_per_token(language: LanguageGeometry, graph: GraphSpec) -> int:
     """Keys and values of all layers."""
-    item = _item_size(graph, "past_key_values.0.key")
+    item = item_size(graph, "past_key_values.0.key")
     return 2 * language.layers * language.key_value_heads * language.head_width * item
-
-
-def in_integers(graph: GraphSpec) -> bool:
-    """Whether matrices are multiplied in 8-bit integers; INT4 weights are, by what they are multiplied with."""
-    return graph.quantization is not None and graph.quantization.purpose == "cpu"
-
-
-def weight_bytes(graph: GraphSpec) -> int:
-    """Of a graph that reads all its weights."""
-    return (graph.external_data or graph.file).size
 
 
 def language_weight_bytes(language: LanguageGeometry, graph: GraphSpec) -> int:
@@ -204,8 +188,3 @@ def _comparisons(qformer: QFormerGeometry, vision: VisionGeometry) -> int:
 
 def _pixels(manifest: Manifest) -> int:
     return 3 * manifest.image.height * manifest.image.width
-
-
-def _item_size(graph: GraphSpec, name: str) -> int:
-    dtype = next(tensor.dtype for tensor in (*graph.inputs, *graph.outputs) if tensor.name == name)
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize  # which numpy alone does not know

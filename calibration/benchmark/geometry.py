@@ -61,12 +61,26 @@ class LanguageGeometry:
 
 
 @dataclass(frozen=True)
+class EncoderDecoderGeometry:
+    """An encoder-decoder language model as T5 is one: as many key-value heads as heads, no table of positions."""
+
+    encoder_layers: int
+    decoder_layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    head_width: int
+    vocabulary: int
+    gated: bool  # three feed-forward matrices rather than two
+
+
+@dataclass(frozen=True)
 class Geometry:
     """The whole model."""
 
     vision: VisionGeometry
     qformer: QFormerGeometry
-    language: LanguageGeometry
+    language: LanguageGeometry | EncoderDecoderGeometry
 
 
 def read_geometry(bundle: Bundle) -> Geometry:
@@ -111,7 +125,11 @@ def _qformer(config: Mapping[str, Any], queries: int) -> QFormerGeometry:
     )
 
 
-def _language(config: Mapping[str, Any]) -> LanguageGeometry:
+def _language(config: Mapping[str, Any]) -> LanguageGeometry | EncoderDecoderGeometry:
+    return _encoder_decoder(config) if config["model_type"] == "t5" else _decoder_only(config)
+
+
+def _decoder_only(config: Mapping[str, Any]) -> LanguageGeometry:
     heads, width = config["num_attention_heads"], config["hidden_size"]
     is_opt = config["model_type"] == "opt"
     return LanguageGeometry(
@@ -125,4 +143,17 @@ def _language(config: Mapping[str, Any]) -> LanguageGeometry:
         gated=not is_opt,
         tied=bool(config.get("tie_word_embeddings", is_opt)),
         positions=config["max_position_embeddings"] + 2 if is_opt else 0,  # OPT's table begins two rows early
+    )
+
+
+def _encoder_decoder(config: Mapping[str, Any]) -> EncoderDecoderGeometry:
+    return EncoderDecoderGeometry(
+        encoder_layers=config["num_layers"],
+        decoder_layers=config.get("num_decoder_layers") or config["num_layers"],
+        width=config["d_model"],
+        feed_forward=config["d_ff"],
+        heads=config["num_heads"],
+        head_width=config["d_kv"],
+        vocabulary=config["vocab_size"],
+        gated=config["feed_forward_proj"].startswith("gated-"),
     )

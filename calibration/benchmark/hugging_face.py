@@ -10,6 +10,7 @@ from transformers import AutoImageProcessor, Blip2ForConditionalGeneration
 from transformers.utils import logging
 
 from catp.calibration.benchmark.subject import Case, Question, Sample
+from catp.export.continuations import cache_of
 from catp.runtime.errors import UsageError
 
 
@@ -50,13 +51,16 @@ class TransformersSubject:
         for part in (self._model, self._model.language_model):
             # An end token must end nothing, and must not be forbidden either: that would change the tokens.
             part.generation_config.eos_token_id = None
+        self._encodes_text = self._model.language_model.config.is_encoder_decoder
         self._began: dict[str, list[float]] = {}
         self._ended: dict[str, list[float]] = {}
         for stage in ("vision_model", "qformer", "language_model"):
             if compiled:
                 module = getattr(self._model, stage)
                 module.forward = torch.compile(module.forward)  # not the call: its hooks are not to be compiled
-            self._watch(stage)
+            self._watch(stage, getattr(self._model, stage))
+        if self._encodes_text:  # generate() calls it by itself, before the language model's first step
+            self._watch("text_encoder", self._model.language_model.get_encoder())
 
     def run(self, question: Question, case: Case) -> Sample:
         self._began.clear()
@@ -74,14 +78,14 @@ class TransformersSubject:
                 max_new_tokens=question.new_tokens,
                 do_sample=False,
                 num_beams=1,
+                **cache_of("encoder-decoder" if self._encodes_text else "decoder-only"),
             )
         token_ids = output[:, -question.new_tokens :].tolist()
         finished = time.perf_counter()
         return self._sample(started, finished, token_ids)
 
-    def _watch(self, stage: str) -> None:
+    def _watch(self, stage: str, module: torch.nn.Module) -> None:
         """Note when a part of the model begins and ends; on a CPU that is when its work is done."""
-        module = getattr(self._model, stage)
         began, ended = self._began, self._ended
         module.register_forward_pre_hook(lambda *_: began.setdefault(stage, []).append(time.perf_counter()))
         module.register_forward_hook(lambda *_: ended.setdefault(stage, []).append(time.perf_counter()))
@@ -91,6 +95,8 @@ class TransformersSubject:
             return [end - begin for begin, end in zip(self._began[stage], self._ended[stage])]
 
         prefill, *decode = seconds("language_model")
+        if self._encodes_text:
+            prefill += sum(seconds("text_encoder"))
         total = finished - started
         # What generate() does between the parts is host time; here the first token's moment is known.
         first = self._ended["language_model"][0] - started

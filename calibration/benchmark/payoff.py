@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from catp.calibration.benchmark.break_even import BreakEven, Payoff, PrefillModel, Speed, thresholds, verdict
-from catp.calibration.benchmark.cost import Cost, Workload
-from catp.calibration.benchmark.geometry import Geometry
+from catp.calibration.benchmark.cost import Cost
+from catp.calibration.benchmark.geometry import Geometry, LanguageGeometry
 from catp.calibration.benchmark.intervals import Difference, paired_difference
 from catp.calibration.benchmark.rates import Rates, best_rates
 from catp.calibration.benchmark.report import Setup
 from catp.calibration.benchmark.rounds import Measured
+from catp.calibration.benchmark.stage_cost import Workload
 from catp.calibration.benchmark.subject import OURS, Case
 from catp.calibration.benchmark.summary import percentile
 from catp.calibration.benchmark.vote import VOTELESS, VOTING
@@ -29,12 +30,15 @@ def find_break_even(
     """For every batch and every ratio above 0.
 
     Args:
+        manifest: of a bundle for which `why_not` says nothing.
         costs: one of each batch and ratio.
         rates: of the machine, before and after.
         measured: the benchmark's samples.
         votes: those of the Q-Former with and without its vote, as `time_vote` takes them.
     """
-    model = PrefillModel(geometry.language, manifest.graphs["language_model"])
+    language = geometry.language
+    assert isinstance(language, LanguageGeometry)
+    model = PrefillModel(language, manifest.graphs["language_model"])
     queries, text = manifest.pruning.num_query_tokens, manifest.text
     assert text.max_positions is not None  # a decoder-only model has them
     best = best_rates(rates)
@@ -70,7 +74,7 @@ def find_break_even(
                     vote_ms=spent[cost.batch],
                     vote_of_total=medians[cost.batch] / _median(measured, pruned, "total"),
                     saved_ms=saved,
-                    modelled_ms=model.saved_ms(geometry.language, queries, workload, Speed(own, traffic)),
+                    modelled_ms=model.saved_ms(language, queries, workload, Speed(own, traffic)),
                     pays=verdict(spent[cost.batch], saved),
                     at_own_rate=at_own,
                     at_limit=at_limit,

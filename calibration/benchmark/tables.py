@@ -28,12 +28,13 @@ TITLES = {
     "time_per_output_token": "per output token",
     "total": "total",
 }
-GRAPH_OF = {
-    "vision": "vision_encoder",
-    "qformer": "qformer_voting",
-    "prefill": "language_model",
-    "decode": "language_model",
+GRAPHS_OF = {
+    "vision": ("vision_encoder",),
+    "qformer": ("qformer_voting",),
+    "prefill": ("language_model", "text_encoder", "text_decoder"),
+    "decode": ("language_model", "text_decoder"),
 }
+"""By stage; a bundle has those of its family."""
 MISSING = "too few"
 
 
@@ -62,8 +63,8 @@ def cost_table(bundle: Described, costs: Sequence[Cost], rates: Rates, machine: 
             for cost in row:
                 part = cost.stages[stage]
                 cells += [f"{part.flops / 1e9:.3g}", f"{part.bytes / 1e6:,.1f}", _ms(rates.least_ms(part))]
-            parameters = f"{bundle.parameters[GRAPH_OF[stage]] / 1e6:,.1f}"
-            table.add_row(f"{batch}", TITLES[stage], parameters, *cells)
+            parameters = sum(bundle.parameters.get(graph, 0) for graph in GRAPHS_OF[stage])
+            table.add_row(f"{batch}", TITLES[stage], f"{parameters / 1e6:,.1f}", *cells)
         cache = [cell for cost in row for cell in ("", f"{cost.cache_bytes / 1e6:,.2f}", "")]
         table.add_row(f"{batch}", "key-value cache, at the end", "", *cache)
     return table
@@ -126,11 +127,11 @@ def roofline_table(report: Report) -> Table:
     )
     for column in ("batch", "runtime", "ratio"):
         table.add_column(column, justify="left" if column == "runtime" else "right")
-    for stage in GRAPH_OF:
+    for stage in GRAPHS_OF:
         table.add_column(TITLES[stage], justify="right")
     for result in report.results:
         if result.roofline:
-            shares = [f"{100 * result.roofline[s]:.0f}" if s in result.roofline else "" for s in GRAPH_OF]
+            shares = [f"{100 * result.roofline[s]:.0f}" if s in result.roofline else "" for s in GRAPHS_OF]
             table.add_row(f"{result.batch}", escape(result.subject), f"{result.ratio:g}", *shares)
     return table
 

@@ -22,6 +22,11 @@ VOTING, VOTELESS = "with its vote", "without a vote"
 
 def why_not(manifest: Manifest, setup: Setup) -> str | None:
     """What keeps the vote's cost from being measured; None where nothing does."""
+    if manifest.model.language == "encoder-decoder":
+        return (
+            "it is worked out for a prefill of one pass at one rate; that of an encoder-decoder language model is an "
+            "encoder's pass, which is mostly arithmetic, and a decoder's step, which is mostly traffic"
+        )
     if manifest.pruning.method == "none":
         return "this bundle was exported with --method none, and has no vote"
     if not any(setup.ratios):

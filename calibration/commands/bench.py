@@ -10,8 +10,14 @@ from typing import Annotated
 import typer
 
 from catp.calibration.benchmark.compare import compare
-from catp.calibration.benchmark.contenders import find_checkpoint, find_contenders, open_bundles, open_contender
-from catp.calibration.benchmark.cost import Cost, Workload, cost_of
+from catp.calibration.benchmark.contenders import (
+    ENCODER_DECODER,
+    find_checkpoint,
+    find_contenders,
+    open_bundles,
+    open_contender,
+)
+from catp.calibration.benchmark.cost import Cost, cost_of
 from catp.calibration.benchmark.described import describe
 from catp.calibration.benchmark.geometry import Geometry as Sizes
 from catp.calibration.benchmark.geometry import read_geometry
@@ -24,6 +30,7 @@ from catp.calibration.benchmark.rates import measure_rates
 from catp.calibration.benchmark.report import Report, Setup, make_report, read_report
 from catp.calibration.benchmark.rounds import MOST_ROUNDS, Rounds, measure
 from catp.calibration.benchmark.screen import counted, show, show_notes, show_table
+from catp.calibration.benchmark.stage_cost import Workload
 from catp.calibration.benchmark.subject import IMAGE_SIZE, OURS, UNPRUNED, Case, Subject, make_question
 from catp.calibration.benchmark.synthetic import Geometry, made
 from catp.calibration.benchmark.tables import change_table, cost_table
@@ -75,7 +82,7 @@ def run(
         typer.Option(
             metavar="NAMES",
             help=f"Also time the same weights in: {', '.join(UNPRUNED)}, or folders of other bundles of the same "
-            "model; separated by commas.",
+            f"model; separated by commas. With Flan-T5 of these {' and '.join(ENCODER_DECODER)}.",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -92,10 +99,11 @@ def run(
         bool, typer.Option("--json", help="The report as one line of JSON on standard output.")
     ] = False,
 ) -> None:
-    """Time a bundle stage by stage, at several pruning ratios and batch sizes.
+    """Time a BLIP-2 bundle stage by stage, at several pruning ratios and batch sizes.
 
     Every round times every setting once, in an order drawn anew; ratios between settings are paired by round. Loading
-    and warm-up are in none of the times. Times are for a machine that does nothing else.
+    and warm-up are in none of the times. Times are for a machine that does nothing else. With Flan-T5, prefill is its
+    encoder and its decoder's first step.
 
     catp-bench catp-bundle --against transformers --checkpoint Salesforce/blip2-opt-2.7b -o report.json
 

@@ -20,7 +20,7 @@ VOTES = "every question has votes of its own"
 @pytest.mark.parametrize(
     ("app", "fixture", "before", "after", "message"),
     [
-        (bench, "t5_bundle", [], [], "accepted: a decoder-only language model"),
+        (bench, "retrieval_bundle", [], [], "accepted: BLIP-2 with a language model"),
         (bench, "instructblip_bundle", [], [], VOTES),
         (bench, "video_bundle", [], [], VOTES),
         (

@@ -13,9 +13,10 @@ from catp.calibration.benchmark.break_even import (
     verdict,
     vote_at,
 )
-from catp.calibration.benchmark.cost import Workload, language_flops, matrix_weights
+from catp.calibration.benchmark.cost import language_flops, matrix_weights
 from catp.calibration.benchmark.geometry import LanguageGeometry, read_geometry
 from catp.calibration.benchmark.intervals import Difference, paired_difference
+from catp.calibration.benchmark.stage_cost import Workload
 from catp.runtime.bundle import open_bundle
 
 LANGUAGE = LanguageGeometry(

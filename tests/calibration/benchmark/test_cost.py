@@ -7,8 +7,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from catp.calibration.benchmark.cost import (
-    StageCost,
-    Workload,
     cache_bytes_per_token,
     cost_of,
     language_flops,
@@ -23,6 +21,7 @@ from catp.calibration.benchmark.geometry import (
     read_geometry,
 )
 from catp.calibration.benchmark.rates import Rates, best_rates
+from catp.calibration.benchmark.stage_cost import StageCost, Workload
 from catp.export.checkpoint import Checkpoint, load_checkpoint
 from catp.runtime.bundle import Bundle, open_bundle
 from catp.runtime.errors import BundleError
