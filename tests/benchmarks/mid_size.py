@@ -89,6 +89,17 @@ def ratio_rows(report: Report) -> list[str]:
     return rows
 
 
+def precision_rows(report: Report) -> list[str]:
+    """What INT8 and INT4 gain over fp32, unpruned, stage by stage, a line of Markdown each."""
+    rows = [f"| times as fast as fp32 | {' | '.join(STAGES.values())} |", "|---" * (1 + len(STAGES)) + "|"]
+    for found in report.speedups:
+        if found.subject in QUANTISED and found.baseline == OURS and found.ratio == 0:
+            rows.append(
+                f"| {BUNDLES[found.subject]} | {' | '.join(_cell(found.by_stage[stage]) for stage in STAGES)} |"
+            )
+    return rows
+
+
 def _cell(ratio: Ratio | None) -> str:
     if ratio is None:
         return ""
@@ -106,7 +117,7 @@ def main(
         prepare(folder)
         time_all(folder, iterations, RECORD)
     report = read_report(record or RECORD)
-    print("\n".join([*latency_rows(report), "", *ratio_rows(report)]))
+    print("\n".join([*latency_rows(report), "", *ratio_rows(report), "", *precision_rows(report)]))
 
 
 if __name__ == "__main__":
