@@ -141,11 +141,13 @@ def preprocess(images: Sequence[Image.Image], spec: ImageSpec) -> np.ndarray:
     """`pixel_values` float32 [B, 3, H, W] of RGB pictures of any size."""
     batch = np.empty((len(images), 3, spec.height, spec.width), np.float32)
     # One multiply and one add a pixel: (x * rescale - mean) / std.
-    scale: np.ndarray | np.float32 = np.float32(spec.rescale_factor if spec.do_rescale else 1.0)
-    shift: np.ndarray | np.float32 = np.float32(0.0)
+    scale: np.ndarray = np.full((3, 1, 1), spec.rescale_factor if spec.do_rescale else 1.0, np.float32)
+    shift: np.ndarray = np.zeros((3, 1, 1), np.float32)
     if spec.do_normalize:
-        mean, std = np.asarray(spec.image_mean, np.float32), np.asarray(spec.image_std, np.float32)
+        mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (spec.image_mean, spec.image_std))
         scale, shift = scale / std, -mean / std
     for row, image in zip(batch, images):
-        row[...] = (resize(image, spec).astype(np.float32) * scale + shift).transpose(2, 0, 1)
+        # Into place channel by channel: whole pictures in between, and their transpose, cost six times as much.
+        np.multiply(resize(image, spec).transpose(2, 0, 1), scale, out=row)
+        row += shift
     return batch

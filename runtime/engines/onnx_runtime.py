@@ -226,6 +226,9 @@ class OrtProvider:
     def _session(self, model: str | bytes, options: Any, purpose: Purpose | None) -> Any:
         # It takes a zero point of 0 for the lowest number there is, also of FP8, and drops the Relu before it.
         wrong = ["ReluQuantRewrite"]
+        if self.name == "cpu":
+            # On a CPU its operator takes several times as long as the Add and LayerNormalization that it stands for.
+            wrong.append("SkipLayerNormFusion")
         if purpose == "cpu":
             wrong.append("MatMulAddFusion")  # it makes a float Gemm of a product that an integer kernel could do
         return ort.InferenceSession(model, options, providers=self._execution_providers, disabled_optimizers=wrong)
