@@ -27,6 +27,16 @@ LAYOUTS: dict[LanguageKind, tuple[str, ...]] = {
 GRAPHS = LAYOUTS["decoder-only"]
 """Of the bundles that catp-calibrate precision knows."""
 
+DECODE_GRAPH: Final = "language_model_decode"
+"""In some calibrated bundles, what takes decode steps in place of language_model, which reads the prompts: other
+weights, the same inputs, outputs and cache."""
+
+
+def made_from(graph: str) -> str:
+    """The graph of a floating-point bundle that a calibrated one is made from."""
+    return "language_model" if graph == DECODE_GRAPH else graph
+
+
 Positions = Literal["original", "compact"]
 """Whether kept tokens keep the positions they had before pruning or close ranks."""
 
@@ -236,6 +246,10 @@ class Manifest(_Strict):
         missing = [name for name in LAYOUTS[self.model.language] if name not in self.graphs]
         if missing:
             raise ValueError(f"graphs: {', '.join(missing)} missing")
+        if decode := self.graphs.get(DECODE_GRAPH):
+            prefill = self.graphs.get(made_from(DECODE_GRAPH))
+            if prefill is None or (decode.inputs, decode.outputs) != (prefill.inputs, prefill.outputs):
+                raise ValueError(f"graphs: {DECODE_GRAPH} has other inputs and outputs than the graph it stands for")
         needed = {"tokenizer.json"} | ({INSTRUCTION_TOKENIZER_FILE} if self.reads_instruction else set())
         absent = needed - {spec.path for spec in self.files}
         if absent:

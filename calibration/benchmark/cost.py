@@ -28,7 +28,7 @@ from catp.calibration.benchmark.stage_cost import (
     item_size,
     weight_bytes,
 )
-from catp.runtime.manifest import GraphSpec, Manifest
+from catp.runtime.manifest import DECODE_GRAPH, GraphSpec, Manifest
 
 
 class Cost(BaseModel):
@@ -52,7 +52,8 @@ def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: f
     if isinstance(language, EncoderDecoderGeometry):
         generation = encoder_decoder_cost(language, graphs["text_encoder"], graphs["text_decoder"], workload)
     else:
-        generation = decoder_only_cost(language, graphs["language_model"], workload)
+        prefill = graphs["language_model"]
+        generation = decoder_only_cost(language, prefill, graphs.get(DECODE_GRAPH, prefill), workload)
     embeds = batch * vision.tokens * vision.width * item_size(graphs["vision_encoder"], "image_embeds")
     prefix = batch * kept * language.width * item_size(graphs["qformer_voting"], "kept_embeds")
     return Cost(
@@ -77,19 +78,20 @@ def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: f
     )
 
 
-def decoder_only_cost(language: LanguageGeometry, graph: GraphSpec, workload: Workload) -> LanguageCost:
-    """Of one graph that does both: a pass over prefix and prompt, and then token by token."""
+def decoder_only_cost(
+    language: LanguageGeometry, graph: GraphSpec, decode: GraphSpec, workload: Workload
+) -> LanguageCost:
+    """A pass over prefix and prompt, and then token by token, by the same graph or one with other weights."""
     batch, seen = workload.batch, workload.num_kept + workload.prompt_tokens
     # Step j of new_tokens - 1 sees the prefix and the j tokens before it, which are on average new_tokens / 2.
     context = seen + workload.new_tokens / 2
     token_bytes = cache_bytes_per_token(language, graph)
-    weights = language_weight_bytes(language, graph)
-    stages = {"prefill": prefill_cost(language, graph, weights, workload)}
+    stages = {"prefill": prefill_cost(language, graph, language_weight_bytes(language, graph), workload)}
     if workload.new_tokens > 1:
         stages["decode"] = StageCost(
             flops=batch * language_flops(language, 1, context),
-            bytes=weights + round(batch * context * token_bytes),
-            integer=in_integers(graph),
+            bytes=language_weight_bytes(language, decode) + round(batch * context * token_bytes),
+            integer=in_integers(decode),
         )
     return LanguageCost(stages, cache_bytes=batch * (seen + workload.new_tokens - 1) * token_bytes)
 

@@ -34,7 +34,7 @@ GRAPHS_OF = {
     "prefill": ("language_model", "text_encoder", "text_decoder"),
     "decode": ("language_model", "text_decoder"),
 }
-"""By stage; a bundle has those of its family."""
+"""By stage; a bundle has those of its family. A second copy of the language model has the first one's parameters."""
 MISSING = "too few"
 
 
@@ -77,12 +77,15 @@ def bundle_table(report: Report) -> Table | None:
     table = Table(title="Bundles", title_justify="left")
     for column in ("runtime", "folder", "method", "positions"):
         table.add_column(column)
-    for graph in report.bundle.precisions:
+    bundles = {OURS: report.bundle, **report.bundles}
+    graphs = dict.fromkeys(graph for bundle in bundles.values() for graph in bundle.precisions)
+    for graph in graphs:
         table.add_column(graph)
     table.add_column("on disk, MB", justify="right")
-    for name, bundle in {OURS: report.bundle, **report.bundles}.items():
+    for name, bundle in bundles.items():
+        precisions = [bundle.precisions.get(graph, "") for graph in graphs]
         table.add_row(
-            escape(name), escape(bundle.path), bundle.method, bundle.positions, *bundle.precisions.values(),
+            escape(name), escape(bundle.path), bundle.method, bundle.positions, *precisions,
             f"{sum(bundle.bytes.values()) / 1e6:,.1f}",
         )  # fmt: skip
     return table

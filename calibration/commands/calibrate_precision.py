@@ -25,10 +25,15 @@ from catp.export.publish import check_free
 from catp.runtime.bundle import Bundle, open_bundle
 from catp.runtime.commands.console import busy, check_file_output, console, print_json_line, write_file
 from catp.runtime.errors import UsageError
-from catp.runtime.manifest import GRAPHS, Format, Purpose
+from catp.runtime.manifest import DECODE_GRAPH, GRAPHS, Format, Purpose
 
 GraphFormat = Literal["int8", "fp8", "int4", "none"]
-_OPTIONS = {"vision_encoder": "--vision", "qformer_voting": "--qformer", "language_model": "--language"}
+_OPTIONS = {
+    "vision_encoder": "--vision",
+    "qformer_voting": "--qformer",
+    "language_model": "--language",
+    DECODE_GRAPH: "--decode",
+}
 
 
 def calibrate_precision(
@@ -53,6 +58,13 @@ def calibrate_precision(
     vision: Annotated[GraphFormat | None, typer.Option(help="Of the vision encoder, instead of --to.")] = None,
     qformer: Annotated[GraphFormat | None, typer.Option(help="Of the Q-Former, instead of --to.")] = None,
     language: Annotated[GraphFormat | None, typer.Option(help="Of the language model, instead of --to.")] = None,
+    decode: Annotated[
+        Literal["int4"] | None,
+        typer.Option(
+            help="cpu: of a second copy of the language model, for decode steps; the first is for prefill then, which "
+            "is faster in int8 than in int4."
+        ),
+    ] = None,
     data: Annotated[str, typer.Option(metavar="demo|FOLDER|JSONL", help="What to ask, as for catp-eval.")] = "demo",
     samples: Annotated[int, typer.Option(min=1, help="Questions whose activations choose the ranges.")] = 512,
     method: Annotated[
@@ -100,7 +112,7 @@ def calibrate_precision(
     """
     if not 50 < percentile <= 100:
         raise UsageError(f"percentile {percentile}: in per cent, 50 < percentile <= 100, such as {PERCENTILE}")
-    recipes = make_recipes(to, (vision, qformer, language), purpose, activations, block_size, reduce_range)
+    recipes = make_recipes(to, (vision, qformer, language), purpose, activations, block_size, reduce_range, decode)
     budget = Budget(max_accuracy_drop, min_kept_overlap)
     check_file_output("--report", report)
     check_free(output, overwrite)
@@ -141,11 +153,13 @@ def make_recipes(
     activations: Activations | None,
     block_size: int,
     reduce_range: bool,
+    decode: Literal["int4"] | None = None,
 ) -> dict[str, Recipe]:
     """By graph.
 
     Args:
         own: for each of GRAPHS, what it is to be instead of `to`.
+        decode: of a language model for decode steps alone; None: there is one for both.
 
     Raises:
         UsageError: nothing is to be quantised, or the runtime can't compute so.
@@ -156,6 +170,12 @@ def make_recipes(
         chosen = asked or (to if to != "int4" or graph == "language_model" else None)
         if chosen and chosen != "none":
             recipes[graph] = make_recipe(chosen, purpose, activations, block_size, reduce_range)
+    if decode:
+        if purpose != "cpu":
+            raise UsageError(f"--decode {decode} for {purpose}: an engine has one copy of its weights; leave it out")
+        if "language_model" in recipes and recipes["language_model"].format == decode:
+            raise UsageError(f"--decode {decode}: the language model is {decode} already; give --language int8 or none")
+        recipes[DECODE_GRAPH] = make_recipe(decode, purpose, None, block_size)
     if not recipes:
         options = ", ".join(_OPTIONS.values())
         raise UsageError(

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import onnx
 
+from catp.calibration.precision.fitting import fit_to_cpu
 from catp.calibration.precision.formats.base import initializer_bytes
 from catp.calibration.precision.graph import FloatGraph
 from catp.calibration.precision.recipe import Recipe
 from catp.calibration.precision.statistics import RangeMethod
 from catp.export.external_data import save_model
 from catp.runtime.bundle import Bundle, file_spec, write_manifest
-from catp.runtime.manifest import GraphSpec, Manifest, Quantization
+from catp.runtime.manifest import GraphSpec, Manifest, Quantization, made_from
 
 Fragments = dict[str, onnx.GraphProto]
 """Quantised layers by name."""
@@ -39,11 +40,12 @@ def assemble(
     specs = dict(manifest.graphs)
     for name, graph in graphs.items():
         if fragments[name]:
-            specs[name] = _write(graph, specs[name], recipes[name], fragments[name], ranges, folder)
+            spec = manifest.graphs[made_from(name)]
+            specs[name] = _write(graph, spec, recipes[name], fragments[name], ranges, folder)
     new = manifest.model_copy(update={"graphs": specs, "parity": (), "calibration": None})
-    for spec in new.all_files():
-        if not (folder / spec.path).exists():
-            shutil.copyfile(source.file(spec), folder / spec.path)
+    for file in new.all_files():
+        if not (folder / file.path).exists():
+            shutil.copyfile(source.file(file), folder / file.path)
     write_manifest(folder, new)
     return new
 
@@ -52,7 +54,9 @@ def _write(
     graph: FloatGraph, spec: GraphSpec, recipe: Recipe, fragments: Fragments, ranges: RangeMethod, folder: Path
 ) -> GraphSpec:
     model = graph.exchanged(fragments)
-    path = folder / spec.file.path
+    if recipe.purpose == "cpu":
+        fit_to_cpu(model)
+    path = folder / f"{graph.name}.onnx"
     data = save_model(model, path)
     onnx.checker.check_model(path)
     products, tables = (

@@ -25,7 +25,7 @@ from catp.calibration.ratio_search import half
 from catp.export.publish import published
 from catp.runtime.bundle import Bundle, write_manifest
 from catp.runtime.errors import CatpError, UsageError
-from catp.runtime.manifest import AccuracyChange, CalibrationSpec, Manifest
+from catp.runtime.manifest import AccuracyChange, CalibrationSpec, Manifest, made_from
 from catp.runtime.pipeline import Pipeline
 
 FEWEST_SAMPLES = 16
@@ -146,8 +146,8 @@ class Calibrator:
         self._batch_size = batch_size
         self._progress = progress
         for name, recipe in recipes.items():
-            recipe.check(name, source.manifest.graphs[name])
-        self.graphs = {name: FloatGraph(name, source.graph_file(name)) for name in recipes}
+            recipe.check(name, source.manifest.graphs[made_from(name)])
+        self.graphs = {name: FloatGraph(name, source.graph_file(made_from(name))) for name in recipes}
         self.layers = self._choose(tuple(exclude))
         self._answers: dict[int, Answers] = {}
 
@@ -256,7 +256,7 @@ class Calibrator:
             error
             for name, graph in self.graphs.items()
             for error in layer_errors(
-                graph, fragments[name], self.recipes[name].purpose, examples.calls[name], lambda: advance(1)
+                graph, fragments[name], self.recipes[name].purpose, examples.calls[made_from(name)], lambda: advance(1)
             )
         ]
         return tuple(sorted(found, key=lambda error: -error.error))
@@ -288,7 +288,7 @@ class Calibrator:
         return report.model_copy(
             update={
                 "graphs": {
-                    name: GraphSize(before=old[name].bytes, after=spec.bytes, quantization=spec.quantization)
+                    name: GraphSize(before=old[made_from(name)].bytes, after=spec.bytes, quantization=spec.quantization)
                     for name, spec in manifest.graphs.items()
                 },
                 "calibration": CalibrationSpec(

@@ -11,7 +11,7 @@ import onnx
 from catp.calibration.precision.graph import FloatGraph, serialized
 from catp.calibration.precision.observation import Inputs
 from catp.runtime.engines.onnx_runtime import OrtProvider
-from catp.runtime.manifest import Purpose
+from catp.runtime.manifest import Purpose, made_from
 
 COMPARED = {
     "vision_encoder": ("image_embeds",),
@@ -68,4 +68,4 @@ def _outputs(
     """Each compared output, of all calls together."""
     engine = OrtProvider("cpu").engine_in_memory(serialized(graph.exchanged(fragments)), graph.folder, purpose)
     runs = [engine.bind(call).run() for call in calls]
-    return [np.concatenate([run[name].numpy().ravel() for run in runs]) for name in COMPARED[graph.name]]
+    return [np.concatenate([run[name].numpy().ravel() for run in runs]) for name in COMPARED[made_from(graph.name)]]

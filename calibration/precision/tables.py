@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from catp.calibration.precision.report import GraphSize, PrecisionReport
-from catp.runtime.manifest import AccuracyChange, GraphSpec
+from catp.runtime.manifest import AccuracyChange, GraphSpec, made_from
 
 MOST_LAYERS = 10
 
@@ -29,7 +29,7 @@ def change_table(report: PrecisionReport, graphs: Mapping[str, GraphSpec]) -> Ta
         table.add_column(column, justify="right")
     for name, size in report.graphs.items():
         stay = sum(layer.startswith(f"{name}: ") for layer in report.kept)
-        table.add_row(name, *_size(size, graphs[name], stay))
+        table.add_row(name, *_size(size, graphs[made_from(name)], stay))
     table.add_section()
     for change in found.accuracy:
         table.add_row(

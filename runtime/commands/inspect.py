@@ -14,7 +14,7 @@ from catp.runtime.bundle import Bundle, open_bundle
 from catp.runtime.commands.console import busy, make_app, print_json_line
 from catp.runtime.engine_sets import EngineSet, open_set, set_folders
 from catp.runtime.errors import BundleError
-from catp.runtime.manifest import CalibrationSpec, TensorSpec
+from catp.runtime.manifest import DECODE_GRAPH, CalibrationSpec, TensorSpec, made_from
 from catp.runtime.pruning import describe_default
 
 
@@ -74,7 +74,11 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
         for line in _cost(manifest.calibration):
             typer.echo(line)
     for name, graph in manifest.graphs.items():
-        typer.echo(f"\n{name}: {graph.precision_label}, {graph.bytes / 1e6:,.1f} MB, {graph.operators:,} operators")
+        size = f"{graph.bytes / 1e6:,.1f} MB, {graph.operators:,} operators"
+        typer.echo(f"\n{name}: {graph.precision_label}, {size}")
+        if name == DECODE_GRAPH:
+            typer.echo(f"  for decode steps; inputs and outputs are those of {made_from(name)}")
+            continue
         for label, tensors in (("in ", graph.inputs), ("out", graph.outputs)):
             for line in _tensors(tensors):
                 typer.echo(f"  {label} {line}")

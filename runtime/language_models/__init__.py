@@ -10,7 +10,7 @@ from catp.runtime.language_models.base import LanguageModel
 from catp.runtime.language_models.decoder_only import DecoderOnly
 from catp.runtime.language_models.encoder_decoder import EncoderDecoder
 from catp.runtime.language_models.no_language_model import NoLanguageModel
-from catp.runtime.manifest import LanguageKind
+from catp.runtime.manifest import DECODE_GRAPH, LanguageKind
 
 
 def open_language_model(bundle: Bundle, provider: Provider) -> LanguageModel:
@@ -19,8 +19,9 @@ def open_language_model(bundle: Bundle, provider: Provider) -> LanguageModel:
 
 
 def _decoder_only(bundle: Bundle, provider: Provider) -> LanguageModel:
-    name = "language_model"
-    return DecoderOnly(provider.engine(bundle, name), bundle.manifest.graphs[name], bundle.manifest.text)
+    name, manifest = "language_model", bundle.manifest
+    decode = provider.engine(bundle, DECODE_GRAPH) if DECODE_GRAPH in manifest.graphs else None
+    return DecoderOnly(provider.engine(bundle, name), manifest.graphs[name], manifest.text, decode)
 
 
 def _encoder_decoder(bundle: Bundle, provider: Provider) -> LanguageModel:

@@ -26,17 +26,21 @@ of 47."""
 
 
 class DecoderOnly:
-    """The language model graph on one engine.
+    """The language model graph on one engine, or decode steps on a second one with weights of its own.
+
+    Args:
+        decode: of the same provider, with the same inputs and outputs; it goes on in the cache that `engine` filled.
 
     Raises:
         BundleError: the manifest does not say how many positions the model has.
     """
 
-    def __init__(self, engine: Engine, graph: GraphSpec, text: TextSpec) -> None:
+    def __init__(self, engine: Engine, graph: GraphSpec, text: TextSpec, decode: Engine | None = None) -> None:
         if text.max_positions is None:
             raise BundleError("catp.json: text.max_positions is missing; export the bundle again")
         self.max_positions = text.max_positions
         self.engine = engine
+        self.decode_engine = decode or engine
         self.graph = graph
         self.text = text
 
@@ -168,7 +172,7 @@ class DecoderOnlyDecoding:
         rows = len(self._slots)
         np.minimum(self._positions, self._last_position, out=self._positions)
         embeds, positions = self._no_prefix(rows)
-        return self._engine.bind(
+        return self._model.decode_engine.bind(
             {
                 "input_ids": np.zeros((rows, 1), np.int64),
                 "prefix_embeds": embeds,

@@ -121,6 +121,17 @@ def float_graphs() -> Callable[[Path], dict[str, FloatGraph]]:
 
 
 @pytest.fixture(scope="session")
+def quantised_products() -> Callable[[onnx.GraphProto], int]:
+    """How many layers a graph computes in integers; several that read one tensor may be one node, named for all."""
+
+    def count(graph: onnx.GraphProto) -> int:
+        nodes = [node for node in graph.node if node.op_type in ("MatMulInteger", "MatMulNBits")]
+        return sum(1 + node.name.count("+") for node in nodes if not node.input[1].startswith("ones."))
+
+    return count
+
+
+@pytest.fixture(scope="session")
 def calibrated(shared: Any) -> Calibrated:
     """`calibrated(name, source, *arguments)`: a folder with `bundle` and `report.json`, made once for all processes.
 

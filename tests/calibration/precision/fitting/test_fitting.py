@@ -1,0 +1,139 @@
+"""Fitted graphs put out what they did before, bit for bit, and have the forms that are faster."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from catp.calibration.precision.fitting import fit_to_cpu
+from catp.calibration.precision.fitting.heads import split_heads_inside
+from catp.calibration.precision.fitting.joint_products import join_products
+from catp.calibration.precision.fitting.votes import count_in_integers
+from catp.calibration.precision.formats.base import Range
+from catp.calibration.precision.graph import serialized
+from catp.calibration.precision.recipe import make_recipe
+from catp.runtime.manifest import GRAPHS
+
+BUNDLES = ("demo_bundle", "odd_bundle")
+"""The second has gates, grouped heads, another number of queries, and no biases in its language model."""
+
+
+@pytest.fixture
+def quantised(request: pytest.FixtureRequest, float_graphs: Callable) -> Callable[..., tuple[ir.Model, Path]]:
+    """`quantised(bundle, graph, format)`: every layer exchanged, nothing fitted."""
+
+    def make(
+        bundle: str, graph: str, format: str = "int8", activations: str | None = "dynamic"
+    ) -> tuple[ir.Model, Path]:
+        folder = request.getfixturevalue(bundle)
+        found = float_graphs(folder)[graph]
+        recipe = make_recipe(format, "cpu", None if format == "int4" else activations)  # type: ignore[arg-type]
+        ranges = {layer.input: Range(-2.0, 3.0) for layer in found.layers}
+        return found.exchanged({layer.name: recipe.fragment(layer, ranges) for layer in found.layers}), folder
+
+    return make
+
+
+def operators(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph)
+
+
+@pytest.mark.parametrize(
+    ("format", "activations"), [("int8", "dynamic"), ("int8", "static"), ("int4", None)], ids=lambda value: str(value)
+)
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_outputs_stay_as_they_were(
+    bundle: str, graph: str, format: str, activations: str | None, quantised: Callable, run: Callable, feeds: Callable
+) -> None:
+    model, folder = quantised(bundle, graph, format, activations)
+    inputs = feeds(folder, graph)
+    before = serialized(model)
+    wanted = run(before, folder, inputs)
+    fit_to_cpu(model)
+    after = serialized(model)
+    assert (after != before) == ((bundle, graph, activations) != ("odd_bundle", "language_model", "static"))
+    found = run(after, folder, inputs)
+    assert list(found) == list(wanted)
+    for name, array in wanted.items():
+        if format == "int4" or graph == "language_model":  # sums of blocks, and products with a scale, round otherwise
+            np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=2e-3 * np.abs(array).max(), err_msg=name)
+        else:
+            np.testing.assert_array_equal(found[name], array, name)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_an_encoder_splits_its_heads_inside(bundle: str, quantised: Callable) -> None:
+    model, _ = quantised(bundle, "vision_encoder")
+    before = operators(model)
+    split_heads_inside(model.graph)
+    after = operators(model)
+    layers = before["Attention"]
+    assert after["Attention"] == layers and after["Split"] == layers and not after["Gather"]
+    assert before["Transpose"] - after["Transpose"] == 2 * layers == before["Reshape"] - after["Reshape"]
+    heads = {
+        tuple(node.attributes[name].value for name in ("q_num_heads", "kv_num_heads"))
+        for node in model.graph
+        if node.op_type == "Attention"
+    }
+    assert len(heads) == 1 and 0 not in next(iter(heads))
+
+
+def test_attention_over_a_cache_keeps_its_heads_apart(quantised: Callable) -> None:
+    """And takes the factor that OPT multiplies its queries with."""
+    model, _ = quantised("demo_bundle", "language_model")
+    before = operators(model)
+    split_heads_inside(model.graph)
+    after = operators(model)
+    assert before["Mul"] - after["Mul"] == before["Attention"] and after["Transpose"] == before["Transpose"]
+    for node in model.graph:
+        if node.op_type == "Attention":
+            assert "q_num_heads" not in node.attributes
+            assert node.attributes["scale"].value == pytest.approx(node.inputs[0].shape[3] ** -0.5)
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize(("bundle", "each"), [("demo_bundle", 2), ("odd_bundle", 3)])
+def test_products_of_one_input_become_one(bundle: str, each: int, format: str, quantised: Callable) -> None:
+    """Queries, keys and values; of Llama gate and rise as well."""
+    model, _ = quantised(bundle, "language_model", format)
+    integer = "MatMulInteger" if format == "int8" else "MatMulNBits"
+    before = operators(model)
+    join_products(model.graph)
+    after = operators(model)
+    assert before[integer] - after[integer] == each * before["Attention"]
+    assert after["DynamicQuantizeLinear"] == before["DynamicQuantizeLinear"]
+    readers = Counter(node.inputs[0].name for node in model.graph if node.op_type == integer)
+    assert set(readers.values()) == {1}
+
+
+def test_products_of_image_tokens_stay_apart(quantised: Callable) -> None:
+    """They are many: taking the result apart costs what one product instead of two saves."""
+    model, _ = quantised("odd_bundle", "qformer_voting")
+    (image_embeds,) = (value for value in model.graph.inputs if value.name == "image_embeds")
+    tokens = image_embeds.shape[1]
+    for value in (value for node in model.graph for value in node.outputs):
+        if value.shape is not None and len(value.shape) == 3 and value.shape[1] == tokens:
+            value.shape = ir.Shape([value.shape[0], 257, value.shape[2]])  # as many as pictures of 224 pixels have
+    before = Counter(node.inputs[0].name for node in model.graph if node.op_type == "MatMulInteger")
+    join_products(model.graph)
+    after = Counter(node.inputs[0].name for node in model.graph if node.op_type == "MatMulInteger")
+    many = [name for name in before if str(name).startswith("image_embeds")]
+    assert many and all(after[name] == before[name] > 1 for name in many)
+    assert sum(after.values()) < sum(before.values())
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_votes_are_counted_in_integers(bundle: str, quantised: Callable) -> None:
+    model, _ = quantised(bundle, "qformer_voting")
+    before = operators(model)
+    count_in_integers(model.graph)
+    after = operators(model)
+    exchanged = after["MatMulInteger"] - before["MatMulInteger"]
+    assert exchanged == before["ReduceSum"] - after["ReduceSum"] == after["Squeeze"] - before["Squeeze"] > 0
+    compared = [node.outputs[0] for node in model.graph if node.op_type == "Greater"]
+    kinds = {usage.node.attributes["to"].value for value in compared for usage in value.uses()}
+    assert ir.DataType.UINT8.value in kinds
