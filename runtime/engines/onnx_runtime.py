@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from catp.runtime.bundle import Bundle
 from catp.runtime.engines.base import DeviceTensor, HostMoment, Value
@@ -44,17 +45,30 @@ _BFLOAT16 = 16  # TensorProto.BFLOAT16
 
 
 class OrtTensor:
-    """An OrtValue, with the name the orchestrator knows it by."""
+    """An OrtValue, with the name the orchestrator knows it by.
 
-    def __init__(self, value: Any) -> None:
+    Args:
+        memory: the array that the value lies in, where it is host memory made by numpy: it is read and written
+            directly, which takes a quarter of the time of going through the value.
+    """
+
+    def __init__(self, value: Any, memory: np.ndarray[Any, Any] | None = None) -> None:
         self.value = value
+        self._memory = memory
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.value.shape())
 
     def numpy(self) -> np.ndarray[Any, Any]:
-        return self.value.numpy()
+        return self.value.numpy() if self._memory is None else self._memory
+
+    def write(self, array: np.ndarray[Any, Any]) -> None:
+        """Copy an array of the same shape into it."""
+        if self._memory is None:
+            self.value.update_inplace(np.ascontiguousarray(array))
+        else:
+            self._memory[...] = array
 
 
 class OrtStep:
@@ -64,18 +78,18 @@ class OrtStep:
         self._session = engine.session
         self._device = engine.device
         self._binding = self._session.io_binding()
-        self._inputs: dict[str, Any] = {}
+        self._inputs: dict[str, OrtTensor] = {}
         for name, value in inputs.items():
-            ort_value = value.value if isinstance(value, OrtTensor) else engine.upload(np.asarray(value)).value
-            self._inputs[name] = ort_value
-            self._binding.bind_ortvalue_input(name, ort_value)
+            tensor = value if isinstance(value, OrtTensor) else engine.upload(np.asarray(value))
+            self._inputs[name] = tensor
+            self._binding.bind_ortvalue_input(name, tensor.value)
         self._outputs = {name: tensor for name, tensor in outputs.items() if isinstance(tensor, OrtTensor)}
         for name, tensor in self._outputs.items():
             self._binding.bind_ortvalue_output(name, tensor.value)
         self._free = [name for name in engine.output_names if name not in self._outputs]
 
     def update(self, name: str, value: np.ndarray[Any, Any]) -> None:
-        self._inputs[name].update_inplace(np.ascontiguousarray(value))
+        self._inputs[name].write(value)
 
     def run(self) -> dict[str, DeviceTensor]:
         for name in self._free:
@@ -130,8 +144,10 @@ class OrtEngine:
 
     def upload(self, array: np.ndarray[Any, Any]) -> OrtTensor:
         array = np.ascontiguousarray(array)
-        if array.dtype.name != "bfloat16":
-            return OrtTensor(ort.OrtValue.ortvalue_from_numpy(array, self.device, 0))
+        if array.dtype != bfloat16:
+            # On a CPU the value is the array's own memory; elsewhere it is a copy.
+            memory = array if self.device == "cpu" else None
+            return OrtTensor(ort.OrtValue.ortvalue_from_numpy(array, self.device, 0), memory)
         # ONNX Runtime has the type, and takes no array of it: the bits are copied.
         value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, _BFLOAT16, self.device)
         value.update_inplace(array.view(np.uint16))
