@@ -102,6 +102,7 @@ class Quantization(_Strict):
     )
     ranges: str | None = Field(default=None, description="method that chose the static ranges")
     block_size: int | None = Field(default=None, description="weights along a column that share a scale")
+    others: dict[str, Format] = Field(default={}, description="layers that have another format")
     layers: int = Field(ge=0, description="matrix products that were quantised")
     kept: tuple[str, ...] = Field(default=(), description="what could have been quantised and stayed in floating point")
     bytes_before: int = Field(description="of the matrices")

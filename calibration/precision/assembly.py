@@ -11,11 +11,11 @@ import onnx
 from catp.calibration.precision.fitting import fit_to_cpu
 from catp.calibration.precision.formats.base import initializer_bytes
 from catp.calibration.precision.graph import FloatGraph
-from catp.calibration.precision.recipe import Recipe
+from catp.calibration.precision.recipe import Recipe, recipe_of
 from catp.calibration.precision.statistics import RangeMethod
 from catp.export.external_data import save_model
 from catp.runtime.bundle import Bundle, file_spec, write_manifest
-from catp.runtime.manifest import GraphSpec, Manifest, Quantization, made_from
+from catp.runtime.manifest import DECODE_GRAPH, GraphSpec, Manifest, Quantization, made_from
 
 Fragments = dict[str, onnx.GraphProto]
 """Quantised layers by name."""
@@ -41,7 +41,7 @@ def assemble(
     for name, graph in graphs.items():
         if fragments[name]:
             spec = manifest.graphs[made_from(name)]
-            specs[name] = _write(graph, spec, recipes[name], fragments[name], ranges, folder)
+            specs[name] = _write(graph, spec, recipes, fragments[name], ranges, folder)
     new = manifest.model_copy(update={"graphs": specs, "parity": (), "calibration": None})
     for file in new.all_files():
         if not (folder / file.path).exists():
@@ -51,11 +51,17 @@ def assemble(
 
 
 def _write(
-    graph: FloatGraph, spec: GraphSpec, recipe: Recipe, fragments: Fragments, ranges: RangeMethod, folder: Path
+    graph: FloatGraph,
+    spec: GraphSpec,
+    recipes: Mapping[str, Recipe],
+    fragments: Fragments,
+    ranges: RangeMethod,
+    folder: Path,
 ) -> GraphSpec:
+    recipe = recipes[graph.name]
     model = graph.exchanged(fragments)
     if recipe.purpose == "cpu":
-        fit_to_cpu(model)
+        fit_to_cpu(model, decodes=graph.name == DECODE_GRAPH)
     path = folder / f"{graph.name}.onnx"
     data = save_model(model, path)
     onnx.checker.check_model(path)
@@ -74,6 +80,11 @@ def _write(
                 activations=recipe.activations,
                 ranges=ranges if recipe.needs_ranges else None,
                 block_size=recipe.block_size if recipe.format == "int4" else None,
+                others={
+                    layer.name: found
+                    for layer in products
+                    if (found := recipe_of(recipes, graph.name, layer).format) != recipe.format
+                },
                 layers=len(products),
                 kept=tuple(
                     layer.name

@@ -16,7 +16,7 @@ from catp.calibration.precision.graph import FloatGraph
 from catp.calibration.precision.layers import Layer, matching
 from catp.calibration.precision.observation import Examples, ObservingProvider, answer_each
 from catp.calibration.precision.ranges import Gathered, GraphRanges, Sampling, gather_ranges
-from catp.calibration.precision.recipe import Recipe
+from catp.calibration.precision.recipe import Recipe, recipe_of
 from catp.calibration.precision.report import GraphSize, PrecisionReport, Trial
 from catp.calibration.precision.search import fewest_kept
 from catp.calibration.precision.sensitivity import LayerError, layer_errors
@@ -238,7 +238,8 @@ class Calibrator:
         for name, layers in self.layers.items():
             fragments[name] = {}
             for layer in layers:
-                fragments[name][layer.name] = self.recipes[name].fragment(layer, ranges.get(name, {}))
+                recipe = recipe_of(self.recipes, name, layer)
+                fragments[name][layer.name] = recipe.fragment(layer, ranges.get(name, {}))
                 advance(1)
         return fragments
 

@@ -33,6 +33,7 @@ class Layer:
     _weight: Any  # ir tensor [K, N], or [N, K] where it is transposed
     _transposed: bool = False
     is_table: bool = False
+    is_output: bool = False  # y is what the graph puts out, as a language model's logits are
 
     def weight(self) -> np.ndarray:
         """W [K, N], of a table [rows, width]; float32 or float16, read from disk."""
@@ -103,7 +104,8 @@ def _as_layer(node: ir.Node, opset: int) -> Layer | None:
             return None
         transposed = bool(_number(node, "transB", 0))
     assert node.name is not None and x.name is not None and w is not None
-    return Layer(_module(node, w), node.name, x.name, opset, tensor, transposed, is_table)
+    is_output = node.outputs[0].is_graph_output()
+    return Layer(_module(node, w), node.name, x.name, opset, tensor, transposed, is_table, is_output)
 
 
 def _number(node: ir.Node, name: str, default: float) -> float:

@@ -18,7 +18,7 @@ from catp.calibration.precision.formats.int8_rows import int8_rows
 from catp.calibration.precision.formats.static_int8 import static_int8
 from catp.calibration.precision.layers import Layer
 from catp.runtime.errors import UsageError
-from catp.runtime.manifest import Format, GraphSpec, Purpose
+from catp.runtime.manifest import DECODE_GRAPH, Format, GraphSpec, Purpose, made_from
 
 Activations = Literal["static", "dynamic", "float"]
 BLOCK_SIZE = 128
@@ -85,6 +85,15 @@ class Recipe:
             if self.activations == "dynamic":
                 return dynamic_int8(layer, self.reduce_range)
             return static_int8(layer, ranges[layer.input], self.purpose, self.reduce_range)
+
+
+def recipe_of(recipes: Mapping[str, Recipe], graph: str, layer: Layer) -> Recipe:
+    """By which of a bundle's recipes, by graph, a layer is quantised.
+
+    A prompt gets logits of one row, in prefill as in decode: the head is read as decode steps read it.
+    """
+    decode = recipes.get(DECODE_GRAPH)
+    return decode if decode and layer.is_output and graph == made_from(DECODE_GRAPH) else recipes[graph]
 
 
 def make_recipe(

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from catp.calibration.precision.fitting.cached_attention import attend_over_cache
 from catp.calibration.precision.fitting.heads import split_heads_inside
 from catp.calibration.precision.fitting.joint_products import join_products
 from catp.calibration.precision.fitting.votes import count_in_integers
 
 
-def fit_to_cpu(model: ir.Model) -> None:
-    """Rewrite a graph in place; inputs, outputs and their values stay what they are."""
-    for rewrite in (join_products, split_heads_inside, count_in_integers):
-        rewrite(model.graph)
+def fit_to_cpu(model: ir.Model, decodes: bool = False) -> None:
+    """Rewrite a graph in place; inputs, outputs and their values stay what they are.
+
+    Args:
+        decodes: it is a language model that reads one token a row, and nothing else.
+    """
+    join_products(model.graph)
+    split_heads_inside(model.graph)
+    if decodes:
+        attend_over_cache(model.graph)
+        model.opset_imports["com.microsoft"] = 1
+    count_in_integers(model.graph)

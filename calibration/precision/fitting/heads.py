@@ -22,9 +22,12 @@ from catp.calibration.precision.fitting.nodes import (
     take_place,
 )
 
+_AFTER_SOFTMAX = 3
+"""qk_matmul_output_mode: what Attention's fourth output is."""
+
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """Where one input of an attention comes from."""
 
     value: ir.Value  # [B, S, parts x heads x d]
@@ -38,13 +41,15 @@ def split_heads_inside(graph: ir.Graph) -> None:
         if node.op_type == "Attention" and node.domain == "":
             _take_scale(graph, node)
             _take_rows(graph, node)
+        elif node.op_type == "Softmax":
+            _take_probabilities(graph, node)
 
 
 def _take_rows(graph: ir.Graph, node: ir.Node) -> None:
     if len(node.outputs) != 1 or any(value is not None for value in node.inputs[4:]):
         return
-    sources = [_rows_of(value) for value in node.inputs[:3]]
-    result = _rows_after(node)
+    sources = [rows_of(value) for value in node.inputs[:3]]
+    result = rows_after(node)
     if result is None or any(source is None for source in sources):
         return
     query, key, value = (source for source in sources if source is not None)
@@ -61,8 +66,45 @@ def _take_rows(graph: ir.Graph, node: ir.Node) -> None:
     take_place(graph, result, attention.outputs[0])
 
 
-def _rows_of(value: ir.Value | None) -> _Rows | None:
-    """Of [B, heads, S, d] that was made of rows by Reshape and Transpose, or by these and a Gather of q, k or v."""
+def _take_probabilities(graph: ir.Graph, softmax: ir.Node) -> None:
+    """Attention written out because its probabilities are read (the vote): the operator puts them out as well."""
+    scaled = producer(softmax.inputs[0], "Mul")
+    scale = constant(scaled.inputs[1]) if scaled is not None else None
+    logits = producer(scaled.inputs[0], "MatMul") if scaled is not None else None
+    (probabilities,) = softmax.outputs
+    products = [usage.node for usage in probabilities.uses() if usage.node.op_type == "MatMul" and not usage.idx]
+    if logits is None or scale is None or scale.size != 1 or len(products) != 1 or number(softmax, "axis", -1) != -1:
+        return
+    (product,) = products
+    sources = [rows_of(logits.inputs[0]), rows_of(logits.inputs[1], 0, 2, 3, 1), rows_of(product.inputs[1])]
+    result = rows_after(product)
+    if result is None or any(source is None or source.parts > 1 for source in sources):
+        return
+    query, key, value = (source for source in sources if source is not None)
+    # The operator does not broadcast: queries that are the same for every image stay with the operators that do.
+    if query.value.shape is None or key.value.shape is None or query.value.shape[0] != key.value.shape[0]:
+        return
+    name = product.outputs[0].name
+    attention = new_node(
+        "Attention",
+        [query.value, key.value, value.value],
+        [f"{name}.rows", "", "", f"{name}.probabilities"],
+        q_num_heads=query.heads,
+        kv_num_heads=key.heads,
+        scale=float(scale.item()),
+        qk_matmul_output_mode=_AFTER_SOFTMAX,
+    )
+    graph.insert_before(softmax, attention)
+    take_place(graph, result, attention.outputs[0])
+    take_place(graph, probabilities, attention.outputs[3])
+
+
+def rows_of(value: ir.Value | None, *axes: int) -> Rows | None:
+    """Of [B, heads, S, d] that was made of rows by Reshape and Transpose, or by these and a Gather of q, k or v.
+
+    Args:
+        axes: another order that the Transpose has.
+    """
     if gather := producer(value, "Gather"):
         part = constant(gather.inputs[1])
         packed = gather.inputs[0]
@@ -72,12 +114,12 @@ def _rows_of(value: ir.Value | None) -> _Rows | None:
         rows = _before(packed, 2, 0, 3, 1, 4)
         if rows is None or not isinstance(parts, int) or not isinstance(heads, int):
             return None
-        return _Rows(rows, heads, int(part), parts)
-    rows = _before(value, 0, 2, 1, 3)
+        return Rows(rows, heads, int(part), parts)
+    rows = _before(value, *(axes or (0, 2, 1, 3)))
     if rows is None or value is None or value.shape is None:
         return None
     heads = value.shape[1]
-    return _Rows(rows, heads) if isinstance(heads, int) else None
+    return Rows(rows, heads) if isinstance(heads, int) else None
 
 
 def _before(value: ir.Value | None, *axes: int) -> ir.Value | None:
@@ -90,7 +132,7 @@ def _before(value: ir.Value | None, *axes: int) -> ir.Value | None:
     return rows if rows is not None and rows.shape is not None and len(rows.shape) == 3 else None
 
 
-def _rows_after(node: ir.Node) -> ir.Value | None:
+def rows_after(node: ir.Node) -> ir.Value | None:
     """[B, S, heads x d], if nothing else is made of the attention's output."""
     transpose = only_user(node.outputs[0], "Transpose")
     if transpose is None or not permutes(transpose, 0, 2, 1, 3):
@@ -100,7 +142,7 @@ def _rows_after(node: ir.Node) -> ir.Value | None:
     return result if result is not None and result.shape is not None and len(result.shape) == 3 else None
 
 
-def _part(graph: ir.Graph, before: ir.Node, source: _Rows) -> ir.Value:
+def _part(graph: ir.Graph, before: ir.Node, source: Rows) -> ir.Value:
     """A part of the rows; one Split makes all of them."""
     if source.parts == 1:
         return source.value

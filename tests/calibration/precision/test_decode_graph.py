@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from typer.testing import CliRunner
@@ -39,6 +40,12 @@ def test_the_bundle_says_what_it_has(made: Path, demo_bundle: Path) -> None:
     found = {name: graph.quantization.format for name, graph in graphs.items() if graph.quantization}
     assert found == dict.fromkeys(GRAPHS, "int8") | {DECODE_GRAPH: "int4"}
     prefill, decode = graphs["language_model"], graphs[DECODE_GRAPH]
+    # The head has one row a prompt to read, in prefill too.
+    others = [graph.quantization.others for graph in graphs.values() if graph.quantization]
+    assert others == [{}, {}, {"head": "int4"}, {}]
+    nodes = onnx.load(made / "bundle" / "language_model.onnx", load_external_data=False).graph.node
+    (head,) = (node for node in nodes if node.op_type == "MatMulNBits")
+    assert head.output[0] == "logits" and sum(node.op_type == "MatMulInteger" for node in nodes) == 2 * 4
     assert (prefill.inputs, prefill.outputs) == (decode.inputs, decode.outputs)
     report = PrecisionReport.model_validate_json((made / "report.json").read_text())
     assert report.confirmed and report.graphs is not None and report.calibration is not None
