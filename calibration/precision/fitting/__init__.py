@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from catp.calibration.precision.fitting.cached_attention import attend_over_cache
+from catp.calibration.precision.fitting.flat_rows import leave_rows_as_they_are
 from catp.calibration.precision.fitting.heads import split_heads_inside
 from catp.calibration.precision.fitting.joint_products import join_products
 from catp.calibration.precision.fitting.votes import count_in_integers
@@ -16,6 +17,7 @@ def fit_to_cpu(model: ir.Model, decodes: bool = False) -> None:
     Args:
         decodes: it is a language model that reads one token a row, and nothing else.
     """
+    leave_rows_as_they_are(model.graph)
     join_products(model.graph)
     split_heads_inside(model.graph)
     if decodes:

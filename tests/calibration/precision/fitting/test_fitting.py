@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from catp.calibration.precision.fitting import fit_to_cpu
+from catp.calibration.precision.fitting.flat_rows import leave_rows_as_they_are
 from catp.calibration.precision.fitting.heads import split_heads_inside
 from catp.calibration.precision.fitting.joint_products import join_products
 from catp.calibration.precision.fitting.votes import count_in_integers
@@ -95,6 +96,31 @@ def test_probabilities_that_are_voted_by_come_from_the_operator(
     assert len(voting) == before["Softmax"] - after["Softmax"] and after["Softmax"] == broadcast
     for node in voting:
         assert node.outputs[3].uses() and node.outputs[0].uses()
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_rows_are_not_flattened(format: str, quantised: Callable) -> None:
+    """OPT's feed-forward layers do that, twice each; what reshapes heads stays."""
+    model, _ = quantised("demo_bundle", "language_model", format)
+    before = operators(model)
+    leave_rows_as_they_are(model.graph)
+    after = operators(model)
+    assert before["Reshape"] - after["Reshape"] == 2 * before["Attention"]
+    assert before["Transpose"] == after["Transpose"]
+    norms = [node.outputs[0].shape for node in model.graph if node.op_type == "LayerNormalization"]
+    assert {len(shape) for shape in norms} == {3}
+
+
+def test_rows_that_something_else_reads_stay_flat(quantised: Callable) -> None:
+    model, _ = quantised("demo_bundle", "language_model")
+    flat = next(n.outputs[0] for n in model.graph if n.op_type == "LayerNormalization" and len(n.outputs[0].shape) == 2)
+    user = next(iter(flat.uses())).node
+    size = ir.Node("", "Shape", [flat], outputs=[ir.Value(name="rows")], name="rows")
+    model.graph.insert_before(user, size)
+    before = operators(model)
+    leave_rows_as_they_are(model.graph)
+    layers = before["Attention"]
+    assert before["Reshape"] - operators(model)["Reshape"] == 2 * (layers - 1)
 
 
 def test_attention_over_a_cache_keeps_its_heads_apart(quantised: Callable) -> None:
