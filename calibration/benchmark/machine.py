@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 LIBRARIES = (
     "catp-exporter", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx",
-    "torch", "transformers",
+    "torch", "transformers", "openvino", "nncf",
 )  # fmt: skip
 
 
@@ -27,6 +27,7 @@ class Machine(BaseModel):
     memory_bytes: int | None
     governor: str | None = Field(description="of the first CPU's clock; None where the system does not say")
     turbo: bool | None
+    huge_pages: str | None = Field(default=None, description="whether memory comes in pages of 2 MiB; None: unknown")
     platform: str
     python: str
     versions: dict[str, str] = Field(description="of the libraries that are installed")
@@ -39,6 +40,7 @@ def describe_machine() -> Machine:
         memory_bytes=_memory_bytes(),
         governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         turbo=_turbo(),
+        huge_pages=_huge_pages(),
         platform=platform.platform(),
         python=platform.python_version(),
         versions=_versions(),
@@ -115,6 +117,16 @@ def _turbo() -> bool | None:
         return intel == "0"
     boost = _read("/sys/devices/system/cpu/cpufreq/boost")
     return None if boost is None else boost == "1"
+
+
+def _huge_pages() -> str | None:
+    """What Linux does (always, madvise, never), and whether this process's allocator asks where it has to."""
+    modes = _read("/sys/kernel/mm/transparent_hugepage/enabled")
+    if modes is None:
+        return None
+    chosen = modes.partition("[")[2].partition("]")[0]
+    asks = "glibc.malloc.hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "").split(":")
+    return f"{chosen}, which glibc asks for" if chosen == "madvise" and asks else chosen
 
 
 def _versions() -> dict[str, str]:

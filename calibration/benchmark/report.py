@@ -13,6 +13,7 @@ from catp.calibration.benchmark.break_even import BreakEven
 from catp.calibration.benchmark.cost import Cost
 from catp.calibration.benchmark.described import Described
 from catp.calibration.benchmark.intervals import Ratio, paired_ratio
+from catp.calibration.benchmark.kernel_times import KernelTimes
 from catp.calibration.benchmark.machine import Machine
 from catp.calibration.benchmark.rates import Rates, best_rates
 from catp.calibration.benchmark.rounds import Measured
@@ -133,6 +134,7 @@ class Report(_Strict):
     break_even: BreakEven | None = Field(
         default=None, description="None where the vote could not be timed; a note says why"
     )
+    kernels: tuple[KernelTimes, ...] = Field(default=(), description="of bundles, where they were asked for")
 
     def result(self, case: Case) -> Result:
         return next(result for result in self.results if result.case == case)
@@ -152,6 +154,7 @@ def make_report(
     measured: Measured,
     break_even: BreakEven | None = None,
     remarks: Sequence[str] = (),
+    kernels: Sequence[KernelTimes] = (),
 ) -> Report:
     """Everything that follows from the samples.
 
@@ -190,6 +193,7 @@ def make_report(
         noisy=bool(noise),
         notes=(*noise, *_remarks(bundles[OURS], setup, results, rounds, load_averages[0], rates), *remarks),
         break_even=break_even,
+        kernels=tuple(kernels),
     )
 
 

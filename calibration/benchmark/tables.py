@@ -12,6 +12,7 @@ from catp.calibration.benchmark.compare import Change, Comparison
 from catp.calibration.benchmark.cost import Cost
 from catp.calibration.benchmark.described import Described
 from catp.calibration.benchmark.intervals import Difference, Ratio
+from catp.calibration.benchmark.kernel_times import KINDS
 from catp.calibration.benchmark.machine import Machine
 from catp.calibration.benchmark.rates import Rates
 from catp.calibration.benchmark.report import Report, Result
@@ -136,6 +137,32 @@ def roofline_table(report: Report) -> Table:
         if result.roofline:
             shares = [f"{100 * result.roofline[s]:.0f}" if s in result.roofline else "" for s in GRAPHS_OF]
             table.add_row(f"{result.batch}", escape(result.subject), f"{result.ratio:g}", *shares)
+    return table
+
+
+def kernel_table(report: Report) -> Table | None:
+    """Where time goes inside the graphs; None where that was not asked for."""
+    if not report.kernels:
+        return None
+    table = Table(
+        title="Inside the graphs of one answer to one image, ms by ONNX Runtime's profiler (which slows small operators"
+        " down; decode: all steps)",
+        title_justify="left",
+    )
+    for column in ("runtime", "ratio", "stage", *KINDS, "all", "the longest operators"):
+        table.add_column(column, justify="left" if column in ("runtime", "stage", "the longest operators") else "right")
+    for found in report.kernels:
+        table.add_section()
+        for stage, kinds in found.stages.items():
+            longest = ", ".join(f"{name} {_ms(time)}" for name, time in list(found.operators[stage].items())[:3])
+            times = [_ms(kinds[kind]) for kind in KINDS]
+            table.add_row(
+                escape(found.subject), f"{found.ratio:g}", TITLES[stage], *times, _ms(sum(kinds.values())), longest
+            )
+        totals = [found.total(kind) for kind in KINDS]
+        table.add_row(
+            escape(found.subject), f"{found.ratio:g}", "all", *map(_ms, totals), _ms(sum(totals)), style="bold"
+        )
     return table
 
 

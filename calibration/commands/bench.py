@@ -21,6 +21,8 @@ from catp.calibration.benchmark.cost import Cost, cost_of
 from catp.calibration.benchmark.described import describe
 from catp.calibration.benchmark.geometry import Geometry as Sizes
 from catp.calibration.benchmark.geometry import read_geometry
+from catp.calibration.benchmark.kernel_times import KernelTimes
+from catp.calibration.benchmark.kernels import profile_kernels
 from catp.calibration.benchmark.loading import load_subjects
 from catp.calibration.benchmark.machine import available_cpus, describe_machine, load_average
 from catp.calibration.benchmark.options import ITERATIONS, parse_batches, parse_ratios, parse_rounds
@@ -36,6 +38,7 @@ from catp.calibration.benchmark.synthetic import Geometry, made
 from catp.calibration.benchmark.tables import change_table, cost_table
 from catp.calibration.benchmark.vote import time_vote, why_not
 from catp.calibration.plots import check_plot
+from catp.calibration.supported import check_decoder_only
 from catp.runtime.bundle import Bundle
 from catp.runtime.commands.console import busy, check_file_output, console, make_group, print_json_line, write_file
 from catp.runtime.engines import PROVIDERS, open_provider
@@ -91,6 +94,10 @@ def run(
             metavar="MODEL", help="Weights that transformers loads: a folder or a Hub id. Default: the demo's."
         ),
     ] = None,
+    kernels: Annotated[
+        bool,
+        typer.Option("--kernels", help="Also where time goes inside the graphs, by ONNX Runtime's profiler, on a CPU."),
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, of all runtimes. Default: all CPUs.")] = None,
     seed: Annotated[int, typer.Option(help="Of pictures, prompt, order and intervals.")] = 0,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The report as a JSON file.")] = None,
@@ -116,9 +123,13 @@ def run(
     contenders = find_contenders(against)
     if "compile" in contenders and warmup == 0:
         raise UsageError("--warmup 0: --against compile compiles while it is warmed up; give 1 or more")
+    if kernels and provider != "cpu":
+        raise UsageError(f"--kernels and --provider {provider}: operators are profiled on a CPU; leave one of them out")
     load_before = load_average()  # making a synthetic bundle is a load of our own
     with _source(bundle, synthetic, keep, checkpoint) as (folder, weights):
         bundles, verified = open_bundles(folder, contenders, wanted)
+        if kernels:
+            check_decoder_only(bundles[OURS], "catp-bench --kernels")
         if len(bundles) <= len(contenders):  # not all of them are bundles
             weights = find_checkpoint(bundles[OURS].manifest, weights)
         setup = Setup(
@@ -134,7 +145,7 @@ def run(
             seed=seed,
             warmup=warmup,
         )
-        report = _measure(bundles, verified, weights, setup, positions, rounds, load_before)
+        report = _measure(bundles, verified, weights, setup, positions, rounds, load_before, kernels)
     show(report)
     if output is not None:
         write_file(output, lambda: output.write_text(report.model_dump_json() + "\n"))
@@ -205,6 +216,7 @@ def _measure(
     positions: Positions | None,
     rounds: Rounds,
     load_before: float | None,
+    kernels: bool,
 ) -> Report:
     first = bundles[OURS]
     manifest, geometry = first.manifest, read_geometry(first)
@@ -217,8 +229,8 @@ def _measure(
     with busy("measure the machine"):
         rates = measure_rates(setup.threads)
     costs = {name: _costs(bundle.manifest, geometry, setup) for name, bundle in bundles.items()}
-    for name, found in costs.items():
-        show_table(cost_table(described[name], found, rates, machine))
+    for name, cost in costs.items():
+        show_table(cost_table(described[name], cost, rates, machine))
 
     def open_subject(name: str) -> Subject:
         if name not in bundles:
@@ -238,13 +250,18 @@ def _measure(
         assert isinstance(ours, BundleSubject)
         with busy("time the vote"):
             votes = time_vote(ours.pipeline, question, setup, len(measured.yardstick_ms))
+    found: list[KernelTimes] = []
+    if kernels:
+        with busy("profile the graphs"):
+            for name, bundle in bundles.items():
+                found += profile_kernels(bundle, name, setup.threads, positions, question, setup.ratios)
     with busy("measure the machine again"):
         rates_after = measure_rates(setup.threads)
     both = rates, rates_after
     break_even = find_break_even(manifest, geometry, setup, costs[OURS], both, measured, votes) if votes else None
     remarks = () if reason is None else (f"what the vote costs, and from where on it pays, is not known: {reason}",)
     return make_report(
-        described, setup, machine, (load_before, load_after), both, costs, loads, measured, break_even, remarks
+        described, setup, machine, (load_before, load_after), both, costs, loads, measured, break_even, remarks, found
     )
 
 
