@@ -8,6 +8,7 @@ from catp.calibration.precision.fitting.cached_attention import attend_over_cach
 from catp.calibration.precision.fitting.flat_rows import leave_rows_as_they_are
 from catp.calibration.precision.fitting.heads import split_heads_inside
 from catp.calibration.precision.fitting.joint_products import join_products
+from catp.calibration.precision.fitting.parted_products import part_products
 from catp.calibration.precision.fitting.votes import count_in_integers
 
 
@@ -17,10 +18,13 @@ def fit_to_cpu(model: ir.Model, decodes: bool = False) -> None:
     Args:
         decodes: it is a language model that reads one token a row, and nothing else.
     """
-    leave_rows_as_they_are(model.graph)
-    join_products(model.graph)
-    split_heads_inside(model.graph)
+    graph = model.graph
+    leave_rows_as_they_are(graph)
     if decodes:
-        attend_over_cache(model.graph)
+        join_products(graph)
+    split_heads_inside(graph)
+    part_products(graph)
+    if decodes:
+        attend_over_cache(graph)
         model.opset_imports["com.microsoft"] = 1
-    count_in_integers(model.graph)
+    count_in_integers(graph)

@@ -36,6 +36,16 @@ def permutes(node: ir.Node | None, *axes: int) -> bool:
     return node is not None and node.op_type == "Transpose" and tuple(node.attributes["perm"].value) == axes
 
 
+def with_bias(product: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """A product's sum with its constant bias, and the bias, where nothing else reads the product; else itself."""
+    if add := only_user(product, "Add"):
+        bias = next((value for value in add.inputs if value is not product), None)
+        array = constant(bias)
+        if array is not None and array.ndim == 1:
+            return add.outputs[0], bias
+    return product, None
+
+
 def new_node(op_type: str, inputs: Sequence[ir.Value | None], outputs: Sequence[str], **attributes: object) -> ir.Node:
     """A node, called like its first output."""
     return ir.node(

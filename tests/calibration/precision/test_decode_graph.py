@@ -45,7 +45,7 @@ def test_the_bundle_says_what_it_has(made: Path, demo_bundle: Path) -> None:
     assert others == [{}, {}, {"head": "int4"}, {}]
     nodes = onnx.load(made / "bundle" / "language_model.onnx", load_external_data=False).graph.node
     (head,) = (node for node in nodes if node.op_type == "MatMulNBits")
-    assert head.output[0] == "logits" and sum(node.op_type == "MatMulInteger" for node in nodes) == 2 * 4
+    assert head.output[0] == "logits" and sum(node.op_type == "MatMulInteger" for node in nodes) == 2 * 6
     assert (prefill.inputs, prefill.outputs) == (decode.inputs, decode.outputs)
     report = PrecisionReport.model_validate_json((made / "report.json").read_text())
     assert report.confirmed and report.graphs is not None and report.calibration is not None
@@ -111,7 +111,8 @@ def test_decode_reads_its_own_weights(made: Path, calibrated: Callable, demo_bun
     int4 = calibrated("cpu", demo_bundle, "--to", "int8", "--language", "int4", "--for", "cpu", "--questions", "50")
     bundles = [open_bundle(folder / "bundle", verify=False) for folder in (made, int4)]
     hybrid, coarse = (cost_of(b.manifest, read_geometry(b), workload, 0.5).stages for b in bundles)
-    assert hybrid["decode"] == coarse["decode"] and hybrid["prefill"].bytes > coarse["prefill"].bytes
+    assert hybrid["decode"].bytes == pytest.approx(coarse["decode"].bytes, rel=0.03)
+    assert hybrid["prefill"].bytes > 1.2 * coarse["prefill"].bytes
 
 
 @pytest.mark.parametrize(
