@@ -160,8 +160,9 @@ def kernel_table(report: Report) -> Table | None:
                 escape(found.subject), f"{found.ratio:g}", TITLES[stage], *times, _ms(sum(kinds.values())), longest
             )
         totals = [found.total(kind) for kind in KINDS]
+        whole = f"of an answer that took {_ms(found.answer_ms)}"
         table.add_row(
-            escape(found.subject), f"{found.ratio:g}", "all", *map(_ms, totals), _ms(sum(totals)), style="bold"
+            escape(found.subject), f"{found.ratio:g}", "all", *map(_ms, totals), _ms(sum(totals)), whole, style="bold"
         )
     return table
 

@@ -109,14 +109,15 @@ def precision_rows(report: Report) -> list[str]:
 
 
 def kernel_rows(report: Report) -> list[str]:
-    """Milliseconds inside the graphs of one answer, by kind of operator, a line of Markdown each."""
-    rows = [f"| ms inside the graphs | ratio | {' | '.join(KINDS)} | all |", "|---" * (3 + len(KINDS)) + "|"]
+    """Shares of one answer by kind of operator, a line of Markdown each."""
+    rows = [f"| % of an answer | ratio | {' | '.join(KINDS)} | between operators |", "|---" * (3 + len(KINDS)) + "|"]
     return rows + [_kernel_row(found) for found in report.kernels]
 
 
 def _kernel_row(found: KernelTimes) -> str:
-    times = [found.total(kind) for kind in KINDS]
-    return f"| {BUNDLES[found.subject]} | {found.ratio:g} | {' | '.join(f'{t:.1f}' for t in (*times, sum(times)))} |"
+    shares = [100 * found.total(kind) / found.answer_ms for kind in KINDS]
+    cells = [f"{share:.1f}" for share in (*shares, 100 - sum(shares))]
+    return f"| {BUNDLES[found.subject]} | {found.ratio:g} | {' | '.join(cells)} |"
 
 
 def _cell(ratio: Ratio | None) -> str:
