@@ -146,7 +146,7 @@ def test_the_latency_tables_are_the_recorded_report() -> None:
     command = [sys.executable, str(folder / "mid_size.py"), "--record", str(folder / "records" / "mid-size.json")]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     tables = [table.strip() for table in printed.split("\n\n")]
-    assert len(tables) == 3 and all(table in README for table in tables)
+    assert len(tables) == 4 and all(table in README for table in tables)
     report = read_report(folder / "records" / "mid-size.json")
     assert not report.noisy and not [note for note in report.notes if "other tokens" in note]
 

@@ -108,7 +108,7 @@ def calibrate_precision(
     Half of the images calibrates and chooses layers: where quantising all of them costs too much, the most sensitive
     ones stay in floating point. The other half confirms; what is not confirmed is not published, and exits 1.
 
-    catp-calibrate precision catp-bundle --to int8 --language int4 --for cpu -o catp-int8
+    catp-calibrate precision catp-bundle --to int8 --decode int4 --for cpu -o catp-int8
     """
     if not 50 < percentile <= 100:
         raise UsageError(f"percentile {percentile}: in per cent, 50 < percentile <= 100, such as {PERCENTILE}")

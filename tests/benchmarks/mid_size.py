@@ -109,14 +109,13 @@ def precision_rows(report: Report) -> list[str]:
 
 
 def kernel_rows(report: Report) -> list[str]:
-    """Shares of one answer by kind of operator, a line of Markdown each."""
-    rows = [f"| % of an answer | ratio | {' | '.join(KINDS)} | between operators |", "|---" * (3 + len(KINDS)) + "|"]
+    """Milliseconds of one answer by kind of operator, a line of Markdown each."""
+    rows = [f"| ms, while profiled | ratio | {' | '.join(KINDS)} | the whole answer |", "|---" * (3 + len(KINDS)) + "|"]
     return rows + [_kernel_row(found) for found in report.kernels]
 
 
 def _kernel_row(found: KernelTimes) -> str:
-    shares = [100 * found.total(kind) / found.answer_ms for kind in KINDS]
-    cells = [f"{share:.1f}" for share in (*shares, 100 - sum(shares))]
+    cells = [f"{time:.1f}" for time in (*map(found.total, KINDS), found.answer_ms)]
     return f"| {BUNDLES[found.subject]} | {found.ratio:g} | {' | '.join(cells)} |"
 
 
