@@ -250,8 +250,8 @@ class OrtProvider:
         return ort.InferenceSession(model, options, providers=self._execution_providers, disabled_optimizers=wrong)
 
     def _options(self, purpose: Purpose | None) -> Any:
-        # No optimised graph is kept for the next load: alone it saves a tenth of a second, and with packed weights, which
-        # would be mapped instead of copied, ONNX Runtime 1.31 loads INT4 products that give other numbers.
+        # No optimised graph is kept for the next load: alone it saves a tenth of a second, and with packed weights,
+        # which would be mapped instead of copied, ONNX Runtime 1.31 loads INT4 products that give other numbers.
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; they come back as exceptions
         # Threads that wait for a graph's next call take the cores from the graph that runs: three graphs take turns.
