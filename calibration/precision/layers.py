@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from catp.calibration.precision.nodes import number
 from catp.runtime.errors import UsageError
 
 _QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits"}
@@ -90,7 +91,7 @@ def matching(layers: tuple[Layer, ...], patterns: tuple[str, ...]) -> Iterator[L
 def _as_layer(node: ir.Node, opset: int) -> Layer | None:
     if node.op_type not in ("MatMul", "Gemm", "Gather") or node.domain not in ("", "ai.onnx"):
         return None
-    is_table = node.op_type == "Gather" and _number(node, "axis", 0) == 0
+    is_table = node.op_type == "Gather" and number(node, "axis", 0) == 0
     x, w = (node.inputs[1], node.inputs[0]) if is_table else (node.inputs[0], node.inputs[1])
     tensor = None if w is None else w.const_value
     if x is None or tensor is None or len(tensor.shape) != 2 or x.const_value is not None:
@@ -99,18 +100,13 @@ def _as_layer(node: ir.Node, opset: int) -> Layer | None:
         return None
     transposed = False
     if node.op_type == "Gemm":
-        plain = _number(node, "alpha", 1.0) == _number(node, "beta", 1.0) == 1 and _number(node, "transA", 0) == 0
+        plain = number(node, "alpha", 1.0) == number(node, "beta", 1.0) == 1 and number(node, "transA", 0) == 0
         if not plain:
             return None
-        transposed = bool(_number(node, "transB", 0))
+        transposed = bool(number(node, "transB", 0))
     assert node.name is not None and x.name is not None and w is not None
     is_output = node.outputs[0].is_graph_output()
     return Layer(_module(node, w), node.name, x.name, opset, tensor, transposed, is_table, is_output)
-
-
-def _number(node: ir.Node, name: str, default: float) -> float:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else float(attribute.value)
 
 
 def _module(node: ir.Node, weight: ir.Value) -> str:

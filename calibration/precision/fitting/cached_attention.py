@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from catp.calibration.precision.fitting.heads import rows_after, rows_of
-from catp.calibration.precision.fitting.nodes import new_constant, new_node, number, producer, take_place
+from catp.calibration.precision.nodes import new_constant, new_node, number, producer, take_place
 
 WRITE_INDICES = "write_indices"
 """The graph's input that says, row by row, at which slot of the cache the token is written."""

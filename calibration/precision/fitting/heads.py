@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from catp.calibration.precision.fitting.nodes import (
+from catp.calibration.precision.nodes import (
     constant,
     new_node,
     number,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from catp.calibration.precision.fitting.nodes import (
+from catp.calibration.precision.nodes import (
     constant,
     new_constant,
     new_node,

@@ -1,4 +1,4 @@
-"""Reading and exchanging nodes."""
+"""Reading a graph's nodes, and exchanging them."""
 
 from __future__ import annotations
 
