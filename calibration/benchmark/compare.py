@@ -119,7 +119,6 @@ def _notes(old: Report, new: Report, common: int) -> list[str]:
         "threads": (old.setup.threads, new.setup.threads),
         "provider": (old.setup.provider, new.setup.provider),
         "clock governor": (old.machine.governor, new.machine.governor),
-        "huge pages": (old.machine.huge_pages, new.machine.huge_pages),
         "model": (old.bundle.model.id, new.bundle.model.id),
         "voting method": (old.bundle.method, new.bundle.method),
     }

@@ -30,10 +30,10 @@ from catp.calibration.benchmark.ours import BundleSubject
 from catp.calibration.benchmark.payoff import find_break_even
 from catp.calibration.benchmark.rates import measure_rates
 from catp.calibration.benchmark.report import Report, Setup, make_report, read_report
-from catp.calibration.benchmark.rounds import MOST_ROUNDS, Measured, Rounds, measure
+from catp.calibration.benchmark.rounds import MOST_ROUNDS, Rounds, measure
 from catp.calibration.benchmark.screen import counted, show, show_notes, show_table
 from catp.calibration.benchmark.stage_cost import Workload
-from catp.calibration.benchmark.subject import IMAGE_SIZE, OURS, UNPRUNED, Case, Question, Subject, make_question
+from catp.calibration.benchmark.subject import IMAGE_SIZE, OURS, UNPRUNED, Case, Subject, make_question
 from catp.calibration.benchmark.synthetic import Geometry, made
 from catp.calibration.benchmark.tables import change_table, cost_table
 from catp.calibration.benchmark.vote import time_vote, why_not
@@ -246,10 +246,11 @@ def _measure(
     load_after = load_average()
     reason, votes = why_not(manifest, setup), None
     if reason is None:
+        ours = subjects[OURS]
+        assert isinstance(ours, BundleSubject)
         with busy("time the vote"):
-            votes = _time_vote(subjects[OURS], question, setup, len(measured.yardstick_ms))
+            votes = time_vote(ours.pipeline, question, setup, len(measured.yardstick_ms))
     found: list[KernelTimes] = []
-    subjects.clear()  # a large model fits into memory once
     if kernels:
         with busy("profile the graphs"):
             for name, bundle in bundles.items():
@@ -262,11 +263,6 @@ def _measure(
     return make_report(
         described, setup, machine, (load_before, load_after), both, costs, loads, measured, break_even, remarks, found
     )
-
-
-def _time_vote(ours: Subject, question: Question, setup: Setup, rounds: int) -> Measured:
-    assert isinstance(ours, BundleSubject)
-    return time_vote(ours.pipeline, question, setup, rounds)
 
 
 def _costs(manifest: Manifest, sizes: Sizes, setup: Setup) -> list[Cost]:

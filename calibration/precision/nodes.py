@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -47,12 +46,15 @@ def with_bias(product: ir.Value) -> tuple[ir.Value, ir.Value | None]:
     return product, None
 
 
-def new_node(
-    op_type: str, inputs: Sequence[ir.Value | None], outputs: Sequence[str], domain: str = "", **attributes: Any
-) -> ir.Node:
+def new_node(op_type: str, inputs: Sequence[ir.Value | None], outputs: Sequence[str], **attributes: object) -> ir.Node:
     """A node, called like its first output."""
-    values = [ir.Value(name=name) for name in outputs]
-    return ir.node(op_type, inputs, attributes, domain=domain, outputs=values, name=outputs[0])
+    return ir.node(
+        op_type,
+        inputs,
+        {name: value for name, value in attributes.items() if value is not None},  # type: ignore[misc]
+        outputs=[ir.Value(name=name) for name in outputs],
+        name=outputs[0],
+    )
 
 
 def new_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from catp.calibration.precision.fitting.cached_attention import DOMAIN, attend_over_cache
+from catp.calibration.precision.fitting.cached_attention import attend_over_cache
 from catp.calibration.precision.fitting.flat_rows import leave_rows_as_they_are
 from catp.calibration.precision.fitting.heads import split_heads_inside
 from catp.calibration.precision.fitting.joint_products import join_products
@@ -26,5 +26,5 @@ def fit_to_cpu(model: ir.Model, decodes: bool = False) -> None:
     part_products(graph)
     if decodes:
         attend_over_cache(graph)
-        model.opset_imports[DOMAIN] = 1
+        model.opset_imports["com.microsoft"] = 1
     count_in_integers(graph)

@@ -15,9 +15,6 @@ import onnx_ir as ir
 from catp.calibration.precision.fitting.heads import rows_after, rows_of
 from catp.calibration.precision.nodes import new_constant, new_node, number, producer, take_place
 
-DOMAIN = "com.microsoft"
-"""Of ONNX Runtime's own operators."""
-
 WRITE_INDICES = "write_indices"
 """The graph's input that says, row by row, at which slot of the cache the token is written."""
 
@@ -32,11 +29,9 @@ def _exchange(graph: ir.Graph, node: ir.Node) -> None:
     written = [producer(value, "TensorScatter") for value in node.inputs[1:3]]
     result, query = rows_after(node), rows_of(node.inputs[0])
     sources = [rows_of(scatter.inputs[1]) for scatter in written if scatter is not None]
-    if result is None or query is None or len(sources) != 2 or None in sources or set(node.attributes) - {"scale"}:
+    if result is None or query is None or len(sources) != 2 or None in sources:
         return
     key, value = (source for source in sources if source is not None)
-    if any(source.parts > 1 for source in (query, key, value)):
-        return
     presents = [scatter.outputs[0] for scatter in written if scatter is not None]
     pasts = [scatter.inputs[0] for scatter in written if scatter is not None]
     lengths, longest = _lengths(graph, node)
@@ -46,11 +41,11 @@ def _exchange(graph: ir.Graph, node: ir.Node) -> None:
         "GroupQueryAttention",
         [*_packed([query.value, key.value, value.value]), *pasts, lengths, longest],
         outputs,
-        DOMAIN,
         num_heads=query.heads,
         kv_num_heads=key.heads,
         scale=number(node, "scale", 0.0),
     )
+    attention.domain = "com.microsoft"
     graph.insert_before(node, attention)
     take_place(graph, result, attention.outputs[0])
     for old, new in zip(presents, attention.outputs[1:]):

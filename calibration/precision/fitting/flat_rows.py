@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from catp.calibration.precision.nodes import constant, number, take_place
+from catp.calibration.precision.nodes import constant, take_place
 
 _ROW_BY_ROW = {
     "Add", "Cast", "DynamicQuantizeLinear", "Gelu", "LayerNormalization", "MatMul", "MatMulInteger", "MatMulNBits",
@@ -59,7 +59,7 @@ def _region(flat: ir.Value) -> Iterator[ir.Value]:
             node = usage.node
             if node.op_type == "Reshape" and not usage.idx:
                 continue
-            if node.op_type not in _ROW_BY_ROW or number(node, "axis", -1) != -1:  # one counted from the front moves
+            if node.op_type not in _ROW_BY_ROW:
                 return
             new = [value for value in node.outputs if value not in found]
             found |= dict.fromkeys(new)

@@ -60,7 +60,8 @@ def _join(graph: ir.Graph, group: Sequence[_Product]) -> None:
     ]
     attributes = {key: attribute.value for key, attribute in first.attributes.items()}
     attributes["N"] = sum(product.columns for product in group)
-    nodes = [new_node("MatMulNBits", [first.inputs[0], *weights], [f"{name}.product"], first.domain, **attributes)]
+    nodes = [new_node("MatMulNBits", [first.inputs[0], *weights], [f"{name}.product"], **attributes)]
+    nodes[0].domain = first.domain
     if bias := together([product.bias for product in group], "bias"):
         nodes.append(new_node("Add", [nodes[-1].outputs[0], bias], [f"{name}.sum"]))
     sizes = new_constant(graph, f"{name}.columns", np.array([product.columns for product in group], np.int64))
