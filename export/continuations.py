@@ -45,7 +45,7 @@ def cache_of(kind: LanguageKind) -> dict[str, Any]:
     """
     if kind == "decoder-only":
         return {}
-    return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
+    return {"cache": EncoderDecoderCache(DynamicCache(), DynamicCache())}
 
 
 def continue_decoder_only(
@@ -65,7 +65,7 @@ def continue_decoder_only(
     output = lm(
         inputs_embeds=torch.cat([query_embeds[kept], words])[None],
         position_ids=torch.cat([image_positions, text_positions])[None],
-        past_key_values=cache,
+        cache=cache,
         use_cache=True,
     )
     tokens: list[int] = []
@@ -79,7 +79,7 @@ def continue_decoder_only(
         output = lm(
             input_ids=torch.tensor([tokens[-1:]]),
             position_ids=torch.tensor([[position]]),
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         )
         position += 1
@@ -113,7 +113,7 @@ def continue_encoder_decoder(
         output_logits=True,
         **cache_of("encoder-decoder"),
     )
-    layers = output.past_key_values.cross_attention_cache.layers
+    layers = output.cache.cross_attention_cache.layers
     tensors = [layer.keys for layer in layers] + [layer.values for layer in layers]
     greedy = generated(output)
     return Greedy(greedy.token_ids, greedy.logits, [tensor[0][:, mask.bool()].numpy() for tensor in tensors])

@@ -102,7 +102,7 @@ class Family:
         inputs = self._video_inputs(row) if self.pipeline.manifest.model.frames else self._inputs(row)
         model = self.hugging_face.model
         if model.language_model.config.is_encoder_decoder:  # its own cache has too few layers for a deeper decoder
-            inputs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+            inputs["cache"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=num_beams)[0].tolist()
         # What comes back may begin with the prompt or with the decoder's start token.
         given = inputs["input_ids"][0].tolist()

@@ -52,7 +52,7 @@ class LanguageModelStep(torch.nn.Module):
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=torch.cat([prefix_positions, text_positions], 1),
-            past_key_values=Cache(layers=[*layers]),
+            cache=Cache(layers=[*layers]),
             use_cache=True,
         ).last_hidden_state
         # Only the last real token of each row goes through the head: [B, V], never [B, S, V].

@@ -58,7 +58,7 @@ class TextDecoderStep(torch.nn.Module):
                 position_bias=bias,
                 encoder_hidden_states=hidden,
                 encoder_decoder_position_bias=encoded,
-                past_key_values=caches,
+                cache=caches,
             )
         last = self.decoder.final_layer_norm(hidden)[:, 0] * self.scale
         logits = onnx_ops.tied_linear(last, self.head.weight, self.head.bias).float()

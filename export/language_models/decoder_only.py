@@ -47,7 +47,7 @@ class DecoderOnly:
                 "so kept tokens can't keep their positions; accepted: language models with position_ids, such as OPT"
             )
         if not lm._supports_attention_backend:
-            # GPT-J, CodeGen, Falcon and the like: their attention would take the graph's mask for numbers to add.
+            # Falcon, StableLM and the like: their attention would take the graph's mask for numbers to add.
             raise UsageError(
                 f"model {name}: its language model {lm.config.model_type!r} brings attention of its own; "
                 "accepted: language models that take transformers' attention, such as OPT and Llama"
@@ -72,5 +72,5 @@ class DecoderOnly:
 def _cache_shapes(lm: Any) -> list[tuple[int, int]]:
     """(key-value heads, head width) of every layer, as the model itself writes them."""
     cache: Any = DynamicCache(config=lm.config)
-    lm(input_ids=torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
+    lm(input_ids=torch.zeros(1, 1, dtype=torch.long), cache=cache, use_cache=True)
     return [(layer.keys.shape[1], layer.keys.shape[3]) for layer in cache.layers]

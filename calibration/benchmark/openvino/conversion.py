@@ -82,7 +82,7 @@ class LanguageModelStep(torch.nn.Module):
             inputs_embeds=embeds,
             attention_mask=(slots[None] <= positions[:, None])[None, None],  # bool [1,1,K+S,T+K+S]
             position_ids=positions[None].expand(embeds.shape[0], -1),
-            past_key_values=Cache(layers=[*layers]),
+            cache=Cache(layers=[*layers]),
             use_cache=True,
         ).last_hidden_state
         # As in ours, the head sees one token of each row.
@@ -133,7 +133,7 @@ def _convert_encoder(module: torch.nn.Module, example: torch.Tensor) -> Any:
 
 def _convert_language_model(language_model: Any, prefix: torch.Tensor) -> Any:
     input_ids = torch.ones(len(prefix), 3, dtype=torch.long)
-    cache = language_model(input_ids=input_ids, use_cache=True).past_key_values
+    cache = language_model(input_ids=input_ids, use_cache=True).cache
     past = tuple(states for layer in cache.layers for states in (layer.keys, layer.values))
     converted = _convert(LanguageModelStep(language_model), (input_ids, prefix, past))
     shapes = [[-1, -1], [-1, -1, prefix.shape[2]], *([-1, states.shape[1], -1, states.shape[3]] for states in past)]

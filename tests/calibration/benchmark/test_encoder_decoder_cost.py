@@ -90,5 +90,5 @@ def test_counts_are_those_of_pytorch(t5_checkpoint: Path, t5_bundle: Path) -> No
     assert prefill.get_total_flops() == encoder_flops(language, 11) + step_flops(language, 1, 11)
     encoded = BaseModelOutput(first.encoder_last_hidden_state)
     with FlopCounterMode(display=False) as decode:
-        lm(encoder_outputs=encoded, decoder_input_ids=start, past_key_values=first.past_key_values)
+        lm(encoder_outputs=encoded, decoder_input_ids=start, cache=first.cache)
     assert decode.get_total_flops() == step_flops(language, 2, 11)

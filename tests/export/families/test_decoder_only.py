@@ -18,7 +18,6 @@ SMALL = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidd
         ("gemma2", "sliding_window in its configuration"),
         ("cohere", "scales its logits"),
         ("mixtral", "sends every token to experts"),
-        ("gptj", "brings attention of its own"),
         ("falcon", "brings attention of its own"),
         ("bloom", "takes no position ids"),
     ],
@@ -32,7 +31,7 @@ def test_what_can_not_be_expressed_is_named(model_type: str, message: str) -> No
     assert f"model mine: its language model '{model_type}'" in str(caught.value)
 
 
-@pytest.mark.parametrize("model_type", ["opt", "llama", "gpt2", "gpt_neox", "qwen2", "phi3", "gemma"])
+@pytest.mark.parametrize("model_type", ["opt", "llama", "gpt2", "gptj", "codegen", "gpt_neox", "qwen2", "phi3", "gemma"])
 def test_what_can_be_expressed_is_let_through(model_type: str) -> None:
     part = DecoderOnly()
     config = AutoConfig.for_model(model_type, **SMALL, bos_token_id=1, eos_token_id=1, pad_token_id=0)
