@@ -113,7 +113,7 @@ def export(
         print_json_line(json.dumps(families_as_json())) if json_output else typer.echo(families_as_text())
         return
     if model is None:
-        console.print(f"No --model: exporting the embedded demo. A real one: --model {EXAMPLE_MODEL}")
+        console.print(f"No --model: exporting the embedded demo. A real one: --model {EXAMPLE_MODEL}", soft_wrap=True)
     bundle = export_bundle(
         model or str(CHECKPOINT),
         output,

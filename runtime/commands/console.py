@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,11 +97,25 @@ def make_group(help: str, commands: dict[str, Callable[..., None]], usual: str |
     return app
 
 
+ANNOUNCED_AFTER = 1.0
+"""Seconds after which a step says what it is, where no terminal shows a spinner: a log of a build is no riddle then."""
+
+
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """Shows a spinner with elapsed time while it lasts and one line when done; nothing where nobody watches."""
+    """Progress display of one step.
+
+    A terminal gets a spinner while the step lasts, and one line with its time when it is done. Elsewhere a step that
+    takes longer than `ANNOUNCED_AFTER` prints its name once.
+    """
     if not console.is_terminal:
-        yield
+        announcement = threading.Timer(ANNOUNCED_AFTER, lambda: console.print(f"{escape(what)} ...", soft_wrap=True))
+        announcement.daemon = True
+        announcement.start()
+        try:
+            yield
+        finally:
+            announcement.cancel()
         return
     started = time.monotonic()
     with console.status(escape(what)):
