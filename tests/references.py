@@ -4,7 +4,7 @@ import numpy as np
 
 
 def count_points(maps: list[np.ndarray]) -> np.ndarray:
-    """DESIGN's words as loops: every image token ranks the queries, highest N points, ties to the lower index."""
+    """Points by loops: every image token ranks the queries, highest N points, ties to the lower index."""
     batch, _, queries, _ = maps[0].shape
     scores = np.zeros((batch, queries), np.int64)
     for layer in maps:

@@ -29,7 +29,10 @@ _NEEDS = {
     onnx.TensorProto.BFLOAT16: ("BF16", 80),
     onnx.TensorProto.FLOAT: ("FP32", 80),
 }
-"""Types that the oldest devices can't multiply (DESIGN section 7): the compute capability, times ten, they begin at."""
+"""Types that the oldest devices can't multiply: the compute capability, times ten, from which on they can.
+
+SM75 has no fp32 GEMM, bf16 or INT4, and FP8 begins with SM89: builds with TensorRT-RTX 1.7.1 for each of them.
+"""
 
 
 @dataclass(frozen=True)

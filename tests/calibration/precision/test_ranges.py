@@ -58,7 +58,7 @@ class Opened:
 
 
 def generate(language_model: Opened, pipeline: Pipeline, prompt: list[int], embeds: Any, positions: Any) -> list[int]:
-    """Prefill and decode one prompt, as DESIGN's section 6 has it."""
+    """Prefill and decode one prompt by the graph's own inputs: positions beside cache slots, a cache in place."""
     manifest = pipeline.manifest
     caches = [t for t in manifest.graphs["language_model"].inputs if t.name.startswith("past_")]
     cache = {t.name: np.zeros([1, t.shape[1], 96, t.shape[3]], np.float32) for t in caches}  # type: ignore[list-item]

@@ -31,7 +31,9 @@ def test_what_can_not_be_expressed_is_named(model_type: str, message: str) -> No
     assert f"model mine: its language model '{model_type}'" in str(caught.value)
 
 
-@pytest.mark.parametrize("model_type", ["opt", "llama", "gpt2", "gptj", "codegen", "gpt_neox", "qwen2", "phi3", "gemma"])
+@pytest.mark.parametrize(
+    "model_type", ["opt", "llama", "gpt2", "gptj", "codegen", "gpt_neox", "qwen2", "phi3", "gemma"]
+)
 def test_what_can_be_expressed_is_let_through(model_type: str) -> None:
     part = DecoderOnly()
     config = AutoConfig.for_model(model_type, **SMALL, bos_token_id=1, eos_token_id=1, pad_token_id=0)
