@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -75,6 +76,18 @@ def save_odd_checkpoint(folder: Path, seed: int = 3) -> Path:
     config = Blip2Config(
         vision_config=VISION, qformer_config=QFORMER, text_config=llama(len(tokenizer)).to_dict(), **whole(tokenizer)
     )
+    return save(folder, Blip2ForConditionalGeneration(config), tokenizer)
+
+
+def save_gptj_checkpoint(folder: Path, model_type: str = "gptj", seed: int = 3) -> Path:
+    """BLIP-2 with a GPT-J, or with CodeGen, which has the same settings: some of each head's width is rotated."""
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    text = AutoConfig.for_model(
+        model_type, vocab_size=len(tokenizer), n_embd=40, n_layer=2, n_head=4, n_positions=96, n_ctx=96, rotary_dim=8,
+        initializer_range=0.2, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=PAD, tie_word_embeddings=False,
+    )  # fmt: skip
+    config = Blip2Config(text_config=text.to_dict(), **FEWER, **whole(tokenizer))
     return save(folder, Blip2ForConditionalGeneration(config), tokenizer)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from checkpoints import save_gptj_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from catp.export.exporter import export_bundle
 from catp.export.language_models import DecoderOnly
 from catp.runtime.errors import UsageError
 
@@ -29,6 +33,16 @@ def test_what_can_not_be_expressed_is_named(model_type: str, message: str) -> No
         part.check_config(config, "mine")
         part.check(AutoModelForCausalLM.from_config(config), "mine")
     assert f"model mine: its language model '{model_type}'" in str(caught.value)
+
+
+@pytest.mark.heavy  # exports like OPT's and Llama's, which every test run makes
+@pytest.mark.parametrize("model_type", ["gptj", "codegen"])
+def test_attention_that_became_the_library_s_own_passes_every_check(tmp_path: Path, model_type: str) -> None:
+    """GPT-J and CodeGen, which brought attention of their own before transformers 5.24."""
+    checkpoint = save_gptj_checkpoint(tmp_path / "checkpoint", model_type)
+    bundle = export_bundle(str(checkpoint), tmp_path / "bundle", ratio=0.3)
+    assert {check.subject for check in bundle.manifest.parity} >= set(bundle.manifest.graphs)
+    assert all(check.passed for check in bundle.manifest.parity)
 
 
 @pytest.mark.parametrize(
