@@ -12,10 +12,10 @@ from catp.calibration.data.dataset import Question
 from catp.calibration.metrics import JUDGES, Metric
 from catp.calibration.predictions import Prediction
 from catp.calibration.settings import RANDOM, Setting, score_outputs
+from catp.runtime.bundle.manifest import Positions
 from catp.runtime.errors import ImageError
-from catp.runtime.manifest import Positions
+from catp.runtime.image_sides.query_tokens import Votes
 from catp.runtime.pipeline import Pipeline
-from catp.runtime.query_tokens import Votes
 
 Case = tuple[int, Positions, tuple[int, ...]]
 """What decides an answer: a question of the batch, the position mode, the tokens kept. Settings may share one."""

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from catp.calibration.report import Report, Score
 from catp.calibration.settings import RANDOM
-from catp.runtime.manifest import Positions
+from catp.runtime.bundle.manifest import Positions
 
 PANEL, LEGEND = (5.2, 4.8), 1.8
 """Size of a panel and width of the legend in inches."""

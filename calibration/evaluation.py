@@ -11,9 +11,9 @@ from catp.calibration.data.dataset import DataSet
 from catp.calibration.predictions import Evaluation, PredictionsFile
 from catp.calibration.report import Report, make_report
 from catp.calibration.settings import Grid, check_methods
-from catp.runtime.bundle import sha256
+from catp.runtime.bundle.folder import sha256
+from catp.runtime.bundle.manifest import MANIFEST_NAME
 from catp.runtime.errors import CatpError
-from catp.runtime.manifest import MANIFEST_NAME
 from catp.runtime.pipeline import Pipeline
 
 BATCH_SIZE = 8

@@ -11,11 +11,11 @@ import numpy as np
 from catp.calibration.answering import in_batches, read_images, too_long
 from catp.calibration.data.dataset import Question
 from catp.calibration.metrics import JUDGES, Metric
+from catp.runtime.bundle.manifest import LAYER_POINTS, Positions
 from catp.runtime.errors import CatpError, UsageError
-from catp.runtime.manifest import LAYER_POINTS, Positions
+from catp.runtime.image_sides.query_tokens import Votes
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.pruning import top_indices
-from catp.runtime.query_tokens import Votes
 
 TRIED = (0.0, 0.5, 1.0, 2.0)
 """Weights that are tried for a layer, with the others as they are."""

@@ -16,8 +16,8 @@ from catp.calibration.data.dataset import Question
 from catp.calibration.data.errors import DataError
 from catp.calibration.metrics import Metric
 from catp.calibration.settings import Grid
+from catp.runtime.bundle.manifest import Positions
 from catp.runtime.errors import CatpError, UsageError
-from catp.runtime.manifest import Positions
 
 ELSEWHERE = "name another file, or delete this one"
 

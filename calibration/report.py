@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from catp.calibration.predictions import Evaluation, Prediction
 from catp.calibration.settings import RANDOM
 from catp.calibration.statistics import bootstrap_interval, paired_difference, wilson_interval
-from catp.runtime.manifest import Manifest, ModelSpec, Positions
+from catp.runtime.bundle.manifest import Manifest, ModelSpec, Positions
 
 BASELINES = ("catp", RANDOM)
 """What every method is compared with: the paper's, and chance."""

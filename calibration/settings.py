@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+from catp.runtime.bundle.manifest import Manifest, Method, Positions, scores_of
 from catp.runtime.errors import UsageError
-from catp.runtime.manifest import Manifest, Method, Positions, scores_of
 from catp.runtime.pruning import check_mass, check_ratio
 
 RANDOM = "random"

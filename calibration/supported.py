@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from catp.runtime.bundle import Bundle
+from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import UsageError
 
 

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from catp.calibration.report import BASELINES, Difference, Report, Score, Share
-from catp.runtime.manifest import Positions
+from catp.runtime.bundle.manifest import Positions
 
 
 def score_table(report: Report) -> Table:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import cached_file
 
-from catp.runtime.bundle import is_dir
+from catp.runtime.bundle.folder import is_dir
 from catp.runtime.errors import CatpError, UsageError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -16,7 +16,7 @@ from catp.export.adapter import CONFIG as ADAPTER_CONFIG
 from catp.export.adapter import adapter_file, merge_adapter
 from catp.export.families import Family, family_of
 from catp.export.weight_files import stored_dtype
-from catp.runtime.bundle import is_dir
+from catp.runtime.bundle.folder import is_dir
 from catp.runtime.errors import CatpError, UsageError
 
 INSTRUCTION_TOKENIZER = "qformer_tokenizer"

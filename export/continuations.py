@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, EncoderDecoderCache
 
-from catp.runtime.manifest import LanguageKind, Positions
+from catp.runtime.bundle.manifest import LanguageKind, Positions
 
 
 @dataclass(frozen=True)

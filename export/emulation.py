@@ -15,8 +15,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from catp.runtime.bundle import Bundle, file_spec
-from catp.runtime.manifest import GraphSpec, TensorSpec
+from catp.runtime.bundle.folder import Bundle, file_spec
+from catp.runtime.bundle.manifest import GraphSpec, TensorSpec
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from PIL import Image
 from catp.export.continuations import Greedy
 from catp.export.methods.base import VotingMethod
 from catp.export.reference import Reference, Votes, count_votes
-from catp.runtime.manifest import Positions
+from catp.runtime.bundle.manifest import Positions
 from catp.runtime.matching import Scores
 from catp.runtime.pruning import num_kept
 

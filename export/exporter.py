@@ -24,17 +24,13 @@ from catp.export.expected import Sample, compute_expected
 from catp.export.generation_settings import describe_unheeded, read_settings
 from catp.export.methods import VotingMethod, make_method
 from catp.export.parity import check_parity
-from catp.export.publish import link_or_copy, published
 from catp.export.reference import Reference, eos_token_ids
 from catp.export.residency import one_part_in_memory
 from catp.export.weightless import without_weights
 from catp.export.writer import write_graph
-from catp.runtime.bundle import Bundle, file_spec, write_manifest
-from catp.runtime.engine_sets import ENGINES, reusable_sets
-from catp.runtime.engines import open_provider
-from catp.runtime.errors import CatpError, ParityError, UsageError
-from catp.runtime.images import ImageSpec, load_image
-from catp.runtime.manifest import (
+from catp.runtime.bundle.engine_sets import ENGINES, reusable_sets
+from catp.runtime.bundle.folder import Bundle, file_spec, write_manifest
+from catp.runtime.bundle.manifest import (
     INSTRUCTION_TOKENIZER_FILE,
     GraphSpec,
     Manifest,
@@ -45,6 +41,10 @@ from catp.runtime.manifest import (
     PruningSpec,
     TextSpec,
 )
+from catp.runtime.bundle.publish import link_or_copy, published
+from catp.runtime.errors import CatpError, ParityError, UsageError
+from catp.runtime.inputs.images import ImageSpec, load_image
+from catp.runtime.providers import open_provider
 from catp.runtime.pruning import check_mass, check_ratio
 
 Step = Callable[[str], AbstractContextManager[object]]

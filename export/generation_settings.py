@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from catp.export.checkpoint import Checkpoint
+from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings
 from catp.runtime.errors import UsageError
-from catp.runtime.generation.settings import GREEDY, GenerationSettings
 
 _SETTINGS = tuple(name for name in GenerationSettings.model_fields if name != "seed")
 

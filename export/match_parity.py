@@ -8,9 +8,9 @@ import numpy as np
 
 from catp.export.expected import ExpectedMatches
 from catp.export.measures import check, relative_error
-from catp.runtime.manifest import ParityCheck
+from catp.runtime.bundle.manifest import ParityCheck
+from catp.runtime.image_sides.query_tokens import Pruned
 from catp.runtime.pipeline import Pipeline
-from catp.runtime.query_tokens import Pruned
 
 
 def check_matches(pipeline: Pipeline, expected: ExpectedMatches, limit: float) -> Iterator[ParityCheck]:

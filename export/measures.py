@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from catp.runtime.manifest import ParityCheck
+from catp.runtime.bundle.manifest import ParityCheck
 
 
 def check(subject: str, measure: str, value: float | np.floating, limit: float) -> ParityCheck:

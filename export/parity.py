@@ -13,15 +13,15 @@ from catp.export.match_parity import check_matches
 from catp.export.measures import check, relative_error
 from catp.export.reference import Votes
 from catp.export.turns import taking_turns
-from catp.runtime.bundle import Bundle
-from catp.runtime.engines import open_provider
-from catp.runtime.engines.base import Engine, to_host
-from catp.runtime.generation.settings import GREEDY
+from catp.runtime.bundle.folder import Bundle
+from catp.runtime.bundle.generation_settings import GREEDY
+from catp.runtime.bundle.manifest import LAYOUTS, Manifest, ParityCheck, Precision, scores_of
+from catp.runtime.image_sides.query_tokens import Pruned
 from catp.runtime.language_models.base import Batch
 from catp.runtime.language_models.encoder_decoder import EncoderDecoder
-from catp.runtime.manifest import LAYOUTS, Manifest, ParityCheck, Precision, scores_of
 from catp.runtime.pipeline import Pipeline
-from catp.runtime.query_tokens import Pruned
+from catp.runtime.providers import open_provider
+from catp.runtime.providers.base import Engine, to_host
 
 RELATIVE_ERROR: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 1e-1}
 """Largest absolute difference, relative to the largest absolute value of the output.

@@ -18,7 +18,7 @@ from catp.export.continuations import CONTINUE, Greedy, cache_of, generated
 from catp.export.families.base import Instructions
 from catp.export.methods import RankPoints
 from catp.export.methods.base import Evidence, VotingMethod, weighted_maps
-from catp.runtime.manifest import Positions
+from catp.runtime.bundle.manifest import Positions
 
 NEAR_TIE = 1e-4
 """Two probabilities closer than this, relative to the larger, may change places between implementations."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from catp.export.residency import trim
-from catp.runtime.bundle import Bundle
-from catp.runtime.engines.base import DeviceTensor, Engine, Moment, Provider, Step, Value
+from catp.runtime.bundle.folder import Bundle
+from catp.runtime.providers.base import DeviceTensor, Engine, Moment, Provider, Step, Value
 
 TOGETHER = 4_000_000_000
 """Bytes of float32 weights that may be in memory at a time: loading them again takes longer than using them.

@@ -17,8 +17,8 @@ from catp.export.external_data import save_model
 from catp.export.float32_islands import float32_islands
 from catp.export.graphs import Graph
 from catp.export.weightless import Stored
-from catp.runtime.bundle import file_spec
-from catp.runtime.manifest import GraphSpec, Precision, TensorSpec
+from catp.runtime.bundle.folder import file_spec
+from catp.runtime.bundle.manifest import GraphSpec, Precision, TensorSpec
 
 _MACHINE = "pkg.torch.onnx.stack_trace"
 """Metadata of nodes: names files of the machine that exported."""

@@ -7,8 +7,8 @@ answers = pipeline.generate(["photo.jpg"], ["Question: what is this? Answer:"], 
 """
 
 from catp.runtime.answers import Answer, Timings
+from catp.runtime.bundle.generation_settings import GenerationSettings
 from catp.runtime.errors import BundleError, CatpError, ImageError, UsageError
-from catp.runtime.generation.settings import GenerationSettings
 from catp.runtime.pipeline import Pipeline
 
 __all__ = [

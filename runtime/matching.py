@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from catp.runtime.bundle import Bundle
-from catp.runtime.engines.base import Provider, Value, to_host
+from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import UsageError
 from catp.runtime.language_models.inputs import padded
+from catp.runtime.providers.base import Provider, Value, to_host
 
 
 @dataclass(frozen=True)

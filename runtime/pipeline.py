@@ -11,25 +11,25 @@ import numpy as np
 from PIL import Image
 
 from catp.runtime.answers import Answer, Timings
-from catp.runtime.bundle import Bundle, open_bundle
-from catp.runtime.engines import open_provider
-from catp.runtime.engines.base import Provider, Value, to_host
+from catp.runtime.bundle.folder import Bundle, open_bundle
+from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings, Overrides
+from catp.runtime.bundle.manifest import Positions
 from catp.runtime.errors import UsageError
 from catp.runtime.generation.loop import generate, generate_in_steps
 from catp.runtime.generation.request import Request, limit_lengths
 from catp.runtime.generation.result import Generation
-from catp.runtime.generation.settings import GREEDY, GenerationSettings, Overrides
 from catp.runtime.generation.stopping import Ending, StopStrings
-from catp.runtime.image_side import ImageSide
-from catp.runtime.images import ImageSource
+from catp.runtime.image_sides.query_tokens import Encoded, Pruned
+from catp.runtime.image_sides.voted_queries import ImageSide
+from catp.runtime.inputs.images import ImageSource
+from catp.runtime.inputs.text import TextCodec
+from catp.runtime.inputs.text_stream import TextStream
+from catp.runtime.inputs.videos import VideoSource, frames_of
 from catp.runtime.language_models import open_language_model
 from catp.runtime.language_models.base import Batch
-from catp.runtime.manifest import Positions
 from catp.runtime.matching import Match, Matching
-from catp.runtime.query_tokens import Encoded, Pruned
-from catp.runtime.text import TextCodec
-from catp.runtime.text_stream import TextStream
-from catp.runtime.videos import VideoSource, frames_of
+from catp.runtime.providers import open_provider
+from catp.runtime.providers.base import Provider, Value, to_host
 
 
 class Pipeline(ImageSide):
@@ -55,7 +55,7 @@ class Pipeline(ImageSide):
 
         Args:
             bundle: a folder written by catp-export.
-            provider: what executes the graphs, one of `catp.runtime.engines.PROVIDERS`.
+            provider: what executes the graphs, one of `catp.runtime.providers.PROVIDERS`.
             verify: compare every file with the manifest's sha256 first.
             threads: CPU threads within an operator; None leaves it to the provider.
             engines: name of an engine set (`catp-inspect` lists them); None: the newest that fits.

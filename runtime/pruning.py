@@ -7,8 +7,8 @@ import numbers
 
 import numpy as np
 
+from catp.runtime.bundle.manifest import PruningSpec
 from catp.runtime.errors import UsageError
-from catp.runtime.manifest import PruningSpec
 
 
 def check_ratio(ratio: float) -> float:

@@ -14,7 +14,7 @@ from catp.calibration.benchmark.report import Report, Setup, make_report
 from catp.calibration.benchmark.rounds import Measured
 from catp.calibration.benchmark.stage_cost import StageCost
 from catp.calibration.benchmark.subject import OURS, Case, Sample, prunes
-from catp.runtime.manifest import ModelSpec
+from catp.runtime.bundle.manifest import ModelSpec
 
 MEDIANS = {"preprocess": 5.0, "vision": 250.0, "qformer": 100.0, "prefill": 80.0, "decode": 24.0, "host": 3.0}
 NEW_TOKENS = 10

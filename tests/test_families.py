@@ -24,7 +24,7 @@ from catp.export.commands.build import app as build_command
 from catp.export.demo import CHECKPOINT, scenes
 from catp.export.reference import Reference
 from catp.runtime import Pipeline
-from catp.runtime.manifest import Positions
+from catp.runtime.bundle.manifest import Positions
 
 NEW_TOKENS = 6
 YES = "yes"

@@ -18,7 +18,7 @@ from catp.calibration.benchmark.cost import language_weight_bytes, matrix_weight
 from catp.calibration.benchmark.geometry import LanguageGeometry
 from catp.calibration.benchmark.intervals import Difference
 from catp.calibration.benchmark.stage_cost import Workload
-from catp.runtime.manifest import GraphSpec
+from catp.runtime.bundle.manifest import GraphSpec
 
 LARGEST_MODEL = 10**12
 LARGEST_BATCH = 1024

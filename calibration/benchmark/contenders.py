@@ -11,9 +11,9 @@ from pathlib import Path
 from catp.calibration.benchmark.geometry import read_geometry
 from catp.calibration.benchmark.subject import OURS, UNPRUNED, Subject
 from catp.calibration.supported import check_answers
-from catp.runtime.bundle import Bundle, is_dir, open_bundle
+from catp.runtime.bundle.folder import Bundle, is_dir, open_bundle
+from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
-from catp.runtime.manifest import Manifest
 
 _NEEDS = {
     "transformers": ("export,cpu", "torch", "transformers"),

@@ -28,7 +28,7 @@ from catp.calibration.benchmark.stage_cost import (
     item_size,
     weight_bytes,
 )
-from catp.runtime.manifest import DECODE_GRAPH, GraphSpec, Manifest
+from catp.runtime.bundle.manifest import DECODE_GRAPH, GraphSpec, Manifest
 
 
 class Cost(BaseModel):

@@ -6,9 +6,9 @@ import json
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from catp.runtime.bundle import Bundle
+from catp.runtime.bundle.folder import Bundle
+from catp.runtime.bundle.manifest import Method, ModelSpec, Positions, Precision
 from catp.runtime.errors import BundleError
-from catp.runtime.manifest import Method, ModelSpec, Positions, Precision
 
 RANDOM_WEIGHTS = "random_weights"
 """Set in config.json of a checkpoint that nobody trained; bundles made from it carry the file along."""

@@ -17,7 +17,7 @@ from catp.calibration.benchmark.stage_cost import (
     item_size,
     weight_bytes,
 )
-from catp.runtime.manifest import GraphSpec
+from catp.runtime.bundle.manifest import GraphSpec
 
 
 def encoder_decoder_cost(

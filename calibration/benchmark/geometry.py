@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from catp.runtime.bundle import Bundle
+from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import BundleError
 
 

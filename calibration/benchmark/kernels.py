@@ -17,9 +17,9 @@ from catp.calibration.benchmark.kernel_times import KINDS, KernelTimes, Kind, ki
 from catp.calibration.benchmark.ours import BundleSubject
 from catp.calibration.benchmark.subject import Case, Question
 from catp.calibration.benchmark.summary import percentile
-from catp.runtime.bundle import Bundle
-from catp.runtime.engines.onnx_runtime import OrtEngine, OrtProvider
-from catp.runtime.manifest import DECODE_GRAPH, Positions, Purpose
+from catp.runtime.bundle.folder import Bundle
+from catp.runtime.bundle.manifest import DECODE_GRAPH, Positions, Purpose
+from catp.runtime.providers.onnx_runtime import OrtEngine, OrtProvider
 
 ANSWERS = 15
 """Asked while the profiler runs, after a few that are not looked at."""

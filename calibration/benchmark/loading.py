@@ -10,7 +10,7 @@ from catp.calibration.benchmark.report import Load, Setup
 from catp.calibration.benchmark.rounds import warm_up
 from catp.calibration.benchmark.subject import OURS, Question, Subject
 from catp.runtime.commands.console import busy
-from catp.runtime.engines.cuda import device_memory
+from catp.runtime.providers.cuda import device_memory
 
 
 def load_subjects(

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from catp.calibration.benchmark.subject import OURS, Case, Question, Sample, make_sample
-from catp.runtime.bundle import Bundle
-from catp.runtime.engines.base import Provider
-from catp.runtime.manifest import Positions
+from catp.runtime.bundle.folder import Bundle
+from catp.runtime.bundle.manifest import Positions
 from catp.runtime.pipeline import Pipeline
+from catp.runtime.providers.base import Provider
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from catp.calibration.benchmark.stage_cost import Workload
 from catp.calibration.benchmark.subject import OURS, Case
 from catp.calibration.benchmark.summary import percentile
 from catp.calibration.benchmark.vote import VOTELESS, VOTING
-from catp.runtime.manifest import Manifest
+from catp.runtime.bundle.manifest import Manifest
 
 
 def find_break_even(

@@ -19,7 +19,7 @@ from catp.calibration.benchmark.rates import Rates, best_rates
 from catp.calibration.benchmark.rounds import Measured
 from catp.calibration.benchmark.subject import OURS, STAGES, WHOLE, Case, prunes
 from catp.calibration.benchmark.summary import PERCENTILES, Summary, needed, summarize
-from catp.runtime.bundle import is_dir
+from catp.runtime.bundle.folder import is_dir
 from catp.runtime.errors import CatpError, UsageError
 
 NOISY = 0.1

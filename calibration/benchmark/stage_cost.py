@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from catp.runtime.manifest import GraphSpec, Precision
+from catp.runtime.bundle.manifest import GraphSpec, Precision
 
 WEIGHT_BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 """Of a weight that was not quantised."""

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
-from catp.runtime.manifest import Manifest
 
 OURS = "catp"
 """The bundle that is timed: everything else is timed beside it."""

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from catp.calibration.benchmark.contenders import check_installed
 from catp.calibration.benchmark.described import RANDOM_WEIGHTS
 from catp.calibration.benchmark.machine import available_memory
-from catp.runtime.bundle import is_dir
+from catp.runtime.bundle.folder import is_dir
 from catp.runtime.commands.console import busy
 from catp.runtime.errors import CatpError, UsageError
 

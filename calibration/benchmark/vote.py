@@ -9,12 +9,12 @@ from catp.calibration.benchmark.contenders import check_installed
 from catp.calibration.benchmark.report import Setup
 from catp.calibration.benchmark.rounds import Measured, Rounds, measure, warm_up
 from catp.calibration.benchmark.subject import Case, Question, Sample, Subject
-from catp.runtime.engines.base import Engine
-from catp.runtime.engines.onnx_runtime import OrtProvider
+from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
-from catp.runtime.manifest import Manifest
+from catp.runtime.image_sides.query_tokens import Encoded
 from catp.runtime.pipeline import Pipeline
-from catp.runtime.query_tokens import Encoded
+from catp.runtime.providers.base import Engine
+from catp.runtime.providers.onnx_runtime import OrtProvider
 
 MOST_ROUNDS = 20
 VOTING, VOTELESS = "with its vote", "without a vote"

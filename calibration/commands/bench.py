@@ -39,11 +39,11 @@ from catp.calibration.benchmark.tables import change_table, cost_table
 from catp.calibration.benchmark.vote import time_vote, why_not
 from catp.calibration.plots import check_plot
 from catp.calibration.supported import check_decoder_only
-from catp.runtime.bundle import Bundle
+from catp.runtime.bundle.folder import Bundle
+from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.commands.console import busy, check_file_output, console, make_group, print_json_line, write_file
-from catp.runtime.engines import PROVIDERS, open_provider
 from catp.runtime.errors import CatpError, UsageError
-from catp.runtime.manifest import Manifest, Positions
+from catp.runtime.providers import PROVIDERS, open_provider
 from catp.runtime.pruning import num_kept
 
 

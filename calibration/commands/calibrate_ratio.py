@@ -23,13 +23,13 @@ from catp.calibration.settings import RANDOM, Setting, check_methods, score_outp
 from catp.calibration.source import bundle_folder, is_bundle
 from catp.calibration.statistics import paired_difference
 from catp.calibration.supported import check_image_votes
-from catp.export.publish import check_free
-from catp.runtime.bundle import write_manifest
+from catp.runtime.bundle.folder import write_manifest
+from catp.runtime.bundle.manifest import Positions
+from catp.runtime.bundle.publish import check_free
 from catp.runtime.commands.console import busy, check_file_output, console, print_json_line, write_file
-from catp.runtime.engines import PROVIDERS
 from catp.runtime.errors import CatpError, UsageError
-from catp.runtime.manifest import Positions
 from catp.runtime.pipeline import Pipeline
+from catp.runtime.providers import PROVIDERS
 from catp.runtime.pruning import check_ratio, num_kept
 
 RATIOS = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))  # 0.1 to 0.9

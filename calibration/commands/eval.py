@@ -21,11 +21,11 @@ from catp.calibration.settings import RANDOM, Grid, check_methods, score_outputs
 from catp.calibration.source import bundle_folder, is_bundle
 from catp.calibration.supported import check_image_votes
 from catp.calibration.tables import difference_table, score_table, type_table
+from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.commands.console import busy, check_file_output, console, make_app, print_json_line, write_file
-from catp.runtime.engines import PROVIDERS
 from catp.runtime.errors import UsageError
-from catp.runtime.manifest import Manifest, Positions
 from catp.runtime.pipeline import Pipeline
+from catp.runtime.providers import PROVIDERS
 
 RATIOS = "0,0.25,0.5,0.75,0.9"
 NAMED = 3

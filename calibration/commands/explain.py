@@ -12,11 +12,11 @@ from rich.markup import escape
 
 from catp.calibration.explanation import Explanation, explain
 from catp.calibration.supported import check_image_votes
+from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.console import busy, console, make_app, print_json_line
-from catp.runtime.engines import PROVIDERS
 from catp.runtime.errors import CatpError, UsageError
-from catp.runtime.manifest import Positions
 from catp.runtime.pipeline import Pipeline
+from catp.runtime.providers import PROVIDERS
 
 
 def explain_bundle(

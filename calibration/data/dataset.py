@@ -25,7 +25,7 @@ class Question:
 
     Args:
         id: unique in its data set.
-        image: a file, read by `catp.runtime.images.load_image` when its turn comes, or a picture that was just drawn.
+        image: a file, read by `catp.runtime.inputs.images.load_image` when its turn comes, or a picture just drawn.
         question: the bare text, without the prompt around it.
         answers: one or more, as people gave them; VQAv2 has ten.
         answer_type: what to break results down by ("yes/no", "number" and "other" in VQAv2).

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from catp.calibration.data.dataset import Question, QuestionList
 from catp.calibration.data.errors import DataError, first_problem
-from catp.runtime.bundle import is_dir
+from catp.runtime.bundle.folder import is_dir
 from catp.runtime.errors import UsageError
 
 DEPTH = 3

@@ -14,8 +14,8 @@ from catp.calibration.precision.graph import FloatGraph
 from catp.calibration.precision.recipe import Recipe, recipe_of
 from catp.calibration.precision.statistics import RangeMethod
 from catp.export.external_data import save_model
-from catp.runtime.bundle import Bundle, file_spec, write_manifest
-from catp.runtime.manifest import DECODE_GRAPH, GraphSpec, Manifest, Quantization, made_from
+from catp.runtime.bundle.folder import Bundle, file_spec, write_manifest
+from catp.runtime.bundle.manifest import DECODE_GRAPH, GraphSpec, Manifest, Quantization, made_from
 
 Fragments = dict[str, onnx.GraphProto]
 """Quantised layers by name."""

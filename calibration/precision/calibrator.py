@@ -22,10 +22,10 @@ from catp.calibration.precision.search import fewest_kept
 from catp.calibration.precision.sensitivity import LayerError, layer_errors
 from catp.calibration.precision.statistics import PERCENTILE, RangeMethod
 from catp.calibration.ratio_search import half
-from catp.export.publish import published
-from catp.runtime.bundle import Bundle, write_manifest
+from catp.runtime.bundle.folder import Bundle, write_manifest
+from catp.runtime.bundle.manifest import AccuracyChange, CalibrationSpec, Manifest, made_from
+from catp.runtime.bundle.publish import published
 from catp.runtime.errors import CatpError, UsageError
-from catp.runtime.manifest import AccuracyChange, CalibrationSpec, Manifest, made_from
 from catp.runtime.pipeline import Pipeline
 
 FEWEST_SAMPLES = 16

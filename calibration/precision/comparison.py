@@ -14,13 +14,13 @@ from catp.calibration.metrics import Metric
 from catp.calibration.ratio_search import unseen_losses
 from catp.calibration.settings import Setting
 from catp.calibration.statistics import paired_difference
-from catp.runtime.bundle import Bundle
-from catp.runtime.engines.base import Provider
+from catp.runtime.bundle.folder import Bundle
+from catp.runtime.bundle.manifest import AccuracyChange, PruningSpec
 from catp.runtime.errors import CatpError
-from catp.runtime.manifest import AccuracyChange, PruningSpec
+from catp.runtime.image_sides.query_tokens import Encoded, Votes
 from catp.runtime.pipeline import Pipeline
+from catp.runtime.providers.base import Provider
 from catp.runtime.pruning import num_kept, top_indices
-from catp.runtime.query_tokens import Encoded, Votes
 
 Advance = Callable[[int], None]
 """Called with the number of questions just done."""

@@ -10,11 +10,11 @@ from catp.calibration.answering import too_long
 from catp.calibration.data.dataset import Question
 from catp.calibration.precision.graph import TAP, FloatGraph, serialized
 from catp.calibration.precision.layers import Layer
-from catp.runtime.bundle import Bundle
-from catp.runtime.engines.base import DeviceTensor, Engine, Moment, Step, Value, to_host
-from catp.runtime.engines.onnx_runtime import OrtProvider
+from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import ImageError
 from catp.runtime.pipeline import Pipeline
+from catp.runtime.providers.base import DeviceTensor, Engine, Moment, Step, Value, to_host
+from catp.runtime.providers.onnx_runtime import OrtProvider
 
 Inputs = dict[str, np.ndarray]
 """Of one call of a graph, by name."""

@@ -16,7 +16,7 @@ from catp.calibration.precision.graph import FloatGraph
 from catp.calibration.precision.layers import Layer
 from catp.calibration.precision.observation import Gather, ObservingProvider, answer_each
 from catp.calibration.precision.statistics import PERCENTILE, RangeMethod, Statistics, from_json, to_json
-from catp.runtime.bundle import Bundle
+from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import CatpError
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.pruning import num_kept

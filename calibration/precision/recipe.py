@@ -17,8 +17,8 @@ from catp.calibration.precision.formats.int4 import int4
 from catp.calibration.precision.formats.int8_rows import int8_rows
 from catp.calibration.precision.formats.static_int8 import static_int8
 from catp.calibration.precision.layers import Layer
+from catp.runtime.bundle.manifest import DECODE_GRAPH, Format, GraphSpec, Purpose, made_from
 from catp.runtime.errors import UsageError
-from catp.runtime.manifest import DECODE_GRAPH, Format, GraphSpec, Purpose, made_from
 
 Activations = Literal["static", "dynamic", "float"]
 BLOCK_SIZE = 128

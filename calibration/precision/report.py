@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from catp.calibration.precision.sensitivity import LayerError
-from catp.runtime.manifest import AccuracyChange, CalibrationSpec, ModelSpec, Quantization
+from catp.runtime.bundle.manifest import AccuracyChange, CalibrationSpec, ModelSpec, Quantization
 
 
 class _Strict(BaseModel):

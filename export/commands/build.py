@@ -11,10 +11,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from catp.runtime.bundle import open_bundle
+from catp.runtime.bundle.folder import open_bundle
+from catp.runtime.bundle.plans import PlanSpec, Profile, Target
 from catp.runtime.commands.console import busy, console, make_app, print_json_line
 from catp.runtime.errors import UsageError
-from catp.runtime.plans import PlanSpec, Profile, Target
 from catp.runtime.pruning import check_ratio
 
 

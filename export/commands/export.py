@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from catp.export.demo import CHECKPOINT, samples
-from catp.runtime.bundle import Bundle
+from catp.runtime.bundle.folder import Bundle
+from catp.runtime.bundle.manifest import Method, Positions, Precision
 from catp.runtime.commands.console import busy, console, make_app, print_json_line
 from catp.runtime.errors import UsageError
-from catp.runtime.manifest import Method, Positions, Precision
 from catp.runtime.pruning import check_ratio, describe_default
 
 EXAMPLE_MODEL = "Salesforce/blip2-opt-2.7b"

@@ -18,11 +18,19 @@ from catp.export.engines.network import Network, parse
 from catp.export.engines.prepare import prepare
 from catp.export.engines.profiles import Limits
 from catp.export.engines.targets import Builder, check_types, choose_capabilities, open_target
-from catp.export.publish import link_or_copy, published
-from catp.runtime.bundle import Bundle, file_spec, open_bundle
-from catp.runtime.engine_sets import ENGINES, EngineSet, open_set, set_folders, set_key
+from catp.runtime.bundle.engine_sets import ENGINES, EngineSet, open_set, set_folders, set_key
+from catp.runtime.bundle.folder import Bundle, file_spec, open_bundle
+from catp.runtime.bundle.plans import (
+    PlanRequest,
+    PlanSpec,
+    Target,
+    plan_file,
+    read_sidecar,
+    sidecar_file,
+    write_sidecar,
+)
+from catp.runtime.bundle.publish import link_or_copy, published
 from catp.runtime.errors import BundleError, CatpError, UsageError
-from catp.runtime.plans import PlanRequest, PlanSpec, Target, plan_file, read_sidecar, sidecar_file, write_sidecar
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from catp.runtime.plans import PlanRequest, Range, plan_file
+from catp.runtime.bundle.plans import PlanRequest, Range, plan_file
 
 PREPARED = "prepared"
 """Folder that the printed commands use."""

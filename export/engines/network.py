@@ -11,8 +11,8 @@ from typing import Any
 import onnx
 
 from catp.export.engines.targets import Builder
+from catp.runtime.bundle.manifest import GraphSpec, TensorSpec
 from catp.runtime.errors import CatpError
-from catp.runtime.manifest import GraphSpec, TensorSpec
 
 _DROPPED = ("unused input", "ignor", "not supported", "unsupported")
 """What TensorRT's parser says, in a warning, when it leaves out something that a graph says."""

@@ -12,7 +12,7 @@ import onnx
 import typer
 from onnx import numpy_helper
 
-from catp.runtime.bundle import open_bundle
+from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.commands.console import make_app
 from catp.runtime.errors import UsageError
 

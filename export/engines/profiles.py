@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from catp.runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
+from catp.runtime.bundle.plans import REPEATED, Profile, Range
 from catp.runtime.errors import UsageError
-from catp.runtime.manifest import GraphSpec, Manifest, TensorSpec
-from catp.runtime.plans import REPEATED, Profile, Range
 from catp.runtime.pruning import num_kept
 
 _USUAL_PROMPT = 16

@@ -11,9 +11,9 @@ from types import ModuleType
 
 import onnx
 
-from catp.runtime.engines.cuda import compute_capability
+from catp.runtime.bundle.plans import MODULES, Target
 from catp.runtime.errors import UsageError
-from catp.runtime.plans import MODULES, Target
+from catp.runtime.providers.cuda import compute_capability
 
 _INSTALL = {
     "tensorrt": "pip install '.[tensorrt,build]' (it comes from NVIDIA's own package index)",

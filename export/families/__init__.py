@@ -10,8 +10,8 @@ from catp.export.families.blip2_retrieval import Blip2Retrieval
 from catp.export.families.instructblip import InstructBlip
 from catp.export.families.instructblip_video import InstructBlipVideo
 from catp.export.language_models import DecoderOnly, EncoderDecoder, NoLanguageModel
+from catp.runtime.bundle.manifest import LanguageKind
 from catp.runtime.errors import UsageError
-from catp.runtime.manifest import LanguageKind
 
 FAMILIES: dict[tuple[str, str], Family] = {
     (family.model_type, family.language.kind): family

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from catp.export.families import FAMILIES, Family
-from catp.runtime.manifest import LAYOUTS
+from catp.runtime.bundle.manifest import LAYOUTS
 
 
 def families_as_json() -> list[dict[str, Any]]:

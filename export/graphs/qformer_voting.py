@@ -19,7 +19,7 @@ from catp.export.graphs import Graph, interface_dtype
 from catp.export.graphs.text_embedding import seen_by_all
 from catp.export.methods import RankPoints, VotingMethod
 from catp.export.methods.base import Evidence
-from catp.runtime.manifest import LAYER_POINTS, QUERY_ATTENTION, scores_of
+from catp.runtime.bundle.manifest import LAYER_POINTS, QUERY_ATTENTION, scores_of
 
 
 class QFormerVoting(torch.nn.Module):

@@ -11,8 +11,8 @@ from transformers import DynamicCache
 
 from catp.export.graphs import Graph, language_model
 from catp.export.language_models.base import set_parameters
+from catp.runtime.bundle.manifest import LanguageKind
 from catp.runtime.errors import UsageError
-from catp.runtime.manifest import LanguageKind
 
 _NOT_EXPRESSED = {
     "sliding_window": "uses sliding-window attention",

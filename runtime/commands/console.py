@@ -16,7 +16,7 @@ import typer.core
 from rich.console import Console
 from rich.markup import escape
 
-from catp.runtime.bundle import is_dir
+from catp.runtime.bundle.folder import is_dir
 from catp.runtime.errors import CatpError, UsageError
 
 console = Console(stderr=True, highlight=False)

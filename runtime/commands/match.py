@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from catp.runtime.commands.console import busy, make_app, print_json_line
-from catp.runtime.engines import PROVIDERS
 from catp.runtime.errors import UsageError
 from catp.runtime.pipeline import Pipeline
+from catp.runtime.providers import PROVIDERS
 
 
 def match(

@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from catp.runtime.bundle.generation_settings import Overrides
+from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.console import busy, make_app, print_json_line
-from catp.runtime.engines import PROVIDERS
 from catp.runtime.errors import UsageError
-from catp.runtime.generation.settings import Overrides
-from catp.runtime.manifest import Positions
 from catp.runtime.pipeline import Pipeline
+from catp.runtime.providers import PROVIDERS
 
 _CHOICE = "How tokens are chosen (default: as in generate() of Hugging Face)"
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from catp.runtime.bundle.generation_settings import GenerationSettings
 from catp.runtime.generation.processors import Processor, process
 from catp.runtime.generation.sampling import draw_several, generators, warp
-from catp.runtime.generation.settings import GenerationSettings
 from catp.runtime.generation.stopping import Answers, Ending
 from catp.runtime.language_models.base import Decoding
 

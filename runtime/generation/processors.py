@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from catp.runtime.generation.settings import GenerationSettings
+from catp.runtime.bundle.generation_settings import GenerationSettings
 
 Processor = Callable[[np.ndarray, Sequence[int], int], np.ndarray]
 """Of scores float32 [V], all ids so far, and how many of them the answer has: the new scores."""

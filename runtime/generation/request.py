@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from catp.runtime.bundle.generation_settings import GenerationSettings
 from catp.runtime.errors import UsageError
-from catp.runtime.generation.settings import GenerationSettings
 from catp.runtime.generation.stopping import Ending
 from catp.runtime.language_models.base import Batch
 

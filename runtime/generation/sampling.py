@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from catp.runtime.generation.settings import GenerationSettings
+from catp.runtime.bundle.generation_settings import GenerationSettings
 
 
 def warp(scores: np.ndarray, settings: GenerationSettings, least: int = 1) -> np.ndarray:

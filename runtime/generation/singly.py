@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from catp.runtime.bundle.generation_settings import GenerationSettings
 from catp.runtime.generation.processors import Processor, process
 from catp.runtime.generation.sampling import draw, generators, warp
-from catp.runtime.generation.settings import GenerationSettings
 from catp.runtime.generation.stopping import Answers
 from catp.runtime.language_models.base import Decoding
 

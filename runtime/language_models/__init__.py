@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from catp.runtime.bundle import Bundle
-from catp.runtime.engines.base import Provider
+from catp.runtime.bundle.folder import Bundle
+from catp.runtime.bundle.manifest import DECODE_GRAPH, LanguageKind
 from catp.runtime.language_models.base import LanguageModel
 from catp.runtime.language_models.decoder_only import DecoderOnly
 from catp.runtime.language_models.encoder_decoder import EncoderDecoder
 from catp.runtime.language_models.no_language_model import NoLanguageModel
-from catp.runtime.manifest import DECODE_GRAPH, LanguageKind
+from catp.runtime.providers.base import Provider
 
 
 def open_language_model(bundle: Bundle, provider: Provider) -> LanguageModel:

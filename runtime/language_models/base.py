@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from catp.runtime.engines.base import Value
+from catp.runtime.providers.base import Value
 
 Output = Literal["next_token", "logits"]
 """What is read of each step: int64 [R], the token with the highest logit, or float32 [R, V]. The other stays where it

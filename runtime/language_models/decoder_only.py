@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from catp.runtime.engines.base import DeviceTensor, Engine, Step, Value
+from catp.runtime.bundle.manifest import GraphSpec, TextSpec
 from catp.runtime.errors import BundleError, UsageError
-from catp.runtime.kv_cache import Cache
 from catp.runtime.language_models.base import Batch, Output
 from catp.runtime.language_models.inputs import padded, prefix_of_prompts
+from catp.runtime.language_models.kv_cache import Cache
 from catp.runtime.language_models.rows import place
-from catp.runtime.manifest import GraphSpec, TextSpec
+from catp.runtime.providers.base import DeviceTensor, Engine, Step, Value
 
 _WORTH_A_PASS = 48
 """Prefix tokens not read again, from which reading prefixes in a pass of their own pays: measured with

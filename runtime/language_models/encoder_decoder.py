@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from catp.runtime.engines.base import DeviceTensor, Engine, Step, Value
+from catp.runtime.bundle.manifest import GraphSpec, TextSpec
 from catp.runtime.errors import BundleError
-from catp.runtime.kv_cache import Cache
 from catp.runtime.language_models.base import Batch, Output
 from catp.runtime.language_models.inputs import padded, prefix_of_prompts
+from catp.runtime.language_models.kv_cache import Cache
 from catp.runtime.language_models.rows import place
-from catp.runtime.manifest import GraphSpec, TextSpec
+from catp.runtime.providers.base import DeviceTensor, Engine, Step, Value
 
 
 class EncoderDecoder:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from catp.runtime.engines.base import Engine, Value, to_host
 from catp.runtime.language_models.base import Batch
+from catp.runtime.providers.base import Engine, Value, to_host
 
 
 def prefix_of_prompts(engine: Engine, batch: Batch, dtype: str) -> tuple[Value, Value]:

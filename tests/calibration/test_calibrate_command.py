@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from catp.calibration.commands.calibrate import app
 from catp.runtime import Pipeline
-from catp.runtime.bundle import open_bundle
+from catp.runtime.bundle.folder import open_bundle
 
 RUNNER = CliRunner()
 

@@ -8,7 +8,7 @@ from catp.calibration.curve import draw_curve
 from catp.calibration.predictions import Evaluation, Prediction
 from catp.calibration.report import make_report
 from catp.runtime import Pipeline
-from catp.runtime.manifest import Positions
+from catp.runtime.bundle.manifest import Positions
 
 
 @pytest.mark.parametrize("positions", [("original",), ("original", "compact")])

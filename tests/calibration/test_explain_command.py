@@ -17,7 +17,7 @@ from catp.calibration.picture import HEIGHT, WIDTH, headline
 from catp.export.demo import samples
 from catp.runtime import Pipeline
 from catp.runtime.errors import BundleError
-from catp.runtime.images import ImageSpec, load_image
+from catp.runtime.inputs.images import ImageSpec, load_image
 
 RUNNER = CliRunner()
 SAMPLE = samples()[0]

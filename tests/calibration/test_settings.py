@@ -4,7 +4,7 @@ import pytest
 
 from catp.calibration.settings import Grid, Setting, check_methods, score_outputs
 from catp.runtime import Pipeline, UsageError
-from catp.runtime.manifest import Manifest, TensorSpec, scores_of
+from catp.runtime.bundle.manifest import Manifest, TensorSpec, scores_of
 
 
 def exported(pipeline: Pipeline, method: str, *compared: str) -> Manifest:

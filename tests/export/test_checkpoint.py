@@ -13,7 +13,7 @@ from catp.export.checkpoint import load_checkpoint
 from catp.export.demo import CHECKPOINT, samples
 from catp.export.reference import Reference
 from catp.runtime import CatpError, UsageError
-from catp.runtime.images import load_image
+from catp.runtime.inputs.images import load_image
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from catp.export.demo import CHECKPOINT, samples
 from catp.export.weight_files import stored_dtype
 from catp.runtime import Pipeline, UsageError
 from catp.runtime.commands.inspect import app as inspect_app
-from catp.runtime.images import load_image
+from catp.runtime.inputs.images import load_image
 
 VALUE = "language_model.model.decoder.layers.1.self_attn.v_proj"
 NEW_TOKENS = ["tangerine", "chartreuse", "<thing>"]

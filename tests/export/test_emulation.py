@@ -19,8 +19,8 @@ from catp.export.emulation import emulate, emulated
 from catp.export.parity import RELATIVE_ERROR, relative_error
 from catp.export.reference import Reference
 from catp.runtime import Pipeline
-from catp.runtime.bundle import open_bundle
-from catp.runtime.engines import open_provider
+from catp.runtime.bundle.folder import open_bundle
+from catp.runtime.providers import open_provider
 
 
 def in_bf16(values: np.ndarray) -> np.ndarray:

@@ -22,8 +22,8 @@ from catp.export.graphs.vision_encoder import VisionEncoder
 from catp.export.methods import METHODS
 from catp.export.methods.catp import RankPoints
 from catp.runtime import Pipeline, UsageError
-from catp.runtime.bundle import open_bundle
-from catp.runtime.manifest import GRAPHS, Manifest, Method
+from catp.runtime.bundle.folder import open_bundle
+from catp.runtime.bundle.manifest import GRAPHS, Manifest, Method
 
 RUNNER = CliRunner()
 CODE = "from catp.export.commands.export import app; app()"
@@ -282,7 +282,7 @@ def test_a_killed_export_leaves_nothing_that_loads(tmp_path: Path) -> None:
     for path in (out, leftover):
         with pytest.raises(UsageError):
             Pipeline.load(path)
-    # The next export to the same place cleans up: tests/export/test_publish.py.
+    # The next export to the same place cleans up: tests/runtime/bundle/test_publish.py.
 
 
 def test_a_full_disk_publishes_nothing(tmp_path: Path) -> None:

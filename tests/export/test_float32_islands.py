@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from catp.runtime.bundle import open_bundle
+from catp.runtime.bundle.folder import open_bundle
 
 
 def count(model: onnx.ModelProto, operator: str, attribute: str, default: int) -> int:

@@ -14,9 +14,9 @@ from catp.export.demo import samples
 from catp.export.generation_settings import describe_unheeded, read_settings
 from catp.export.reference import Reference
 from catp.runtime import Pipeline, UsageError
-from catp.runtime.bundle import Bundle
-from catp.runtime.generation.settings import GREEDY
-from catp.runtime.images import load_image
+from catp.runtime.bundle.folder import Bundle
+from catp.runtime.bundle.generation_settings import GREEDY
+from catp.runtime.inputs.images import load_image
 
 
 @pytest.fixture

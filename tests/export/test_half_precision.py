@@ -9,10 +9,10 @@ import pytest
 
 from catp.calibration.data import open_data
 from catp.export.emulation import emulated
-from catp.runtime.bundle import open_bundle
-from catp.runtime.engines import open_provider
-from catp.runtime.engines.base import to_host
+from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.pipeline import Pipeline
+from catp.runtime.providers import open_provider
+from catp.runtime.providers.base import to_host
 
 QUESTIONS = 96
 LIMITS = {  # cosine of embeddings at least, kept tokens alike at least, equal greedy tokens at least

@@ -13,7 +13,7 @@ from catp.export.checkpoint import load_checkpoint
 from catp.export.demo import CHECKPOINT
 from catp.export.methods.base import Evidence
 from catp.export.reference import Reference, rank_points
-from catp.runtime.manifest import LAYER_POINTS, QUERY_ATTENTION, scores_of
+from catp.runtime.bundle.manifest import LAYER_POINTS, QUERY_ATTENTION, scores_of
 from catp.runtime.pruning import top_indices
 
 

@@ -10,7 +10,7 @@ from catp.export.checkpoint import load_checkpoint
 from catp.export.demo import CHECKPOINT, samples
 from catp.export.reference import Reference
 from catp.export.residency import give_back, one_part_in_memory
-from catp.runtime.images import load_image
+from catp.runtime.inputs.images import load_image
 
 PARTS = ("vision_model", "qformer", "language_projection", "language_model")
 

@@ -8,9 +8,9 @@ import pytest
 from catp.export import turns
 from catp.export.demo import samples
 from catp.runtime import Pipeline
-from catp.runtime.bundle import Bundle, open_bundle
-from catp.runtime.engines import open_provider
-from catp.runtime.engines.base import Engine, Moment, Provider
+from catp.runtime.bundle.folder import Bundle, open_bundle
+from catp.runtime.providers import open_provider
+from catp.runtime.providers.base import Engine, Moment, Provider
 
 
 class Counting:

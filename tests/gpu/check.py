@@ -26,11 +26,11 @@ import typer
 
 from catp.export.demo import scenes
 from catp.runtime import CatpError, Pipeline, UsageError
-from catp.runtime.bundle import open_bundle
-from catp.runtime.engines import PROVIDERS, open_provider
-from catp.runtime.engines.base import to_host
-from catp.runtime.generation.settings import GREEDY
+from catp.runtime.bundle.folder import open_bundle
+from catp.runtime.bundle.generation_settings import GREEDY
 from catp.runtime.language_models.decoder_only import bind_prefill
+from catp.runtime.providers import PROVIDERS, open_provider
+from catp.runtime.providers.base import to_host
 
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-python", "polygraphy", "torch")
 RATIOS = (0.0, 0.5, 0.75)
@@ -186,9 +186,9 @@ def try_current_device(path: Path) -> dict[str, Any]:
     from catp.export.engines.builder import build_plan, plan_requests
     from catp.export.engines.profiles import Limits
     from catp.export.engines.targets import open_target
-    from catp.runtime.engines.cuda import Device
-    from catp.runtime.engines.tensorrt import TrtEngine
-    from catp.runtime.plans import plan_file, read_sidecar
+    from catp.runtime.bundle.plans import plan_file, read_sidecar
+    from catp.runtime.providers.cuda import Device
+    from catp.runtime.providers.tensorrt import TrtEngine
 
     gpu, target, bundle = Device(), open_target("tensorrt-rtx"), open_bundle(path)
     run: dict[str, Any] = {"compute_capability": gpu.compute_capability}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from catp.runtime import Pipeline
-from catp.runtime.engines import PROVIDERS
-from catp.runtime.engines.cuda import compute_capability
+from catp.runtime.providers import PROVIDERS
+from catp.runtime.providers.cuda import compute_capability
 
 CHECK = Path(__file__).parent / "check.py"
 

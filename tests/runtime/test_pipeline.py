@@ -12,7 +12,7 @@ from catp.export.checkpoint import Checkpoint
 from catp.export.demo import samples, scenes
 from catp.export.reference import Reference
 from catp.runtime import Pipeline, UsageError
-from catp.runtime.manifest import Positions
+from catp.runtime.bundle.manifest import Positions
 from catp.runtime.pruning import num_kept
 
 QUESTIONS = 200

@@ -10,7 +10,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from catp.calibration.precision.formats.base import single_layer
 from catp.calibration.precision.layers import Layer
-from catp.runtime.manifest import Purpose
+from catp.runtime.bundle.manifest import Purpose
 
 logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
 

@@ -10,7 +10,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from catp.calibration.precision.formats.base import Range, single_layer
 from catp.calibration.precision.layers import Layer
-from catp.runtime.manifest import Purpose
+from catp.runtime.bundle.manifest import Purpose
 
 
 def static_int8(layer: Layer, seen: Range, purpose: Purpose, reduce_range: bool) -> onnx.GraphProto:

@@ -17,7 +17,7 @@ from catp.calibration.benchmark.cost import language_flops, matrix_weights
 from catp.calibration.benchmark.geometry import LanguageGeometry, read_geometry
 from catp.calibration.benchmark.intervals import Difference, paired_difference
 from catp.calibration.benchmark.stage_cost import Workload
-from catp.runtime.bundle import open_bundle
+from catp.runtime.bundle.folder import open_bundle
 
 LANGUAGE = LanguageGeometry(
     layers=2, width=4, feed_forward=8, heads=2, key_value_heads=1, head_width=2, vocabulary=10, gated=False, tied=True,

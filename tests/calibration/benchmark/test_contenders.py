@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from catp.calibration.benchmark.contenders import find_contenders, open_bundles
 from catp.calibration.benchmark.report import Report
 from catp.calibration.commands.bench import app
-from catp.runtime.bundle import file_spec, open_bundle, write_manifest
+from catp.runtime.bundle.folder import file_spec, open_bundle, write_manifest
+from catp.runtime.bundle.manifest import Manifest, Quantization
 from catp.runtime.errors import UsageError
-from catp.runtime.manifest import Manifest, Quantization
 
 RUNNER = CliRunner()
 

@@ -23,9 +23,9 @@ from catp.calibration.benchmark.geometry import (
 from catp.calibration.benchmark.rates import Rates, best_rates
 from catp.calibration.benchmark.stage_cost import StageCost, Workload
 from catp.export.checkpoint import Checkpoint, load_checkpoint
-from catp.runtime.bundle import Bundle, open_bundle
+from catp.runtime.bundle.folder import Bundle, open_bundle
+from catp.runtime.bundle.manifest import Quantization
 from catp.runtime.errors import BundleError
-from catp.runtime.manifest import Quantization
 
 VISION = VisionGeometry(layers=1, width=2, feed_forward=3, patch=2, patches=4)
 QFORMER = QFormerGeometry(layers=2, width=2, feed_forward=3, heads=1, queries=4, cross_every=2)

@@ -19,7 +19,7 @@ from catp.calibration.benchmark.encoder_decoder_cost import (
 from catp.calibration.benchmark.geometry import EncoderDecoderGeometry, read_geometry
 from catp.calibration.benchmark.stage_cost import Workload
 from catp.export.checkpoint import load_checkpoint
-from catp.runtime.bundle import open_bundle
+from catp.runtime.bundle.folder import open_bundle
 
 LANGUAGE = EncoderDecoderGeometry(
     encoder_layers=1, decoder_layers=2, width=4, feed_forward=8, heads=3, head_width=2, vocabulary=10, gated=True

@@ -20,9 +20,9 @@ from catp.calibration.benchmark.subject import (
     make_question,
     make_sample,
 )
-from catp.runtime.bundle import open_bundle
-from catp.runtime.engines import open_provider
+from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.errors import CatpError, UsageError
+from catp.runtime.providers import open_provider
 
 CASES = [Case(1, "a", 0.0), Case(1, "a", 0.5), Case(1, "b", 0.0)]
 NOTHING = Question([], [], 1)

@@ -10,8 +10,8 @@ from catp.calibration.benchmark.report import Setup
 from catp.calibration.benchmark.vote import why_not
 from catp.calibration.benchmark.voteless import without_vote
 from catp.runtime import Pipeline
-from catp.runtime.bundle import open_bundle
-from catp.runtime.engines.onnx_runtime import OrtProvider
+from catp.runtime.bundle.folder import open_bundle
+from catp.runtime.providers.onnx_runtime import OrtProvider
 
 PIXELS = np.random.default_rng(0).standard_normal((2, 3, 96, 96)).astype(np.float32)
 

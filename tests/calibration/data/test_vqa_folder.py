@@ -9,7 +9,7 @@ from vqa_folder import ACCURACY_BY_TYPE, CASES, CORRUPT, MEAN_ACCURACY, MISSING,
 from catp.calibration.data import DataError, DataSet, open_data
 from catp.calibration.vqa_accuracy import vqa_accuracy
 from catp.runtime import ImageError, UsageError
-from catp.runtime.images import load_image
+from catp.runtime.inputs.images import load_image
 
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
 

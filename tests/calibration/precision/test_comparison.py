@@ -10,8 +10,8 @@ import pytest
 from catp.calibration.precision import comparison
 from catp.calibration.precision.comparison import Answers, accuracy_changes, ask, kept_overlap
 from catp.runtime import CatpError, Pipeline
-from catp.runtime.bundle import open_bundle
-from catp.runtime.manifest import PruningSpec
+from catp.runtime.bundle.folder import open_bundle
+from catp.runtime.bundle.manifest import PruningSpec
 
 
 def answers(accuracy: list[list[float]], kept: list[list[int]], images: tuple[str, ...] | None = None) -> Answers:

@@ -18,10 +18,10 @@ from catp.calibration.commands.calibrate import app
 from catp.calibration.precision.report import PrecisionReport
 from catp.export.demo import scenes
 from catp.runtime import BundleError, Pipeline
-from catp.runtime.bundle import open_bundle
+from catp.runtime.bundle.folder import open_bundle
+from catp.runtime.bundle.manifest import DECODE_GRAPH, GRAPHS
 from catp.runtime.commands.inspect import app as inspect_app
-from catp.runtime.engines.base import to_host
-from catp.runtime.manifest import DECODE_GRAPH, GRAPHS
+from catp.runtime.providers.base import to_host
 
 RUNNER = CliRunner()
 ARGUMENTS = ("--to", "int8", "--decode", "int4", "--for", "cpu", "--questions", "50")

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from catp.calibration.precision.formats.base import Range, initializer_bytes
 from catp.calibration.precision.layers import Layer
 from catp.calibration.precision.recipe import make_recipe
-from catp.runtime.engines.onnx_runtime import OrtProvider
+from catp.runtime.providers.onnx_runtime import OrtProvider
 
 DEPTH, WIDTH, ROWS = 96, 40, 6
 SEEN = Range(-2.5, 3.0)

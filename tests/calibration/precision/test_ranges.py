@@ -19,7 +19,7 @@ from catp.calibration.precision.graph import FloatGraph
 from catp.calibration.precision.layers import Layer
 from catp.calibration.precision.ranges import Gathered, Sampling, gather_ranges
 from catp.runtime import CatpError, Pipeline
-from catp.runtime.bundle import open_bundle
+from catp.runtime.bundle.folder import open_bundle
 
 Extremes = dict[str, tuple[float, float]]
 Setup = Callable[..., Gathered]

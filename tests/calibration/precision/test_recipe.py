@@ -12,7 +12,7 @@ from catp.calibration.commands.calibrate_precision import make_recipes
 from catp.calibration.precision.layers import Layer
 from catp.calibration.precision.recipe import BLOCK_SIZES, Recipe, make_recipe
 from catp.runtime import UsageError
-from catp.runtime.bundle import open_bundle
+from catp.runtime.bundle.folder import open_bundle
 
 
 @pytest.mark.parametrize(

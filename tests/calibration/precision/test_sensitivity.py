@@ -14,7 +14,7 @@ from catp.calibration.precision.formats.base import single_layer
 from catp.calibration.precision.observation import Examples, Inputs, ObservingProvider, answer_each
 from catp.calibration.precision.sensitivity import COMPARED, layer_errors, relative_change
 from catp.runtime import Pipeline
-from catp.runtime.bundle import open_bundle
+from catp.runtime.bundle.folder import open_bundle
 
 
 def test_relative_change_by_hand() -> None:

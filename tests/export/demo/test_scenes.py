@@ -1,7 +1,7 @@
 import numpy as np
 
 from catp.export.demo import samples, scenes
-from catp.runtime.images import load_image
+from catp.runtime.inputs.images import load_image
 
 
 def test_the_same_seed_gives_the_same_examples() -> None:

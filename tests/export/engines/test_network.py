@@ -12,8 +12,8 @@ from catp.export.engines.network import parse
 from catp.export.engines.prepare import fix_dimensions, leave_out_refused
 from catp.export.engines.targets import Builder, check_types, choose_capabilities, open_target
 from catp.runtime import CatpError, UsageError
-from catp.runtime.engines.cuda import compute_capability
-from catp.runtime.manifest import FileSpec, GraphSpec, TensorSpec
+from catp.runtime.bundle.manifest import FileSpec, GraphSpec, TensorSpec
+from catp.runtime.providers.cuda import compute_capability
 
 pytest.importorskip("tensorrt_rtx")
 

@@ -6,9 +6,9 @@ import pytest
 
 from catp.export.engines.profiles import Limits
 from catp.runtime import UsageError
-from catp.runtime.bundle import open_bundle
-from catp.runtime.manifest import Manifest
-from catp.runtime.plans import Range
+from catp.runtime.bundle.folder import open_bundle
+from catp.runtime.bundle.manifest import Manifest
+from catp.runtime.bundle.plans import Range
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from catp.export.commands.export import app
 from catp.export.families import FAMILIES
-from catp.runtime.bundle import open_bundle
+from catp.runtime.bundle.folder import open_bundle
 
 
 def test_every_family_is_listed_and_nothing_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ from catp.export.checkpoint import Checkpoint, load_checkpoint
 from catp.export.demo import scenes
 from catp.export.reference import Reference
 from catp.runtime import Pipeline
-from catp.runtime.bundle import Bundle
-from catp.runtime.engines import open_provider
+from catp.runtime.bundle.folder import Bundle
+from catp.runtime.providers import open_provider
 
 EXAMPLES = list(scenes.examples(8, seed=5))
 IMAGES = [example.image for example in EXAMPLES]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from catp.runtime.bundle.generation_settings import GREEDY
 from catp.runtime.generation.sampling import draw, draw_several, generators, warp
-from catp.runtime.generation.settings import GREEDY
 
 
 @pytest.mark.parametrize("least", [1, 3])

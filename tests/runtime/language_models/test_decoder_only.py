@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from catp.runtime import Pipeline
-from catp.runtime.engines.base import to_host
 from catp.runtime.language_models.base import Batch
 from catp.runtime.language_models.decoder_only import _WORTH_A_PASS
+from catp.runtime.providers.base import to_host
 
 IMAGES, KEPT = 2, 20
 ASKED = [0, 1, 1, 0, 1, 0, 1]

@@ -17,7 +17,7 @@ from catp.calibration.precision.fitting.votes import count_in_integers
 from catp.calibration.precision.formats.base import Range
 from catp.calibration.precision.graph import serialized
 from catp.calibration.precision.recipe import make_recipe
-from catp.runtime.manifest import GRAPHS
+from catp.runtime.bundle.manifest import GRAPHS
 
 BUNDLES = ("demo_bundle", "odd_bundle")
 """The second has gates, grouped heads, another number of queries, and no biases in its language model."""

@@ -1,0 +1,280 @@
+"""catp.json: what a bundle contains, validated when it is read and when it is written."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings
+from catp.runtime.inputs.images import ImageSpec
+
+SCHEMA_VERSION: Final = 1
+MANIFEST_NAME = "catp.json"
+INSTRUCTION_TOKENIZER_FILE = "qformer_tokenizer.json"
+
+LanguageKind = Literal["decoder-only", "encoder-decoder", "none"]
+"""How a language model is built, which decides the graphs that drive it; none: the model scores texts."""
+
+LAYOUTS: dict[LanguageKind, tuple[str, ...]] = {
+    "decoder-only": ("vision_encoder", "qformer_voting", "language_model"),
+    "encoder-decoder": ("vision_encoder", "qformer_voting", "text_encoder", "text_decoder"),
+    "none": ("vision_encoder", "qformer_voting", "text_embedding", "image_text_matching"),
+}
+"""The graphs of a bundle, in the order of the pipeline."""
+
+GRAPHS = LAYOUTS["decoder-only"]
+"""Of the bundles that catp-calibrate precision knows."""
+
+DECODE_GRAPH: Final = "language_model_decode"
+"""In some calibrated bundles, what takes decode steps in place of language_model, which reads the prompts: other
+weights, the same inputs, outputs and cache."""
+
+
+def made_from(graph: str) -> str:
+    """The graph of a floating-point bundle that a calibrated one is made from."""
+    return "language_model" if graph == DECODE_GRAPH else graph
+
+
+Positions = Literal["original", "compact"]
+"""Whether kept tokens keep the positions they had before pruning or close ranks."""
+
+Precision = Literal["fp32", "fp16", "bf16"]
+"""Of a graph's floating-point weights and activations."""
+
+Format = Literal["int8", "fp8", "int4"]
+"""What the matrix products of a calibrated graph are computed from."""
+
+Purpose = Literal["cpu", "tensorrt"]
+"""What a calibrated graph is made for: ONNX Runtime on a CPU and TensorRT are fast with different operators."""
+
+Method = Literal["catp", "coverage", "distinct", "l2-norm", "self-attention", "random", "none"]
+"""How query tokens are voted for."""
+
+QUERY_ATTENTION = "query_attention"
+LAYER_POINTS = "layer_points"
+"""Diagnostics of the Q-Former graph: mean cross-attention [B, N, I], and rank points by layer [B, L, N]."""
+
+
+def scores_of(method: str) -> str:
+    """The output with another method's scores, among the diagnostics."""
+    return f"token_scores.{method}"
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or PurePosixPath(path).is_absolute() or ".." in parts or "\\" in path or ":" in path:
+        raise ValueError(f"{path!r} is not a path inside the bundle")
+    return path
+
+
+PathInBundle = Annotated[str, AfterValidator(_inside)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileSpec(_Strict):
+    """A file of the bundle and what it must contain."""
+
+    path: PathInBundle
+    size: int = Field(ge=0, description="bytes")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class TensorSpec(_Strict):
+    """An input or output of a graph; free dimensions are named."""
+
+    name: str
+    dtype: str = Field(description="as numpy names it")
+    shape: tuple[int | str, ...]
+
+
+class Quantization(_Strict):
+    """How the constant matrices of a calibrated graph, and what they are multiplied with, were quantised."""
+
+    format: Format
+    purpose: Purpose
+    activations: Literal["static", "dynamic", "float"] = Field(
+        description="scaled by ranges seen in calibration, by what each call brings, or not quantised at all"
+    )
+    ranges: str | None = Field(default=None, description="method that chose the static ranges")
+    block_size: int | None = Field(default=None, description="weights along a column that share a scale")
+    others: dict[str, Format] = Field(default={}, description="layers that have another format")
+    layers: int = Field(ge=0, description="matrix products that were quantised")
+    kept: tuple[str, ...] = Field(default=(), description="what could have been quantised and stayed in floating point")
+    bytes_before: int = Field(description="of the matrices")
+    bytes_after: int = Field(description="of the quantised matrices, scales and zero points included")
+    tables: int = Field(default=0, ge=0, description="tables of embeddings that are int8 by rows")
+    table_bytes: int = Field(default=0, description="of those tables, scales included")
+
+
+class GraphSpec(_Strict):
+    """One exported ONNX graph."""
+
+    file: FileSpec
+    external_data: FileSpec | None = None
+    precision: Precision
+    float32_islands: tuple[str, ...] = Field(
+        default=(), description="of a half-precision graph, what it computes in float32 all the same"
+    )
+    quantization: Quantization | None = None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    operators: int = Field(description="nodes of the graph")
+    parameters: int = Field(description="elements of the graph's weights")
+
+    def input(self, name: str) -> TensorSpec:
+        return next(t for t in self.inputs if t.name == name)
+
+    def output(self, name: str) -> TensorSpec:
+        return next(t for t in self.outputs if t.name == name)
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        return self.file.size + (self.external_data.size if self.external_data else 0)
+
+    @property
+    def precision_label(self) -> str:
+        """For people: "fp16", or "int8 (fp16), for tensorrt"."""
+        found = self.quantization
+        return f"{found.format} ({self.precision}), for {found.purpose}" if found else self.precision
+
+
+class ModelSpec(_Strict):
+    """Where the weights came from."""
+
+    id: str
+    revision: str | None = None
+    adapter: str | None = Field(default=None, description="LoRA adapter that was merged into the weights")
+    family: str
+    language: LanguageKind = "decoder-only"
+    frames: int | None = Field(
+        default=None,
+        ge=1,
+        description="of the videos that it was made for, any other number works; none: it takes images",
+    )
+
+
+class PruningSpec(_Strict):
+    """How query tokens are chosen."""
+
+    method: Method
+    options: dict[str, Any] = {}
+    ratio: float = Field(ge=0, lt=1, description="default; `num_kept` is an input of the graph")
+    keep_mass: float | None = Field(
+        default=None, gt=0, le=1, description="default instead of the ratio: the share of the votes that is kept"
+    )
+    positions: Positions = "original"
+    num_query_tokens: int = Field(ge=1)
+
+
+class TextSpec(_Strict):
+    """How a prompt becomes tokens and where generation ends."""
+
+    prompt_template: str = "{prompt}"
+    pad_token_id: int
+    eos_token_ids: tuple[int, ...]
+    max_positions: int | None = Field(description="position ids that the language model has; none if it has no ids")
+    max_instruction: int | None = Field(default=None, description="positions of a Q-Former that reads the prompt too")
+    decoder_start_token_id: int | None = Field(default=None, description="what an encoder-decoder model begins with")
+    max_new_tokens: int = Field(default=20, ge=1, description="default")
+    image_token_id: int | None = Field(default=None, description="stands for a query token where ids are counted")
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _has_prompt(cls, template: str) -> str:
+        if "{prompt}" not in template:
+            raise ValueError("prompt_template must contain {prompt}")
+        return template
+
+
+class ParityCheck(_Strict):
+    """One comparison of the exported graphs with the checkpoint run by PyTorch."""
+
+    subject: str
+    measure: str
+    value: float
+    limit: float
+    passed: bool
+    advisory: bool = Field(default=False, description="what it finds is worth knowing and stops nothing")
+
+
+class AccuracyChange(_Strict):
+    """What calibration cost at one pruning ratio, on questions that nothing was chosen on."""
+
+    ratio: float
+    before: float = Field(description="accuracy, of 1")
+    after: float
+    difference: float = Field(description="mean of the paired differences; negative: accuracy was lost")
+    interval_95: tuple[float, float] = Field(description="of the difference")
+
+
+class CalibrationSpec(_Strict):
+    """Where a calibrated bundle came from, and what it cost."""
+
+    source_sha256: dict[str, str] = Field(description="ONNX files of the bundle that it was made from, by graph")
+    data: str
+    samples: int = Field(description="questions whose activations chose the ranges; 0 where no range was needed")
+    seed: int
+    metric: str
+    questions: int = Field(description="other questions, on which both bundles were compared")
+    accuracy: tuple[AccuracyChange, ...]
+    kept_overlap: float = Field(description="mean share of kept tokens that both bundles keep, at the default ratio")
+
+
+class Manifest(_Strict):
+    """The whole of catp.json."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model: ModelSpec
+    pruning: PruningSpec
+    precision: Precision
+    image: ImageSpec
+    text: TextSpec
+    generation: GenerationSettings = Field(default=GREEDY, description="default")
+    graphs: dict[str, GraphSpec]
+    files: tuple[FileSpec, ...] = Field(description="tokenizer and configuration, as the Hub names them")
+    versions: dict[str, str] = Field(description="libraries that wrote the bundle")
+    parity: tuple[ParityCheck, ...]
+    calibration: CalibrationSpec | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Manifest:
+        missing = [name for name in LAYOUTS[self.model.language] if name not in self.graphs]
+        if missing:
+            raise ValueError(f"graphs: {', '.join(missing)} missing")
+        if decode := self.graphs.get(DECODE_GRAPH):
+            prefill = self.graphs.get(made_from(DECODE_GRAPH))
+            if prefill is None or (decode.inputs, decode.outputs) != (prefill.inputs, prefill.outputs):
+                raise ValueError(f"graphs: {DECODE_GRAPH} has other inputs and outputs than the graph it stands for")
+        needed = {"tokenizer.json"} | ({INSTRUCTION_TOKENIZER_FILE} if self.reads_instruction else set())
+        absent = needed - {spec.path for spec in self.files}
+        if absent:
+            raise ValueError(f"files: {', '.join(sorted(absent))} missing")
+        shapes = {t.name: t.shape for graph in self.graphs.values() for t in (*graph.inputs, *graph.outputs)}
+        if shapes.get("pixel_values", ())[2:] != (self.image.height, self.image.width):
+            raise ValueError("image: not the size that the vision encoder takes")
+        if shapes.get("token_scores", ())[1:] != (self.pruning.num_query_tokens,):
+            raise ValueError("pruning.num_query_tokens: not the number that the Q-Former graph scores")
+        return self
+
+    @property
+    def reads_instruction(self) -> bool:
+        """Whether the Q-Former reads the prompt too, so that votes depend on it."""
+        return any(tensor.name == "instruction_ids" for tensor in self.graphs["qformer_voting"].inputs)
+
+    @property
+    def precision_label(self) -> str:
+        """For people: "fp16", or with what was quantised: "fp32; vision_encoder int8, language_model int4"."""
+        quantised = ", ".join(
+            f"{name} {graph.quantization.format}" for name, graph in self.graphs.items() if graph.quantization
+        )
+        return f"{self.precision}; {quantised}" if quantised else self.precision
+
+    def all_files(self) -> list[FileSpec]:
+        graphs = self.graphs.values()
+        return [*(g.file for g in graphs), *(g.external_data for g in graphs if g.external_data), *self.files]

@@ -1,0 +1,1 @@
+"""Image sides: the graphs from pictures to the prefix of a language model. One file each."""

@@ -1,0 +1,60 @@
+"""What the vision encoder and the Q-Former hand on: images, encoded, and the query tokens that are kept of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from catp.runtime.providers.base import Value, to_host
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What the language model gets to see of a batch of images or videos, in the engine's memory."""
+
+    kept_indices: Value  # int64 [B, k] ascending
+    kept_embeds: Value  # [B, k, Dl]
+    frames: int = 1  # whose tokens stand one after another in each row
+
+    def joined(self, frames: int, queries: int) -> Pruned:
+        """Rows of so many frames each, F x k tokens in a row; query token i of frame f becomes f * queries + i.
+
+        In host memory, but for single frames: a tensor of an engine has one shape.
+
+        Args:
+            queries: how many query tokens a frame has before pruning.
+        """
+        if frames == 1:
+            return self
+        indices, embeds = to_host(self.kept_indices), to_host(self.kept_embeds)
+        rows, first = len(indices) // frames, np.arange(frames)[:, None] * queries
+        return Pruned(
+            (indices.reshape(rows, frames, -1) + first).reshape(rows, -1),
+            embeds.reshape(rows, -1, embeds.shape[2]),
+            frames,
+        )
+
+
+Encoded = Mapping[str, Value]
+"""What the Q-Former reads, by name: the vision encoder's image_embeds [B, I, Dv], image_weights [B, I] where the vote
+reads them, and instruction_ids and instruction_mask int64 [B, T] where it reads the prompt."""
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Every query token of a batch with its scores."""
+
+    embeds: np.ndarray  # [B, N, Dl]
+    outputs: dict[str, np.ndarray]  # token_scores float32 [B, N], and the diagnostics where the bundle has them
+
+    @property
+    def scores(self) -> np.ndarray:
+        """float32 [B, N], by the bundle's own method."""
+        return self.outputs["token_scores"]
+
+    def keep(self, indices: np.ndarray, rows: np.ndarray | None = None) -> Pruned:
+        """The query tokens `indices` int64 [b, k] of the images `rows` int64 [b] (None: all of them, in order)."""
+        rows = np.arange(len(self.embeds)) if rows is None else rows
+        return Pruned(indices, self.embeds[rows[:, None], indices])

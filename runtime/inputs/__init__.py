@@ -1,0 +1,1 @@
+"""Pictures, videos and prompts, turned into what graphs take; tokens, turned into text."""

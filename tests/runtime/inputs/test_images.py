@@ -1,0 +1,123 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+from catp.runtime import ImageError, UsageError
+from catp.runtime.inputs.images import MAX_PIXELS, ImageSpec, load_image, preprocess
+
+RNG = np.random.default_rng(0)
+
+
+def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    return RNG.integers(0, 256, (height, width, channels), np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (31, 200), (480, 640), (1, 7)])
+@pytest.mark.parametrize("size", [{"height": 56, "width": 56}, {"height": 224, "width": 224}])
+def test_pixels_equal_the_hugging_face_processor(shape: tuple[int, int], size: dict[str, int]) -> None:
+    images = [Image.fromarray(noise(*shape)) for _ in range(2)]
+    processor = BlipImageProcessorPil(size=size)
+    expected = processor(images, return_tensors="np").pixel_values
+    spec = ImageSpec.from_preprocessor_config(processor.to_dict())
+    actual = preprocess(images, spec)
+    assert actual.dtype == np.float32 and actual.shape == expected.shape
+    std = np.array(spec.image_std)[:, None, None]
+    assert np.abs((actual - expected) * std).max() <= 1 / 255
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "CMYK", "1", "YCbCr"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    picture = Image.fromarray(noise(20, 30)).convert(mode)
+    # Pillow before 13 can't read the YCbCr TIFFs that it writes.
+    path = tmp_path / {"CMYK": "x.tif", "YCbCr": "x.jpg"}.get(mode, "x.png")
+    picture.save(path)
+    loaded = load_image(path)
+    assert loaded.mode == "RGB" and loaded.size == (30, 20)
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (np.asarray(load_image(tmp_path / "clear.png")) == 255).all()
+
+
+def test_sixteen_bit_greys_are_scaled_not_clipped(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 64 * 4).reshape(4, 64).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    loaded = np.asarray(load_image(tmp_path / "deep.png"))[..., 0]
+    assert np.abs(loaded.astype(int) - np.round(values / 257).astype(int)).max() <= 1
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (40, 20), "white")
+    picture.paste("red", (0, 0, 10, 20))  # left edge
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate 90 degrees clockwise to show
+    picture.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    loaded = load_image(tmp_path / "turned.jpg")
+    assert loaded.size == (20, 40)
+    top = np.asarray(loaded)[:5].mean((0, 1))
+    assert top[0] > 200 and top[1] < 80  # the left edge came to the top
+
+
+def test_broken_exif_does_not_hide_the_pixels(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 7), "red").save(tmp_path / "x.png", exif=b"Exif\0\0II*\0")
+    assert load_image(tmp_path / "x.png").size == (9, 7)
+
+
+def test_a_float_image_with_a_hole_is_not_black(tmp_path: Path) -> None:
+    values = np.full((8, 8), 0.5, np.float32)
+    values[0, 0] = np.nan
+    Image.fromarray(values * 2).save(tmp_path / "x.tif")
+    assert (np.asarray(load_image(tmp_path / "x.tif"))[1:] == 255).all()
+
+
+def test_a_picture_without_pixels_is_refused() -> None:
+    with pytest.raises(ImageError, match="0 x 5"):
+        load_image(Image.new("RGB", (0, 5)))
+
+
+def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path) -> None:
+    # A real PNG whose header alone claims 20,000 x 20,000 pixels: nothing may be decoded.
+    path = tmp_path / "bomb.png"
+    Image.new("L", (8, 8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = (20_000).to_bytes(4, "big") * 2
+    content[29:33] = PngImagePlugin._crc32(bytes(content[12:29])).to_bytes(4, "big")
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=f"more than {MAX_PIXELS:,} pixels"):
+        load_image(path)
+
+
+def test_a_wide_picture_is_fine_and_a_thread_is_not(tmp_path: Path) -> None:
+    Image.new("RGB", (20_000, 100)).save(tmp_path / "wide.png")
+    assert load_image(tmp_path / "wide.png").size == (20_000, 100)
+    Image.new("RGB", (20_000, 1)).save(tmp_path / "thread.png")
+    with pytest.raises(ImageError, match="stretched"):
+        load_image(tmp_path / "thread.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no such file"), (b"", "empty"), (b"not an image at all", "not an image"), ("truncated", "truncated")],
+)
+def test_unreadable_files_are_named(tmp_path: Path, content: bytes | str | None, message: str) -> None:
+    path = tmp_path / "broken.png"
+    if content == "truncated":
+        Image.fromarray(noise(64, 64)).save(path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    with pytest.raises(ImageError, match=message) as caught:
+        load_image(path)
+    assert "broken.png" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"size": {"shortest_edge": 224}}, {"do_center_crop": True}, {"do_resize": False}], ids=str
+)
+def test_a_processor_that_does_something_else_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=r"preprocessor_config.json"):
+        ImageSpec.from_preprocessor_config({**BlipImageProcessorPil().to_dict(), **change})

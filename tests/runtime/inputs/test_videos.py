@@ -1,0 +1,105 @@
+"""Videos: any number of frames gives the tokens of Hugging Face's, and what is none is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from catp.export.checkpoint import load_checkpoint
+from catp.export.demo import samples
+from catp.export.reference import Reference
+from catp.runtime import ImageError, Pipeline, UsageError
+from catp.runtime.commands.run import app
+from catp.runtime.inputs.images import load_image
+
+PICTURES = [load_image(sample.image) for sample in samples()]
+PROMPT = samples()[0].prompt
+
+
+@pytest.fixture(scope="module")
+def pipeline(video_bundle: Path) -> Pipeline:
+    return Pipeline.load(video_bundle)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three frames, named against the order of writing."""
+    for number in (2, 0, 1):
+        PICTURES[number].save(tmp_path / f"{number:03}.png")
+    (tmp_path / ".hidden").touch()
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def expected(video_checkpoint: Path) -> Callable[[int], list[int]]:
+    """Hugging Face's tokens of the first pictures as a video."""
+    reference = Reference(load_checkpoint(str(video_checkpoint)))
+
+    def generate(frames: int) -> list[int]:
+        pixels = torch.cat([reference.pixel_values([picture]) for picture in PICTURES[:frames]])
+        instructions = reference.instructions([PROMPT])
+        return reference.generate(pixels, reference.tokenize(PROMPT), 6, instructions).token_ids
+
+    return generate
+
+
+def test_as_many_frames_as_one_likes(pipeline: Pipeline, folder: Path, expected: Callable[[int], list[int]]) -> None:
+    one, three = expected(1), expected(3)
+    assert one != three
+    settings = {"ratio": 0.0, "max_new_tokens": 6}
+    assert pipeline.ask(PICTURES[0], [PROMPT], **settings)[0].token_ids == one
+    assert pipeline.ask(PICTURES[:3], [PROMPT], **settings)[0].token_ids == three
+    assert pipeline.ask(folder, [PROMPT], **settings)[0].token_ids == three
+    pieces = pipeline.stream(folder, PROMPT, **settings)
+    assert "".join(pieces).strip() == pipeline.detokenize(three)
+
+
+def test_every_frame_keeps_its_own(pipeline: Pipeline) -> None:
+    answer = pipeline.ask(PICTURES[:3], [PROMPT], ratio=0.5, max_new_tokens=2)[0]
+    alone = [pipeline.ask(picture, [PROMPT], ratio=0.5, max_new_tokens=2)[0] for picture in PICTURES[:3]]
+    wanted = [24 * frame + index for frame, one in enumerate(alone) for index in one.kept_indices]
+    assert answer.kept_indices == wanted and answer.num_kept == 3 * 12
+
+
+def test_a_folder_of_frames_on_the_command_line(video_bundle: Path, folder: Path, pipeline: Pipeline) -> None:
+    found = CliRunner().invoke(app, [str(video_bundle), "--image", str(folder), "--prompt", PROMPT])
+    assert found.exit_code == 0 and found.stdout.strip() == pipeline.ask(PICTURES[:3], [PROMPT])[0].answer
+
+
+@pytest.mark.parametrize(
+    ("videos", "error", "message"),
+    [
+        ([PICTURES[:2], PICTURES[:3]], UsageError, "videos of 2, 3 frames: a batch has equally many in each"),
+        ([[], []], UsageError, "video: it has no frames"),
+        ([[PICTURES[0], 7]] * 2, UsageError, "video: frame 1 is a int; give a file or a PIL image"),
+        ([[samples()[0].image, "missing.png"]] * 2, ImageError, r"image missing\.png: no such file"),
+    ],
+)
+def test_what_is_no_batch_of_videos_is_refused(
+    pipeline: Pipeline, videos: list[list[object]], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        pipeline.generate(videos, [PROMPT, PROMPT])  # type: ignore[arg-type]
+
+
+def test_frames_beyond_the_last_position_are_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(UsageError, match=r"video: 7 frames take 24 positions each.* give at most 6 frames"):
+        pipeline.ask(PICTURES[:1] * 7, [PROMPT])
+    assert pipeline.ask(PICTURES[:1] * 7, [PROMPT], ratio=0.5, positions="compact")[0].num_kept == 7 * 12
+
+
+def test_an_empty_folder_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the folder is empty; give one with a picture for each frame"):
+        pipeline.ask(tmp_path, [PROMPT])
+
+
+def test_a_share_of_the_votes_is_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(UsageError, match=r"keep mass 0\.5: frames of a video keep equally many tokens each"):
+        pipeline.ask(PICTURES[:2], [PROMPT], keep_mass=0.5)
+
+
+def test_a_model_of_images_takes_no_video(demo_bundle: Path) -> None:
+    with pytest.raises(UsageError, match=r"image: a sequence of 2, and BLIP-2 .* takes one image a prompt"):
+        Pipeline.load(demo_bundle).ask(PICTURES[:2], [PROMPT])
