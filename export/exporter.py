@@ -17,17 +17,17 @@ import onnxscript
 import torch
 import transformers
 
-from catp.export.checkpoint import Checkpoint, load_checkpoint
+from catp.export.checkpoints.generation_settings import describe_unheeded, read_settings
+from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
+from catp.export.checkpoints.residency import one_part_in_memory
+from catp.export.checkpoints.weightless import without_weights
 from catp.export.demo import CHECKPOINT, MODEL_ID
 from catp.export.demo import samples as demo_samples
-from catp.export.expected import Sample, compute_expected
-from catp.export.generation_settings import describe_unheeded, read_settings
-from catp.export.methods import VotingMethod, make_method
-from catp.export.parity import check_parity
-from catp.export.reference import Reference, eos_token_ids
-from catp.export.residency import one_part_in_memory
-from catp.export.weightless import without_weights
-from catp.export.writer import write_graph
+from catp.export.verification.expected import Sample, compute_expected
+from catp.export.verification.parity import check_parity
+from catp.export.verification.reference import Reference, eos_token_ids
+from catp.export.voting import VotingMethod, make_method
+from catp.export.writing.writer import write_graph
 from catp.runtime.bundle.engine_sets import ENGINES, reusable_sets
 from catp.runtime.bundle.folder import Bundle, file_spec, write_manifest
 from catp.runtime.bundle.manifest import (

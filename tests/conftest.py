@@ -19,7 +19,7 @@ from checkpoints import (
 )
 from typer.testing import CliRunner
 
-from catp.export.checkpoint import Checkpoint, load_checkpoint
+from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
 from catp.export.commands.export import app as export_command
 from catp.export.demo import CHECKPOINT
 from catp.export.exporter import export_bundle

@@ -19,10 +19,10 @@ from transformers.models.auto.processing_auto import AutoProcessor
 from typer.testing import CliRunner
 
 from catp.calibration.commands.eval import app as eval_command
-from catp.export.checkpoint import Checkpoint, load_checkpoint
+from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
 from catp.export.commands.build import app as build_command
 from catp.export.demo import CHECKPOINT, scenes
-from catp.export.reference import Reference
+from catp.export.verification.reference import Reference
 from catp.runtime import Pipeline
 from catp.runtime.bundle.manifest import Positions
 

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, Blip2ForConditionalGeneration
 from transformers.utils import logging
 
 from catp.calibration.benchmark.subject import Case, Question, Sample
-from catp.export.continuations import cache_of
+from catp.export.verification.continuations import cache_of
 from catp.runtime.errors import UsageError
 
 

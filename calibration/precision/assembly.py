@@ -13,7 +13,7 @@ from catp.calibration.precision.formats.base import initializer_bytes
 from catp.calibration.precision.graph import FloatGraph
 from catp.calibration.precision.recipe import Recipe, recipe_of
 from catp.calibration.precision.statistics import RangeMethod
-from catp.export.external_data import save_model
+from catp.export.writing.external_data import save_model
 from catp.runtime.bundle.folder import Bundle, file_spec, write_manifest
 from catp.runtime.bundle.manifest import DECODE_GRAPH, GraphSpec, Manifest, Quantization, made_from
 

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor
 from catp.export.graphs import Graph, qformer_voting, vision_encoder
 from catp.export.language_models import LanguagePart
 from catp.export.language_models.base import set_parameters
-from catp.export.methods.base import Evidence, VotingMethod
+from catp.export.voting.base import Evidence, VotingMethod
 
 
 @dataclass(frozen=True)

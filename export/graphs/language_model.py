@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from catp.export import onnx_ops
-from catp.export.graphs import Graph, interface_dtype
+from catp.export.graphs import Graph, interface_dtype, operators
 
 
 class LanguageModelStep(torch.nn.Module):
@@ -47,7 +46,7 @@ class LanguageModelStep(torch.nn.Module):
         text_positions = position_start[:, None] + torch.arange(input_ids.shape[1])
         written = write_indices[:, None] + torch.arange(embeds.shape[1])
         mask = torch.arange(past_keys[0].shape[2]) <= written[:, None, :, None]  # bool [B, 1, K+S, M]
-        layers = [onnx_ops.SlotLayer(k, v, write_indices) for k, v in zip(past_keys, past_values)]
+        layers = [operators.SlotLayer(k, v, write_indices) for k, v in zip(past_keys, past_values)]
         hidden = self.decoder(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -57,7 +56,7 @@ class LanguageModelStep(torch.nn.Module):
         ).last_hidden_state
         # Only the last real token of each row goes through the head: [B, V], never [B, S, V].
         last = hidden.gather(1, last_indices[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
-        logits = onnx_ops.tied_linear(last, self.head.weight, self.head.bias).float()
+        logits = operators.tied_linear(last, self.head.weight, self.head.bias).float()
         return logits, logits.argmax(-1), [layer.keys for layer in layers], [layer.values for layer in layers]
 
 

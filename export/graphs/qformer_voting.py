@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
-from catp.export import onnx_ops
-from catp.export.graphs import Graph, interface_dtype
+from catp.export.graphs import Graph, interface_dtype, operators
 from catp.export.graphs.text_embedding import seen_by_all
-from catp.export.methods import RankPoints, VotingMethod
-from catp.export.methods.base import Evidence
+from catp.export.voting import RankPoints, VotingMethod
+from catp.export.voting.base import Evidence
 from catp.runtime.bundle.manifest import LAYER_POINTS, QUERY_ATTENTION, scores_of
 
 
@@ -74,7 +73,7 @@ class QFormerVoting(torch.nn.Module):
         recorded = [self.cross_attention[layer] for layer in sorted(self.cross_layers)]
         if self.reads_self_attention:
             recorded += self.self_attention
-        with onnx_ops.recorded_attention(recorded) as maps:
+        with operators.recorded_attention(recorded) as maps:
             # InstructBLIP's Q-Former, unlike BLIP-2's, does not cast what it reads to the float32 that it computes in.
             embeds = self.qformer(**read, encoder_hidden_states=image_embeds.float()).last_hidden_state[:, :queries]
         evidence = Evidence(
@@ -90,9 +89,9 @@ class QFormerVoting(torch.nn.Module):
         kept: Any = num_kept.item()  # a symbolic int while tracing
         torch._check(kept >= 1)
         torch._check(kept <= scores.shape[1])
-        best = onnx_ops.top_k(scores, num_kept, kept, largest=True)
+        best = operators.top_k(scores, num_kept, kept, largest=True)
         # Ascending order keeps the tokens in their original order. TopK sorts floats everywhere, integers not.
-        order = onnx_ops.top_k(best.float(), num_kept, kept, largest=False)
+        order = operators.top_k(best.float(), num_kept, kept, largest=False)
         indices = best.gather(1, order)
         chosen = embeds.gather(1, indices[:, :, None].expand(-1, -1, embeds.shape[-1]))
         dtype = next(self.projection.parameters()).dtype

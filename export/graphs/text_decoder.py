@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 
-from catp.export import onnx_ops
-from catp.export.graphs import Graph
+from catp.export.graphs import Graph, operators
 from catp.export.graphs.language_model import cache_names
 from catp.export.graphs.t5_bias import DistanceBias
 from catp.export.graphs.text_encoder import CROSS
@@ -46,7 +45,7 @@ class TextDecoderStep(torch.nn.Module):
         distances = (torch.arange(past_keys[0].shape[2]) - write_indices[:, None])[:, None, :]  # [B,1,M]
         bias = self.bias(distances, (distances <= 0)[:, None])
         encoded = (torch.arange(cross_keys[0].shape[2]) < encoded_lengths[:, None])[:, None, None, :]
-        layers = [onnx_ops.SlotLayer(k, v, write_indices) for k, v in zip(past_keys, past_values)]
+        layers = [operators.SlotLayer(k, v, write_indices) for k, v in zip(past_keys, past_values)]
         caches = EncoderDecoderCache(Cache(layers=[*layers]), Cache(layers=_given(cross_keys, cross_values)))
         caches.is_updated = dict.fromkeys(range(len(layers)), True)
         hidden = self.decoder.embed_tokens(input_ids)
@@ -61,7 +60,7 @@ class TextDecoderStep(torch.nn.Module):
                 cache=caches,
             )
         last = self.decoder.final_layer_norm(hidden)[:, 0] * self.scale
-        logits = onnx_ops.tied_linear(last, self.head.weight, self.head.bias).float()
+        logits = operators.tied_linear(last, self.head.weight, self.head.bias).float()
         return logits, logits.argmax(-1), [layer.keys for layer in layers], [layer.values for layer in layers]
 
 

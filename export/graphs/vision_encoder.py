@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from transformers import Blip2VisionModel
 
-from catp.export import onnx_ops
-from catp.export.graphs import Graph, interface_dtype
+from catp.export.graphs import Graph, interface_dtype, operators
 
 
 class VisionEncoder(torch.nn.Module):
@@ -25,7 +24,7 @@ class VisionEncoder(torch.nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """image_embeds [B,I,Dv], and the attention each image token receives in the last layer, of mean 1."""
         last: Any = self.vision_model.encoder.layers[-1].self_attn
-        with onnx_ops.recorded_attention([last] if self.with_image_weights else []) as maps:
+        with operators.recorded_attention([last] if self.with_image_weights else []) as maps:
             image_embeds = self.vision_model(pixel_values).last_hidden_state
         image_embeds = image_embeds.to(interface_dtype(image_embeds.dtype))
         return (image_embeds, maps[last].mean(1).sum(1)) if self.with_image_weights else image_embeds

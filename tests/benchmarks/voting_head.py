@@ -22,9 +22,9 @@ from rich.table import Table
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from catp.export.graphs.qformer_voting import QFormerVoting, graph
-from catp.export.methods import RankPoints, make_method
-from catp.export.methods.base import Evidence
-from catp.export.writer import write_graph
+from catp.export.voting import RankPoints, make_method
+from catp.export.voting.base import Evidence
+from catp.export.writing.writer import write_graph
 
 QUERIES, IMAGE_TOKENS, VISION_WIDTH, LANGUAGE_WIDTH = 32, 257, 1408, 2560
 

@@ -130,7 +130,7 @@ def run_provider(path: Path, name: str, questions: int, iterations: int) -> dict
 @contextmanager
 def reference(path: Path) -> Iterator[Pipeline]:
     """The bundle on the CPU provider."""
-    from catp.export.emulation import emulated
+    from catp.export.verification.emulation import emulated
 
     bundle = open_bundle(path)
     with emulated(bundle) if bundle.manifest.precision == "bf16" else nullcontext(bundle) as executed:

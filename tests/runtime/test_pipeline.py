@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from catp.export.checkpoint import Checkpoint
+from catp.export.checkpoints.loading import Checkpoint
 from catp.export.demo import samples, scenes
-from catp.export.reference import Reference
+from catp.export.verification.reference import Reference
 from catp.runtime import Pipeline, UsageError
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.pruning import num_kept

@@ -14,7 +14,7 @@ from catp.calibration.benchmark.openvino.conversion import convert_blip2
 from catp.calibration.benchmark.openvino.int8 import PICTURES, calibration_pictures, quantize
 from catp.calibration.benchmark.openvino.library import import_openvino
 from catp.calibration.benchmark.subject import Case, Question, Sample, make_sample
-from catp.export.checkpoint import load_checkpoint
+from catp.export.checkpoints.loading import load_checkpoint
 
 
 class OpenVinoSubject:

@@ -22,7 +22,7 @@ from catp.calibration.benchmark.geometry import (
 )
 from catp.calibration.benchmark.rates import Rates, best_rates
 from catp.calibration.benchmark.stage_cost import StageCost, Workload
-from catp.export.checkpoint import Checkpoint, load_checkpoint
+from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import Quantization
 from catp.runtime.errors import BundleError

@@ -18,7 +18,7 @@ from catp.calibration.benchmark.encoder_decoder_cost import (
 )
 from catp.calibration.benchmark.geometry import EncoderDecoderGeometry, read_geometry
 from catp.calibration.benchmark.stage_cost import Workload
-from catp.export.checkpoint import load_checkpoint
+from catp.export.checkpoints.loading import load_checkpoint
 from catp.runtime.bundle.folder import open_bundle
 
 LANGUAGE = EncoderDecoderGeometry(

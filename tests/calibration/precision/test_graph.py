@@ -12,7 +12,7 @@ from onnx import helper
 from catp.calibration.precision.formats.base import Range
 from catp.calibration.precision.graph import TAP, FloatGraph, serialized
 from catp.calibration.precision.recipe import make_recipe
-from catp.export.external_data import save_model
+from catp.export.writing.external_data import save_model
 from catp.runtime.bundle.manifest import GRAPHS
 
 BUNDLES = ("demo_bundle", "odd_bundle", "half_bundle")

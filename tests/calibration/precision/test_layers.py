@@ -12,7 +12,7 @@ from catp.calibration.precision.formats.base import single_layer
 from catp.calibration.precision.graph import FloatGraph
 from catp.calibration.precision.layers import Layer, matching
 from catp.calibration.precision.recipe import make_recipe
-from catp.export.external_data import save_model
+from catp.export.writing.external_data import save_model
 from catp.runtime import UsageError
 
 Graphs = Callable[[Path], dict[str, FloatGraph]]

@@ -9,11 +9,11 @@ from transformers import AutoProcessor, Blip2ForConditionalGeneration
 from catp.calibration.data import open_data
 from catp.calibration.evaluation import evaluate
 from catp.calibration.settings import Grid
-from catp.export.checkpoint import Checkpoint
+from catp.export.checkpoints.loading import Checkpoint
 from catp.export.demo import CHECKPOINT, scenes
 from catp.export.demo.train import Recipe, train
 from catp.export.demo.untrained import make_processor
-from catp.export.reference import Reference
+from catp.export.verification.reference import Reference
 from catp.runtime import Pipeline
 
 

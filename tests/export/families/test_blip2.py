@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from catp.export.checkpoint import load_checkpoint
+from catp.export.checkpoints.loading import load_checkpoint
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

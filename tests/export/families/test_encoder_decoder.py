@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from catp.export.checkpoint import load_checkpoint
+from catp.export.checkpoints.loading import load_checkpoint
 from catp.export.demo import samples
 from catp.export.graphs.t5_bias import DistanceBias
 from catp.runtime import Pipeline

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from catp.export.checkpoint import load_checkpoint
-from catp.export.methods import make_method
-from catp.export.writer import write_graph
+from catp.export.checkpoints.loading import load_checkpoint
+from catp.export.voting import make_method
+from catp.export.writing.writer import write_graph
 
 
 def test_a_float32_q_former_between_half_precision_graphs(instructblip_checkpoint: Path, tmp_path: Path) -> None:

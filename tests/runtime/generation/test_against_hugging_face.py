@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from catp.export.checkpoint import Checkpoint, load_checkpoint
+from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
 from catp.export.demo import scenes
-from catp.export.reference import Reference
+from catp.export.verification.reference import Reference
 from catp.runtime import Pipeline
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.providers import open_provider

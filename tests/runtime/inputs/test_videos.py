@@ -7,9 +7,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from catp.export.checkpoint import load_checkpoint
+from catp.export.checkpoints.loading import load_checkpoint
 from catp.export.demo import samples
-from catp.export.reference import Reference
+from catp.export.verification.reference import Reference
 from catp.runtime import ImageError, Pipeline, UsageError
 from catp.runtime.commands.run import app
 from catp.runtime.inputs.images import load_image

@@ -1,0 +1,1 @@
+"""Checkpoints: found, loaded, adapted, kept in memory or out of it."""

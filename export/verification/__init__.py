@@ -1,0 +1,1 @@
+"""Exported graphs against the checkpoint run by PyTorch, before anything is published."""

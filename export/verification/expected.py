@@ -1,0 +1,190 @@
+"""What PyTorch says about sample images and prompts.
+
+It is computed before the graphs are traced, so that the checkpoint can be freed before ONNX Runtime loads the same
+weights again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from catp.export.verification.continuations import Greedy
+from catp.export.verification.reference import Reference, Votes, count_votes
+from catp.export.voting.base import VotingMethod
+from catp.runtime.bundle.manifest import Positions
+from catp.runtime.matching import Scores
+from catp.runtime.pruning import num_kept
+
+MAX_NEW_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image or a video with a prompt, of the kind the model is asked."""
+
+    image: Image.Image | Sequence[Image.Image]  # frames, as many in every sample
+    prompt: str
+
+    @property
+    def frames(self) -> Sequence[Image.Image]:
+        """The pictures that the vision encoder sees, one where it is an image."""
+        return [self.image] if isinstance(self.image, Image.Image) else self.image
+
+
+@dataclass(frozen=True)
+class ExpectedVotes:
+    """What PyTorch makes of the samples' images, and of a prompt that the Q-Former reads.
+
+    B rows, one for each frame where samples are videos: F times as many, those of a video together.
+    """
+
+    samples: Sequence[Sample]
+    prompt_ids: list[list[int]]
+    instructions: dict[str, np.ndarray]  # by the Q-Former graph's input, int64 [B, T]; empty where it reads none
+    pixel_values: np.ndarray  # float32 [B, 3, H, W]
+    image_embeds: np.ndarray  # float32 [B, I, Dv]
+    image_weights: np.ndarray  # float32 [B, I]
+    query_embeds: np.ndarray  # float32 [B, N, Dl], all of them, projected
+    votes: Votes
+    compared: dict[str, Votes]  # what the diagnostics should say of other methods
+    kept_indices: np.ndarray  # int64 [B, k]: the top of `votes`
+
+    @property
+    def num_kept(self) -> int:
+        return self.kept_indices.shape[1]
+
+    @property
+    def kept_embeds(self) -> np.ndarray:
+        """float32 [B, k, Dl]"""
+        return np.take_along_axis(self.query_embeds, self.kept_indices[:, :, None], axis=1)
+
+    @property
+    def frames(self) -> int:
+        return len(self.samples[0].frames)
+
+    @property
+    def frame_prompts(self) -> list[str]:
+        """The prompt that each row is about."""
+        return [sample.prompt for sample in self.samples for _ in sample.frames]
+
+    # What the language model reads: a row for each sample, its frames one after another.
+
+    @property
+    def sample_embeds(self) -> np.ndarray:
+        """float32 [B / F, F x N, Dl]"""
+        return self.query_embeds.reshape(len(self.samples), -1, self.query_embeds.shape[2])
+
+    @property
+    def sample_kept(self) -> np.ndarray:
+        """int64 [B / F, F x k]: which of `sample_embeds` are kept"""
+        first = np.arange(self.frames)[:, None] * self.query_embeds.shape[1]
+        return (self.kept_indices.reshape(len(self.samples), self.frames, -1) + first).reshape(len(self.samples), -1)
+
+    @property
+    def sample_kept_embeds(self) -> np.ndarray:
+        """float32 [B / F, F x k, Dl]"""
+        return np.take_along_axis(self.sample_embeds, self.sample_kept[:, :, None], axis=1)
+
+
+@dataclass(frozen=True)
+class Expected(ExpectedVotes):
+    """And what its language model answers."""
+
+    pruned: dict[Positions, list[Greedy]]  # per position mode and row, after the kept tokens
+    unpruned: list[Greedy]  # Hugging Face generate()
+
+
+@dataclass(frozen=True)
+class ExpectedMatches(ExpectedVotes):
+    """And how it scores the prompts, as texts."""
+
+    text_embeds: np.ndarray  # float32 [B, Dt]
+    every: Scores  # with all query tokens
+    kept: Scores  # with the kept ones
+
+
+def compute_expected(
+    reference: Reference,
+    samples: Sequence[Sample],
+    method: VotingMethod,
+    ratio: float,
+    image_embeds_dtype: torch.dtype,
+    compared: Sequence[VotingMethod] = (),
+) -> Expected | ExpectedMatches:
+    """Run the checkpoint on the samples, with all query tokens and with some of them pruned.
+
+    Args:
+        ratio: what is pruned; where it is 0, half, for the bundle will serve other ratios too.
+        image_embeds_dtype: of the Q-Former graph's input. PyTorch votes on image embeddings rounded to it: what the
+            vision encoder's precision does to the votes is not the voting head's fault.
+    """
+    prompt_ids = [reference.tokenize(sample.prompt) for sample in samples]
+    pixel_values = reference.pixel_values([frame for sample in samples for frame in sample.frames])
+    image_embeds, image_weights = reference.image_embeds(pixel_values)
+    image_embeds = image_embeds.to(image_embeds_dtype).float()
+    instructions = reference.instructions([sample.prompt for sample in samples for _ in sample.frames])
+    query_embeds, evidence = reference.query_embeds(image_embeds, image_weights, instructions)
+    queries = query_embeds.shape[1]
+    votes = count_votes(method, evidence)
+    kept = queries if method.name == "none" else num_kept(ratio or 0.5, queries)
+    kept_indices = np.sort(np.argsort(-votes.scores, axis=1, kind="stable")[:, :kept], axis=1)
+    shared = ExpectedVotes(
+        samples=samples,
+        prompt_ids=prompt_ids,
+        instructions={}
+        if instructions is None
+        else {"instruction_ids": instructions.ids.numpy(), "instruction_mask": instructions.mask.numpy()},
+        pixel_values=pixel_values.numpy(),
+        image_embeds=image_embeds.numpy(),
+        image_weights=image_weights.numpy(),
+        query_embeds=query_embeds.numpy(),
+        votes=votes,
+        compared={other.name: count_votes(other, evidence) for other in compared},
+        kept_indices=kept_indices,
+    )
+    return _with_answers(reference, shared) if reference.generates_text else _with_matches(reference, shared)
+
+
+def _with_answers(reference: Reference, shared: ExpectedVotes) -> Expected:
+    """Greedy answers, of the kept tokens in both position modes."""
+    query_embeds = torch.from_numpy(shared.sample_embeds)
+    pixel_values = torch.from_numpy(shared.pixel_values).split(shared.frames)
+    pruned: dict[Positions, list[Greedy]] = {"original": [], "compact": []}
+    for row, ids in enumerate(shared.prompt_ids):
+        for positions, greedy in pruned.items():
+            greedy.append(
+                reference.continue_greedily(query_embeds[row], shared.sample_kept[row], positions, ids, MAX_NEW_TOKENS)
+            )
+    unpruned = [
+        reference.generate(pixels, ids, MAX_NEW_TOKENS, reference.instructions([sample.prompt]))
+        for sample, pixels, ids in zip(shared.samples, pixel_values, shared.prompt_ids)
+    ]
+    return Expected(**vars(shared), pruned=pruned, unpruned=unpruned)
+
+
+def _with_matches(reference: Reference, shared: ExpectedVotes) -> ExpectedMatches:
+    """Scores of every text against its image."""
+    queries = np.arange(shared.query_embeds.shape[1])
+    sides = [
+        reference.contrast(torch.from_numpy(shared.pixel_values[row : row + 1]), ids)
+        for row, ids in enumerate(shared.prompt_ids)
+    ]
+
+    def scores(kept_of_row: Sequence[np.ndarray]) -> Scores:
+        logits, similarity = [], []
+        for row, (ids, kept, (text, image)) in enumerate(zip(shared.prompt_ids, kept_of_row, sides)):
+            logits.append(reference.match(torch.from_numpy(shared.pixel_values[row : row + 1]), ids, kept.tolist()))
+            similarity.append((image[kept] @ text).max())
+        return Scores(np.array(logits), np.array(similarity))
+
+    return ExpectedMatches(
+        **vars(shared),
+        text_embeds=np.array([text for text, _ in sides]),
+        every=scores([queries] * len(sides)),
+        kept=scores(list(shared.kept_indices)),
+    )

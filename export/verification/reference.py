@@ -1,0 +1,222 @@
+"""The checkpoint run by plain Hugging Face PyTorch: what exported graphs are compared with.
+
+Nothing here shares code with the graphs or with the runtime: eager attention, attention maps taken by hooks,
+ranks by sorting, Hugging Face's own cache and processors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from catp.export.checkpoints.loading import Checkpoint
+from catp.export.families.base import Instructions
+from catp.export.verification.continuations import CONTINUE, Greedy, cache_of, generated
+from catp.export.voting import RankPoints
+from catp.export.voting.base import Evidence, VotingMethod, weighted_maps
+from catp.runtime.bundle.manifest import Positions
+
+NEAR_TIE = 1e-4
+"""Two probabilities closer than this, relative to the larger, may change places between implementations."""
+
+
+ROUNDING = 1e-5
+"""Noise, relative to each value, that stands for what rounding does to attention and embeddings on the way."""
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Scores and how far float rounding could move them."""
+
+    scores: np.ndarray  # [B, N]
+    slack: np.ndarray  # [B, N]
+
+
+def count_votes(method: VotingMethod, evidence: Evidence) -> Votes:
+    """What a method's scores should be.
+
+    Rank points, the default, are counted independently, by sorting. Other methods are run as they are, on the
+    attention and embeddings of Hugging Face's modules (numpy versions of them are in the tests), and again with noise:
+    a greedy choice may turn on a near tie, and then all that follows moves.
+    """
+    if isinstance(method, RankPoints) and method.points == "rank":
+        layers = weighted_maps(evidence, method.layers, method.layer_weights)
+        image_weights = evidence.image_weights.numpy() if method.reads_image_weights else None  # type: ignore[union-attr]
+        return rank_points([maps.numpy() for maps, _ in layers], [weight for _, weight in layers], image_weights)
+    batch = len(evidence.image_embeds)
+    scores = method.scores(evidence).expand(batch, -1).numpy()
+    generator = torch.Generator().manual_seed(0)
+    slack = np.full(scores.shape, 1e-4 * np.abs(scores).max(initial=1e-30))
+    for _ in range(4):
+        noisy = method.scores(_with_noise(evidence, generator)).expand(batch, -1).numpy()
+        slack = np.maximum(slack, 2 * np.abs(noisy - scores))
+    return Votes(scores, slack)
+
+
+def _with_noise(evidence: Evidence, generator: torch.Generator) -> Evidence:
+    def shaken(values: torch.Tensor) -> torch.Tensor:
+        return values * (1 + ROUNDING * torch.randn(values.shape, generator=generator))
+
+    return Evidence(
+        cross_attention=[None if layer is None else shaken(layer) for layer in evidence.cross_attention],
+        self_attention=[shaken(layer) for layer in evidence.self_attention],
+        query_embeds=shaken(evidence.query_embeds),
+        image_embeds=shaken(evidence.image_embeds),
+        image_weights=None if evidence.image_weights is None else shaken(evidence.image_weights),
+    )
+
+
+def rank_points(
+    maps: Sequence[np.ndarray], weights: Sequence[float] | None = None, image_weights: np.ndarray | None = None
+) -> Votes:
+    """Rank points by sorting (see export/voting/catp.py); slack: the comparisons of a query that are near ties.
+
+    Args:
+        maps: each layer's probabilities [B, H, N, I].
+        weights: of the layers; None: 1 each.
+        image_weights: [B, I]; None: 1 each.
+    """
+    scores: np.ndarray | float = 0.0
+    slack: np.ndarray | float = 0.0
+    voices = 1.0 if image_weights is None else image_weights[:, None, None, :].astype(np.float64)
+    for layer, weight in zip(maps, weights or [1.0] * len(maps)):
+        queries = layer.shape[2]
+        best_first = np.argsort(-layer, axis=2, kind="stable")
+        rank = np.argsort(best_first, axis=2, kind="stable")
+        scores = scores + weight * (voices * (queries - rank)).sum((1, 3))
+        ordered = np.sort(layer, axis=2)
+        close = np.zeros(layer.shape, np.int64)
+        for shift in range(1, queries):
+            near = ordered[:, :, shift:] <= ordered[:, :, :-shift] * (1 + NEAR_TIE)
+            if not near.any():  # sorted: then none further apart is near either
+                break
+            close[:, :, shift:] += near
+            close[:, :, :-shift] += near
+        ascending_rank = queries - 1 - rank
+        slack = slack + weight * (voices * np.take_along_axis(close, ascending_rank, axis=2)).sum((1, 3))
+    if image_weights is not None:  # no whole numbers any more: sums round too
+        slack = slack + 1e-4 * np.abs(scores)
+    return Votes(np.asarray(scores), np.asarray(slack))
+
+
+class Reference:
+    """A checkpoint's stages, one by one."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._model = checkpoint.model
+
+    def tokenize(self, prompt: str) -> list[int]:
+        return self._checkpoint.tokenizer(prompt).input_ids
+
+    def instructions(self, prompts: Sequence[str]) -> Instructions | None:
+        """Prompts as the Q-Former reads them; None where it doesn't."""
+        tokenizer = self._checkpoint.instruction_tokenizer
+        if tokenizer is None:
+            return None
+        encoded = tokenizer(list(prompts), padding=True, padding_side="right", return_tensors="pt")
+        return Instructions(encoded.input_ids, encoded.attention_mask)
+
+    def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """float32 [B, 3, H, W]."""
+        return self._checkpoint.image_processor(list(images), return_tensors="pt").pixel_values
+
+    def image_embeds(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 [B, I, Dv], and the image tokens' weights [B, I]."""
+        return self._checkpoint.family.image_embeds(self._model, pixel_values)
+
+    def query_embeds(
+        self,
+        image_embeds: torch.Tensor,
+        image_weights: torch.Tensor | None = None,
+        instructions: Instructions | None = None,
+    ) -> tuple[torch.Tensor, Evidence]:
+        """Projected query tokens float32 [B, N, Dl], and what a vote may read."""
+        return self._checkpoint.family.query_embeds(self._model, image_embeds, image_weights, instructions)
+
+    @property
+    def generates_text(self) -> bool:
+        return self._checkpoint.family.generates_text
+
+    @torch.no_grad()
+    def contrast(self, pixel_values: torch.Tensor, text_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """A text's embedding float32 [Dt] and those of all an image's query tokens [N, Dt], each of length 1."""
+        output = self._model(pixel_values=pixel_values, **self._beside_queries(text_ids))
+        return output.text_embeds[0].numpy(), output.image_embeds[0].numpy()
+
+    @torch.no_grad()
+    def match(self, pixel_values: torch.Tensor, text_ids: Sequence[int], kept_indices: Sequence[int]) -> np.ndarray:
+        """Matching logits float32 [2] of one image [1, 3, H, W], by the model with the kept queries alone."""
+        model = self._model
+        queries, count = model.query_tokens, model.config.num_query_tokens
+        try:
+            model.query_tokens = torch.nn.Parameter(queries[:, list(kept_indices)])
+            model.config.num_query_tokens = len(kept_indices)
+            output = model(
+                pixel_values=pixel_values, **self._beside_queries(text_ids), use_image_text_matching_head=True
+            )
+            return output.logits_per_image[0].numpy()
+        finally:
+            model.query_tokens, model.config.num_query_tokens = queries, count
+
+    def _beside_queries(self, text_ids: Sequence[int]) -> dict[str, torch.Tensor]:
+        """As Hugging Face's processor gives a text to a retrieval model: after a placeholder for every query token."""
+        config = self._model.config
+        ids = torch.tensor([[config.image_token_index] * config.num_query_tokens + list(text_ids)])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: torch.Tensor,
+        prompt_ids: Sequence[int],
+        max_new_tokens: int,
+        instructions: Instructions | None = None,
+    ) -> Greedy:
+        """Hugging Face `generate()`, greedy, of one image [1, 3, H, W] or one video [F, 3, H, W], all query tokens."""
+        placeholders = [self._checkpoint.placeholder_id] * self._model.config.num_query_tokens * len(pixel_values)
+        ids = torch.tensor([placeholders + list(prompt_ids)])
+        output = self._model.generate(
+            pixel_values=pixel_values if self._checkpoint.family.frames is None else pixel_values[None],
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            # Greedily, whatever else the checkpoint's configuration asks for.
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            min_length=0,
+            min_new_tokens=0,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **({} if instructions is None else {"qformer_input_ids": instructions.ids}),
+            **cache_of(self._checkpoint.family.language.kind),
+        )
+        return generated(output)
+
+    @torch.no_grad()
+    def continue_greedily(
+        self,
+        query_embeds: torch.Tensor,
+        kept_indices: Sequence[int],
+        positions: Positions,
+        prompt_ids: Sequence[int],
+        max_new_tokens: int,
+    ) -> Greedy:
+        """One row by the Hugging Face language model: kept ones of the query tokens [N, Dl], then the prompt."""
+        lm = self._model.language_model
+        words = lm.get_input_embeddings()(torch.tensor(list(prompt_ids)))
+        kept = torch.tensor(list(kept_indices))
+        continue_ = CONTINUE[self._checkpoint.family.language.kind]
+        return continue_(lm, query_embeds, kept, positions, words, eos_token_ids(self._checkpoint), max_new_tokens)
+
+
+def eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The ids that end generation; none where the checkpoint names none."""
+    eos = checkpoint.generation_config.eos_token_id
+    return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)

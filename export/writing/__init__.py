@@ -1,0 +1,1 @@
+"""Traced graphs, written to disk."""
