@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from catp.calibration.benchmark.cost import Cost
-from catp.calibration.benchmark.described import Described
+from catp.calibration.benchmark.contenders.described import Described
+from catp.calibration.benchmark.contenders.subject import OURS, Case, Sample, prunes
+from catp.calibration.benchmark.costs.base import StageCost
+from catp.calibration.benchmark.costs.cost import Cost
 from catp.calibration.benchmark.machine import Machine
 from catp.calibration.benchmark.rates import Rates
-from catp.calibration.benchmark.report import Report, Setup, make_report
-from catp.calibration.benchmark.rounds import Measured
-from catp.calibration.benchmark.stage_cost import StageCost
-from catp.calibration.benchmark.subject import OURS, Case, Sample, prunes
+from catp.calibration.benchmark.results.report import Report, Setup, make_report
+from catp.calibration.benchmark.timing.rounds import Measured
 from catp.runtime.bundle.manifest import ModelSpec
 
 MEDIANS = {"preprocess": 5.0, "vision": 250.0, "qformer": 100.0, "prefill": 80.0, "decode": 24.0, "host": 3.0}

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from catp.calibration.benchmark.report import read_report
-from catp.calibration.benchmark.subject import OURS, Case
+from catp.calibration.accuracy.report import Report
+from catp.calibration.benchmark.contenders.subject import OURS, Case
+from catp.calibration.benchmark.results.report import read_report
 from catp.calibration.precision.report import PrecisionReport
-from catp.calibration.report import Report
 from catp.export.demo import samples
 
 ROOT = Path(__file__).parent.parent

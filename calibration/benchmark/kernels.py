@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from catp.calibration.benchmark.contenders.bundle_subject import BundleSubject
+from catp.calibration.benchmark.contenders.subject import Case, Question
 from catp.calibration.benchmark.kernel_times import KINDS, KernelTimes, Kind, kind_of
-from catp.calibration.benchmark.ours import BundleSubject
-from catp.calibration.benchmark.subject import Case, Question
-from catp.calibration.benchmark.summary import percentile
+from catp.calibration.benchmark.timing.summary import percentile
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import DECODE_GRAPH, Positions, Purpose
 from catp.runtime.providers.onnx_runtime import OrtEngine, OrtProvider

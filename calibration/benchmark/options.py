@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from catp.calibration.benchmark.rounds import Rounds
+from catp.calibration.benchmark.timing.rounds import Rounds
 from catp.runtime.errors import UsageError
 from catp.runtime.pruning import check_ratio
 

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from catp.calibration.benchmark.stage_cost import StageCost
+from catp.calibration.benchmark.costs.base import StageCost
 from catp.runtime.errors import CatpError
 
 M, K, N = 1024, 1024, 4096

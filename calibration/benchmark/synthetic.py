@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from catp.calibration.benchmark.contenders import check_installed
-from catp.calibration.benchmark.described import RANDOM_WEIGHTS
+from catp.calibration.benchmark.contenders.described import RANDOM_WEIGHTS
+from catp.calibration.benchmark.contenders.registry import check_installed
 from catp.calibration.benchmark.machine import available_memory
 from catp.runtime.bundle.folder import is_dir
 from catp.runtime.commands.console import busy

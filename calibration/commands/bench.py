@@ -9,34 +9,34 @@ from typing import Annotated
 
 import typer
 
-from catp.calibration.benchmark.compare import compare
-from catp.calibration.benchmark.contenders import (
+from catp.calibration.benchmark.contenders.bundle_subject import BundleSubject
+from catp.calibration.benchmark.contenders.described import describe
+from catp.calibration.benchmark.contenders.registry import (
     ENCODER_DECODER,
     find_checkpoint,
     find_contenders,
     open_bundles,
     open_contender,
 )
-from catp.calibration.benchmark.cost import Cost, cost_of
-from catp.calibration.benchmark.described import describe
-from catp.calibration.benchmark.geometry import Geometry as Sizes
-from catp.calibration.benchmark.geometry import read_geometry
+from catp.calibration.benchmark.contenders.subject import IMAGE_SIZE, OURS, UNPRUNED, Case, Subject, make_question
+from catp.calibration.benchmark.costs.base import Workload
+from catp.calibration.benchmark.costs.cost import Cost, cost_of
+from catp.calibration.benchmark.costs.geometry import Geometry as Sizes
+from catp.calibration.benchmark.costs.geometry import read_geometry
 from catp.calibration.benchmark.kernel_times import KernelTimes
 from catp.calibration.benchmark.kernels import profile_kernels
-from catp.calibration.benchmark.loading import load_subjects
 from catp.calibration.benchmark.machine import available_cpus, describe_machine, load_average
 from catp.calibration.benchmark.options import ITERATIONS, parse_batches, parse_ratios, parse_rounds
-from catp.calibration.benchmark.ours import BundleSubject
-from catp.calibration.benchmark.payoff import find_break_even
 from catp.calibration.benchmark.rates import measure_rates
-from catp.calibration.benchmark.report import Report, Setup, make_report, read_report
-from catp.calibration.benchmark.rounds import MOST_ROUNDS, Rounds, measure
-from catp.calibration.benchmark.screen import counted, show, show_notes, show_table
-from catp.calibration.benchmark.stage_cost import Workload
-from catp.calibration.benchmark.subject import IMAGE_SIZE, OURS, UNPRUNED, Case, Subject, make_question
+from catp.calibration.benchmark.results.compare import compare
+from catp.calibration.benchmark.results.report import Report, Setup, make_report, read_report
+from catp.calibration.benchmark.results.screen import counted, show, show_notes, show_table
+from catp.calibration.benchmark.results.tables import change_table, cost_table
 from catp.calibration.benchmark.synthetic import Geometry, made
-from catp.calibration.benchmark.tables import change_table, cost_table
-from catp.calibration.benchmark.vote import time_vote, why_not
+from catp.calibration.benchmark.timing.loading import load_subjects
+from catp.calibration.benchmark.timing.rounds import MOST_ROUNDS, Rounds, measure
+from catp.calibration.benchmark.vote.payoff import find_break_even
+from catp.calibration.benchmark.vote.vote import time_vote, why_not
 from catp.calibration.plots import check_plot
 from catp.calibration.supported import check_decoder_only
 from catp.runtime.bundle.folder import Bundle
@@ -150,7 +150,7 @@ def run(
     if output is not None:
         write_file(output, lambda: output.write_text(report.model_dump_json() + "\n"))
     if plot is not None:
-        from catp.calibration.benchmark.plot import draw_latency
+        from catp.calibration.benchmark.results.plot import draw_latency
 
         write_file(plot, lambda: draw_latency(report, plot))
     if json_output:

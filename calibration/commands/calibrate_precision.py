@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from catp.calibration.accuracy.evaluation import BATCH_SIZE
 from catp.calibration.data import open_data
-from catp.calibration.evaluation import BATCH_SIZE
 from catp.calibration.precision.calibrator import Budget, BudgetExceeded, Calibrator, Progress, split
 from catp.calibration.precision.recipe import BLOCK_SIZE, BLOCK_SIZES, Activations, Recipe, make_recipe
 from catp.calibration.precision.report import PrecisionReport

@@ -12,16 +12,16 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress
 
+from catp.calibration.accuracy.evaluation import BATCH_SIZE
+from catp.calibration.accuracy.settings import RANDOM, Setting, check_methods, score_outputs
+from catp.calibration.accuracy.statistics import paired_difference
 from catp.calibration.data import open_data
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.demo import DEMO_SEED
-from catp.calibration.evaluation import BATCH_SIZE
-from catp.calibration.layer_weights import LayerWeights, check_layer_points
-from catp.calibration.ratio_report import LearnedWeights, RatioReport, points, search_table
-from catp.calibration.ratio_search import Half, Measured, half, images_needed, measure
-from catp.calibration.settings import RANDOM, Setting, check_methods, score_outputs
+from catp.calibration.ratio.layer_weights import LayerWeights, check_layer_points
+from catp.calibration.ratio.report import LearnedWeights, RatioReport, points, search_table
+from catp.calibration.ratio.search import Half, Measured, half, images_needed, measure
 from catp.calibration.source import bundle_folder, is_bundle
-from catp.calibration.statistics import paired_difference
 from catp.calibration.supported import check_image_votes
 from catp.runtime.bundle.folder import write_manifest
 from catp.runtime.bundle.manifest import Positions

@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from catp.calibration.accuracy.evaluation import BATCH_SIZE, evaluate
+from catp.calibration.accuracy.report import Report
+from catp.calibration.accuracy.settings import RANDOM, Grid, check_methods, score_outputs
+from catp.calibration.accuracy.tables import difference_table, score_table, type_table
 from catp.calibration.data import open_data
 from catp.calibration.data.demo import DEMO_SEED
-from catp.calibration.evaluation import BATCH_SIZE, evaluate
 from catp.calibration.plots import check_plot
-from catp.calibration.report import Report
-from catp.calibration.settings import RANDOM, Grid, check_methods, score_outputs
 from catp.calibration.source import bundle_folder, is_bundle
 from catp.calibration.supported import check_image_votes
-from catp.calibration.tables import difference_table, score_table, type_table
 from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.commands.console import busy, check_file_output, console, make_app, print_json_line, write_file
 from catp.runtime.errors import UsageError
@@ -129,7 +129,7 @@ def evaluate_bundle(
     if output is not None:
         write_file(output, lambda: output.write_text(report.model_dump_json(indent=2) + "\n"))
     if plot is not None:
-        from catp.calibration.curve import draw_curve
+        from catp.calibration.accuracy.curve import draw_curve
 
         write_file(plot, lambda: draw_curve(report, plot))
     if json_output:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from catp.calibration.explanation import Explanation, explain
+from catp.calibration.explanation.explanation import Explanation, explain
 from catp.calibration.supported import check_image_votes
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.console import busy, console, make_app, print_json_line
@@ -49,7 +49,7 @@ def explain_bundle(
     """
     target = _free(output, overwrite)
     try:
-        from catp.calibration.picture import draw
+        from catp.calibration.explanation.picture import draw
     except ImportError as error:
         raise UsageError(f"catp-explain needs {error.name}, which is not installed; pip install '.[eval]'") from None
     with busy("load the bundle"):

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from catp.calibration.metrics import Metric
+from catp.calibration.data.metrics import Metric
 from catp.runtime.errors import UsageError
 
 PROMPT_TEMPLATE = "Question: {} Answer:"

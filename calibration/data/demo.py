@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from catp.calibration.data.dataset import PROMPT_TEMPLATE, Question, subset_size
-from catp.calibration.metrics import Metric
+from catp.calibration.data.metrics import Metric
 from catp.export.demo import scenes
 
 DEMO_SEED = 2024

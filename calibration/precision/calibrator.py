@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from catp.calibration.data.dataset import DataSet, Question
-from catp.calibration.metrics import Metric
+from catp.calibration.data.metrics import Metric
 from catp.calibration.precision.assembly import Fragments, assemble
 from catp.calibration.precision.comparison import Answers, accuracy_changes, ask, kept_overlap
 from catp.calibration.precision.graph import FloatGraph
@@ -21,7 +21,7 @@ from catp.calibration.precision.report import GraphSize, PrecisionReport, Trial
 from catp.calibration.precision.search import fewest_kept
 from catp.calibration.precision.sensitivity import LayerError, layer_errors
 from catp.calibration.precision.statistics import PERCENTILE, RangeMethod
-from catp.calibration.ratio_search import half
+from catp.calibration.ratio.search import half
 from catp.runtime.bundle.folder import Bundle, write_manifest
 from catp.runtime.bundle.manifest import AccuracyChange, CalibrationSpec, Manifest, made_from
 from catp.runtime.bundle.publish import published

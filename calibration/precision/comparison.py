@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from catp.calibration.answering import Answerer, in_batches
+from catp.calibration.accuracy.answering import Answerer, in_batches
+from catp.calibration.accuracy.settings import Setting
+from catp.calibration.accuracy.statistics import paired_difference
 from catp.calibration.data.dataset import Question
-from catp.calibration.metrics import Metric
-from catp.calibration.ratio_search import unseen_losses
-from catp.calibration.settings import Setting
-from catp.calibration.statistics import paired_difference
+from catp.calibration.data.metrics import Metric
+from catp.calibration.ratio.search import unseen_losses
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import AccuracyChange, PruningSpec
 from catp.runtime.errors import CatpError

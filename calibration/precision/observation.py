@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from catp.calibration.answering import too_long
+from catp.calibration.accuracy.answering import too_long
 from catp.calibration.data.dataset import Question
 from catp.calibration.precision.graph import TAP, FloatGraph, serialized
 from catp.calibration.precision.layers import Layer

@@ -19,10 +19,10 @@ from typing import Annotated
 
 import typer
 
-from catp.calibration.benchmark.intervals import Ratio
+from catp.calibration.benchmark.contenders.subject import OURS
 from catp.calibration.benchmark.kernel_times import KINDS, KernelTimes
-from catp.calibration.benchmark.report import Report, read_report
-from catp.calibration.benchmark.subject import OURS
+from catp.calibration.benchmark.results.report import Report, read_report
+from catp.calibration.benchmark.timing.intervals import Ratio
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "tests" / "benchmarks" / "records" / "mid-size.json"

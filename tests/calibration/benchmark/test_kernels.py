@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from catp.calibration.benchmark.kernel_times import KINDS, kind_of
 from catp.calibration.benchmark.kernels import UNSEEN, _runs, _summarize
-from catp.calibration.benchmark.report import Report
+from catp.calibration.benchmark.results.report import Report
 from catp.calibration.commands.bench import app
 from catp.calibration.commands.calibrate import app as calibrate
 from catp.runtime.bundle.manifest import DECODE_GRAPH

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 from typer.testing import CliRunner
 
 from catp.calibration.benchmark import synthetic
-from catp.calibration.benchmark.report import Report
+from catp.calibration.benchmark.results.report import Report
 from catp.calibration.benchmark.synthetic import Sizes, Tower, check_room
 from catp.calibration.commands.bench import app
 from catp.export.demo import CHECKPOINT

@@ -7,7 +7,7 @@ import pytest
 from vqa_folder import ACCURACY_BY_TYPE, CASES, CORRUPT, MEAN_ACCURACY, MISSING, READABLE, write_vqa_folder
 
 from catp.calibration.data import DataError, DataSet, open_data
-from catp.calibration.vqa_accuracy import vqa_accuracy
+from catp.calibration.data.vqa_accuracy import vqa_accuracy
 from catp.runtime import ImageError, UsageError
 from catp.runtime.inputs.images import load_image
 

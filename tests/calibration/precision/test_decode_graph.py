@@ -11,9 +11,9 @@ import onnxruntime as ort
 import pytest
 from typer.testing import CliRunner
 
-from catp.calibration.benchmark.cost import cost_of
-from catp.calibration.benchmark.geometry import read_geometry
-from catp.calibration.benchmark.stage_cost import Workload
+from catp.calibration.benchmark.costs.base import Workload
+from catp.calibration.benchmark.costs.cost import cost_of
+from catp.calibration.benchmark.costs.geometry import read_geometry
 from catp.calibration.commands.calibrate import app
 from catp.calibration.precision.report import PrecisionReport
 from catp.export.demo import scenes

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from transformers import AutoProcessor, Blip2ForConditionalGeneration
 
+from catp.calibration.accuracy.evaluation import evaluate
+from catp.calibration.accuracy.settings import Grid
 from catp.calibration.data import open_data
-from catp.calibration.evaluation import evaluate
-from catp.calibration.settings import Grid
 from catp.export.checkpoints.loading import Checkpoint
 from catp.export.demo import CHECKPOINT, scenes
 from catp.export.demo.train import Recipe, train

@@ -1,0 +1,1 @@
+"""catp-eval: accuracy against pruning ratio."""

@@ -1,0 +1,88 @@
+"""The evaluation of a bundle on a data set: ask every question in every setting, then report."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from catp.calibration.accuracy.answering import Answerer, in_batches
+from catp.calibration.accuracy.predictions import Evaluation, PredictionsFile
+from catp.calibration.accuracy.report import Report, make_report
+from catp.calibration.accuracy.settings import Grid, check_methods
+from catp.calibration.data.dataset import DataSet
+from catp.runtime.bundle.folder import sha256
+from catp.runtime.bundle.manifest import MANIFEST_NAME
+from catp.runtime.errors import CatpError
+from catp.runtime.pipeline import Pipeline
+
+BATCH_SIZE = 8
+
+
+def evaluate(
+    pipeline: Pipeline,
+    data: DataSet,
+    grid: Grid,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    fraction: float | None = None,
+    batch_size: int = BATCH_SIZE,
+    engines: str | None = None,
+    predictions: Path | None = None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Ask the questions of a data set and report how right the answers are.
+
+    Memory does not grow with the pictures or the answers, only by a number per question and setting.
+
+    Args:
+        data: of which at most `limit` questions, or that `fraction`, chosen by `seed`, are asked.
+        grid: the settings.
+        seed: also of random tokens and of the bootstrap.
+        batch_size: rows per call of the language model, and images per call of the vision encoder, at most.
+        engines: the name that the pipeline was loaded with.
+        predictions: a file that is written while questions are answered, and resumed if it has some already; None: a
+            temporary one.
+        advance: called with the number of questions done so far, and of all.
+
+    Raises:
+        UsageError: an argument is out of range, the bundle has no scores of a method, or `predictions` is the file of
+            another evaluation.
+        CatpError: no question could be asked, or `predictions` can't be written.
+    """
+    check_methods(pipeline.manifest, grid.methods)
+    asked = data.subset(limit, fraction, seed)
+    evaluation = Evaluation(
+        bundle=sha256(pipeline.bundle.path / MANIFEST_NAME),
+        provider=pipeline.provider.name,
+        engines=engines,
+        data=asked.name,
+        metric=asked.metric,
+        limit=limit,
+        fraction=fraction,
+        seed=seed,
+        questions=len(asked),
+        digest=asked.digest(),
+        methods=grid.methods,
+        ratios=grid.ratios,
+        keep_masses=grid.keep_masses,
+        positions=grid.positions,
+    )
+    with tempfile.TemporaryDirectory(prefix="catp-eval-") as folder:
+        file = PredictionsFile(predictions or Path(folder) / "predictions.jsonl", evaluation)
+        answerer = Answerer(pipeline, grid.settings(), asked.metric, seed, batch_size)
+        done, batches = file.resume(in_batches(asked, batch_size))
+        advance(done, len(asked))
+        for batch in batches:
+            file.append(answerer.answer(batch))
+            done += len(batch)
+            advance(done, len(asked))
+        report = make_report(evaluation, file, pipeline.manifest)
+        if not report.questions:
+            file.clear()  # what was wrong with the images may be put right
+            raise CatpError(
+                f"data {asked.name}: none of {len(asked):,} questions could be asked; the first: "
+                f"{report.skipped_first[0].reason}"
+            )
+    return report

@@ -1,0 +1,213 @@
+"""The report of an evaluation: accuracies with intervals, and which differences are more than noise."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from catp.calibration.accuracy.predictions import Evaluation, Prediction
+from catp.calibration.accuracy.settings import RANDOM
+from catp.calibration.accuracy.statistics import bootstrap_interval, paired_difference, wilson_interval
+from catp.runtime.bundle.manifest import Manifest, ModelSpec, Positions
+
+BASELINES = ("catp", RANDOM)
+"""What every method is compared with: the paper's, and chance."""
+
+NAMED = 100
+"""Questions that were not asked are all counted; the report names this many of them."""
+
+Interval = tuple[float, float]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Share(_Strict):
+    """Accuracy on some of the questions."""
+
+    questions: int
+    accuracy: float = Field(description="mean over questions, 0 to 1")
+    interval_95: Interval
+
+
+class Score(Share):
+    """Accuracy in one setting; either `ratio` or `keep_mass` says how much was kept."""
+
+    method: str
+    positions: Positions
+    ratio: float | None
+    keep_mass: float | None
+    tokens_kept: float = Field(description="mean over questions")
+    by_answer_type: dict[str, Share]
+
+
+class Difference(_Strict):
+    """Accuracy of a method minus that of another, on the same questions at the same ratio and positions."""
+
+    method: str
+    against: str
+    positions: Positions
+    ratio: float
+    difference: float
+    interval_95: Interval = Field(description="of this one alone, not corrected for how many are looked at")
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether 0 is outside the interval."""
+        return not self.interval_95[0] <= 0 <= self.interval_95[1]
+
+
+class Skipped(_Strict):
+    """A question that could not be asked, and why."""
+
+    id: str
+    image_key: str
+    reason: str
+
+
+class Report(_Strict):
+    """The whole of report.json."""
+
+    schema_version: Literal[1] = 1
+    model: ModelSpec
+    precision: str = Field(description="of the bundle, and what was quantised")
+    method: str = Field(description="the bundle's own")
+    method_options: dict[str, Any]
+    num_query_tokens: int
+    evaluation: Evaluation
+    interval: Literal["Wilson", "bootstrap over images"] = Field(
+        description="of accuracies (Wilson's by images where all are right or all wrong); of differences: bootstrap"
+    )
+    questions: int = Field(description="asked")
+    images: int
+    skipped: int = Field(description="questions that could not be asked; they count nowhere else")
+    skipped_first: tuple[Skipped, ...]
+    scores: tuple[Score, ...]
+    differences: tuple[Difference, ...]
+
+    def is_full(self, score: Score) -> bool:
+        """Whether nothing was pruned, so that neither method nor positions matter."""
+        return score.tokens_kept == self.num_query_tokens
+
+
+def make_report(evaluation: Evaluation, predictions: Iterable[Prediction], manifest: Manifest) -> Report:
+    """The report on all predictions; it has no scores where no question could be asked."""
+    results = _read(predictions, len(evaluation.grid.settings()))
+    # Wilson's interval is for what is right or wrong, question by question, each about an image of its own.
+    independent = evaluation.metric == "exact match" and results.images == len(results.image)
+    scores = tuple(_scores(evaluation, results, independent)) if len(results.image) else ()
+    return Report(
+        model=manifest.model,
+        precision=manifest.precision_label,
+        method=manifest.pruning.method,
+        method_options=manifest.pruning.options,
+        num_query_tokens=manifest.pruning.num_query_tokens,
+        evaluation=evaluation,
+        interval="Wilson" if independent else "bootstrap over images",
+        questions=len(results.image),
+        images=results.images,
+        skipped=results.skipped,
+        skipped_first=tuple(results.skipped_first),
+        scores=scores,
+        differences=tuple(_differences(evaluation, results, scores, manifest.pruning.num_query_tokens)),
+    )
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What statistics need of the predictions: one number per question and setting, and what questions share."""
+
+    accuracy: np.ndarray  # float64 [questions, settings]
+    tokens_kept: np.ndarray  # float64 [settings] mean
+    image: list[int]  # [questions] number of the image
+    answer_type: np.ndarray  # str [questions]
+    skipped: int
+    skipped_first: list[Skipped]
+
+    @property
+    def images(self) -> int:
+        return len(set(self.image))
+
+
+def _read(predictions: Iterable[Prediction], settings: int) -> _Results:
+    accuracy = array("d")
+    tokens_kept = np.zeros(settings)
+    image: list[int] = []
+    numbers: dict[str, int] = {}
+    answer_type: list[str] = []
+    skipped: list[Skipped] = []
+    skipped_count = 0
+    for prediction in predictions:
+        if prediction.error is not None:
+            skipped_count += 1
+            if len(skipped) < NAMED:
+                skipped.append(Skipped(id=prediction.id, image_key=prediction.image_key, reason=prediction.error))
+            continue
+        accuracy.extend(prediction.accuracy)
+        tokens_kept += prediction.num_kept
+        image.append(numbers.setdefault(prediction.image_key, len(numbers)))
+        answer_type.append(prediction.answer_type)
+    return _Results(
+        np.frombuffer(accuracy).reshape(-1, settings),
+        tokens_kept / max(1, len(image)),
+        image,
+        np.array(answer_type),
+        skipped_count,
+        skipped,
+    )
+
+
+def _scores(evaluation: Evaluation, results: _Results, independent: bool) -> Iterator[Score]:
+    image = np.array(results.image)
+    kinds = {str(kind): results.answer_type == kind for kind in np.unique(results.answer_type)}
+
+    def share(values: np.ndarray, images: np.ndarray) -> dict[str, Any]:
+        accuracy = float(values.mean())
+        if independent or accuracy in (0, 1):
+            # Resamples of what is all right or all wrong can't differ, which looks surer than it is.
+            drawn = len(np.unique(images))
+            interval = wilson_interval(accuracy * drawn, drawn)
+        else:
+            interval = bootstrap_interval(values, evaluation.seed, clusters=images.tolist())
+        return {"questions": len(values), "accuracy": accuracy, "interval_95": interval}
+
+    for setting, values, kept in zip(evaluation.grid.settings(), results.accuracy.T, results.tokens_kept):
+        yield Score(
+            method=setting.method,
+            positions=setting.positions,
+            ratio=setting.ratio,
+            keep_mass=setting.keep_mass,
+            tokens_kept=float(kept),
+            by_answer_type={kind: Share(**share(values[of], image[of])) for kind, of in kinds.items()},
+            **share(values, image),
+        )
+
+
+def _differences(
+    evaluation: Evaluation, results: _Results, scores: tuple[Score, ...], num_query_tokens: int
+) -> Iterator[Difference]:
+    """Of methods at one ratio: at a share of the votes they keep differently many tokens, which is another question."""
+    column = {(score.method, score.positions, score.ratio): index for index, score in enumerate(scores)}
+    for index, score in enumerate(scores):
+        for against in BASELINES:
+            other = column.get((against, score.positions, score.ratio))
+            if score.ratio is None or other in (None, index) or score.tokens_kept == num_query_tokens:
+                continue
+            if (score.method, against) == (RANDOM, "catp"):
+                continue  # the same as catp against random
+            a, b = results.accuracy[:, index], results.accuracy[:, other]
+            found = paired_difference(a, b, evaluation.seed, clusters=results.image)
+            yield Difference(
+                method=score.method,
+                against=against,
+                positions=score.positions,
+                ratio=score.ratio,
+                difference=found.mean,
+                interval_95=(found.low, found.high),
+            )

@@ -1,0 +1,60 @@
+"""A bundle as what is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from catp.calibration.benchmark.contenders.subject import OURS, Case, Question, Sample, make_sample
+from catp.runtime.bundle.folder import Bundle
+from catp.runtime.bundle.manifest import Positions
+from catp.runtime.pipeline import Pipeline
+from catp.runtime.providers.base import Provider
+
+T = TypeVar("T")
+
+
+class BundleSubject:
+    """The runtime's pipeline, with nothing in its way: no tokenizer, no end of text."""
+
+    def __init__(
+        self, bundle: Bundle, provider: Provider, positions: Positions | None = None, name: str = OURS
+    ) -> None:
+        """Args: positions: None: the bundle's default."""
+        self.name = name
+        manifest = bundle.manifest
+        endless = manifest.text.model_copy(update={"eos_token_ids": ()})
+        self.pipeline = Pipeline(Bundle(bundle.path, manifest.model_copy(update={"text": endless})), provider)
+        self._positions = positions
+
+    def run(self, question: Question, case: Case) -> Sample:
+        pipeline = self.pipeline
+        kept = pipeline.num_kept(case.ratio)
+        clock = [time.perf_counter()]
+        pixel_values = pipeline.preprocess(question.images[: case.batch])
+        clock.append(time.perf_counter())
+        encoded, vision = self._timed(lambda: pipeline.encode(pixel_values))
+        clock.append(time.perf_counter())
+        pruned, qformer = self._timed(lambda: pipeline.prune(encoded, kept))
+        clock.append(time.perf_counter())
+        prompts = [question.prompt_ids] * case.batch
+        generation = pipeline.decode(pruned, prompts, question.new_tokens, self._positions)
+        clock.append(time.perf_counter())
+        return make_sample(
+            clock,
+            generation.prefill_seconds,
+            generation.decode_seconds,
+            generation.token_ids,
+            generation.first_token_seconds,
+            {"vision": vision, "qformer": qformer},
+        )
+
+    def _timed(self, stage: Callable[[], T]) -> tuple[T, float]:
+        """What a stage gives, all of it done, and its milliseconds by the provider's own clock."""
+        provider = self.pipeline.provider
+        began = provider.moment()
+        result = stage()
+        ended = provider.moment()
+        provider.synchronize()
+        return result, ended.milliseconds_since(began)

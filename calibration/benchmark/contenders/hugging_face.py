@@ -1,0 +1,129 @@
+"""A checkpoint run by Hugging Face transformers in PyTorch, as its users run it today."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, Blip2ForConditionalGeneration
+from transformers.utils import logging
+
+from catp.calibration.benchmark.contenders.subject import Case, Question, Sample
+from catp.export.verification.continuations import cache_of
+from catp.runtime.errors import UsageError
+
+
+class TransformersSubject:
+    """`generate()`, greedy, with the attention that transformers chooses (SDPA), all query tokens.
+
+    Args:
+        name: what a report calls it.
+        checkpoint: a folder or a Hub id, with safetensors.
+        dtype: of weights and activations.
+        threads: of PyTorch, within an operator. It holds for the whole process.
+        compiled: vision encoder, Q-Former and language model by torch.compile, each when it is first called.
+
+    Raises:
+        UsageError: the checkpoint can't be loaded, or torch.compile doesn't work here.
+    """
+
+    def __init__(self, name: str, checkpoint: str, dtype: torch.dtype, threads: int, compiled: bool = False) -> None:
+        self.name = name
+        torch.set_num_threads(threads)
+        if compiled:
+            _check_compiler(name)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        source: dict[str, Any] = {"trust_remote_code": False}
+        try:
+            self._processor = AutoImageProcessor.from_pretrained(checkpoint, **source, backend="pil")
+            self._model: Any = Blip2ForConditionalGeneration.from_pretrained(
+                checkpoint, **source, dtype=dtype, use_safetensors=True
+            ).eval()
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UsageError(
+                f"--checkpoint {checkpoint}: transformers can't load it ({reason}); give the folder or Hub id that "
+                "the bundle was exported from"
+            ) from None
+        self._dtype = dtype
+        for part in (self._model, self._model.language_model):
+            # An end token must end nothing, and must not be forbidden either: that would change the tokens.
+            part.generation_config.eos_token_id = None
+        self._encodes_text = self._model.language_model.config.is_encoder_decoder
+        self._began: dict[str, list[float]] = {}
+        self._ended: dict[str, list[float]] = {}
+        for stage in ("vision_model", "qformer", "language_model"):
+            if compiled:
+                module = getattr(self._model, stage)
+                module.forward = torch.compile(module.forward)  # not the call: its hooks are not to be compiled
+            self._watch(stage, getattr(self._model, stage))
+        if self._encodes_text:  # generate() calls it by itself, before the language model's first step
+            self._watch("text_encoder", self._model.language_model.get_encoder())
+
+    def run(self, question: Question, case: Case) -> Sample:
+        self._began.clear()
+        self._ended.clear()
+        config = self._model.config
+        prompt = [config.image_token_index] * config.num_query_tokens + question.prompt_ids
+        ids = torch.tensor([prompt] * case.batch)
+        started = time.perf_counter()
+        pixel_values = self._processor(question.images[: case.batch], return_tensors="pt").pixel_values
+        with torch.inference_mode():
+            output = self._model.generate(
+                pixel_values=pixel_values.to(self._dtype),
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=question.new_tokens,
+                do_sample=False,
+                num_beams=1,
+                **cache_of("encoder-decoder" if self._encodes_text else "decoder-only"),
+            )
+        token_ids = output[:, -question.new_tokens :].tolist()
+        finished = time.perf_counter()
+        return self._sample(started, finished, token_ids)
+
+    def _watch(self, stage: str, module: torch.nn.Module) -> None:
+        """Note when a part of the model begins and ends; on a CPU that is when its work is done."""
+        began, ended = self._began, self._ended
+        module.register_forward_pre_hook(lambda *_: began.setdefault(stage, []).append(time.perf_counter()))
+        module.register_forward_hook(lambda *_: ended.setdefault(stage, []).append(time.perf_counter()))
+
+    def _sample(self, started: float, finished: float, token_ids: list[list[int]]) -> Sample:
+        def seconds(stage: str) -> list[float]:
+            return [end - begin for begin, end in zip(self._began[stage], self._ended[stage])]
+
+        prefill, *decode = seconds("language_model")
+        if self._encodes_text:
+            prefill += sum(seconds("text_encoder"))
+        total = finished - started
+        # What generate() does between the parts is host time; here the first token's moment is known.
+        first = self._ended["language_model"][0] - started
+        preprocess = self._began["vision_model"][0] - started
+        vision, qformer = sum(seconds("vision_model")), sum(seconds("qformer"))
+        found = {
+            "preprocess": preprocess,
+            "vision": vision,
+            "qformer": qformer,
+            "prefill": prefill,
+            "host": total - preprocess - vision - qformer - prefill - sum(decode),
+            "time_to_first_token": first,
+            "total": total,
+        }
+        if decode:
+            found["decode"] = sum(decode) / len(decode)
+            found["time_per_output_token"] = (total - first) / len(decode)
+        return Sample({name: 1e3 * value for name, value in found.items()}, token_ids)
+
+
+def _check_compiler(name: str) -> None:
+    """Compile something small, before anything large is loaded."""
+    try:
+        torch.compile(lambda x: torch.sin(x) + 1)(torch.ones(8))
+    except Exception as error:  # there are as many reasons as there are compilers
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"--against {name}: torch.compile doesn't work here ({reason}); it needs a C++ compiler such as g++: "
+            "install one, or leave this contender out"
+        ) from None

@@ -1,0 +1,173 @@
+"""Contenders by name: other runtimes, other bundles. What one needs is imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from catp.calibration.benchmark.contenders.subject import OURS, UNPRUNED, Subject
+from catp.calibration.benchmark.costs.geometry import read_geometry
+from catp.calibration.supported import check_answers
+from catp.runtime.bundle.folder import Bundle, is_dir, open_bundle
+from catp.runtime.bundle.manifest import Manifest
+from catp.runtime.errors import UsageError
+
+_NEEDS = {
+    "transformers": ("export,cpu", "torch", "transformers"),
+    "openvino": ("export,cpu,openvino", "torch", "transformers", "openvino", "nncf"),
+}
+"""The extras that install a runtime, and what it imports."""
+ENCODER_DECODER = ("transformers", "transformers-bf16")
+"""Runtimes that also run encoder-decoder language models."""
+
+
+def find_contenders(given: str | None) -> dict[str, Path | None]:
+    """What `--against` names, by the name it has in a report, each once: a bundle's folder, or None for a runtime.
+
+    A bundle is called as its folder is, with a number behind it where that name is taken.
+
+    Raises:
+        UsageError: one is unknown, or what it needs is not installed.
+    """
+    found: dict[str, Path | None] = {}
+    folders = set()
+    for text in [part.strip() for part in given.split(",")] if given else ():
+        path = Path(text)
+        if text in UNPRUNED:
+            extra, *libraries = _NEEDS["openvino" if text.startswith("openvino") else "transformers"]
+            check_installed(f"--against {text}", extra, *libraries)
+            found[text] = None
+        elif not text or not is_dir(path):
+            raise UsageError(
+                f"--against {text!r}: unknown; accepted: {', '.join(UNPRUNED)}, and folders of other bundles"
+            )
+        elif path.resolve() not in folders:
+            folders.add(path.resolve())
+            name = path.name if path.name not in ("", "..") else path.resolve().name
+            found[_free_name(name, {OURS, *UNPRUNED, *found})] = path
+    return found
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name}-{number}", number + 1
+    return candidate
+
+
+def check_installed(option: str, extra: str, *libraries: str) -> None:
+    """Raises UsageError where one is not; none is imported: it takes memory that would be taken for ours.
+
+    Args:
+        extra: what installs them.
+    """
+    for library in libraries:
+        if not _is_installed(library):
+            raise UsageError(f"{option}: it needs {library}, which is not installed; pip install '.[{extra}]'")
+
+
+def _is_installed(library: str) -> bool:
+    try:
+        return importlib.util.find_spec(library) is not None
+    except ValueError:  # it was blocked
+        return False
+
+
+def open_bundles(
+    folder: Path, contenders: Mapping[str, Path | None], ratios: Sequence[float]
+) -> tuple[dict[str, Bundle], dict[str, float]]:
+    """The bundle in `folder`, which is ours, and those among the contenders; and the seconds that each took to verify.
+
+    Raises:
+        UsageError: one is no bundle, is one of another model, can't prune by these ratios, or is a runtime that does
+            not run such models.
+        BundleError: one is incomplete or altered.
+    """
+    bundles: dict[str, Bundle] = {}
+    seconds: dict[str, float] = {}
+    for name, path in {OURS: folder, **contenders}.items():
+        if path is None:
+            _check_runs(name, bundles[OURS].manifest)
+            continue
+        started = time.perf_counter()
+        bundles[name] = open_bundle(path)
+        seconds[name] = time.perf_counter() - started
+        check_answers(bundles[name], "catp-bench")
+        if bundles[name].manifest.pruning.method == "none" and any(ratios):
+            raise UsageError(
+                f"ratios: bundle {path} was exported with --method none and keeps every token; give --ratios 0"
+            )
+        if name != OURS:
+            _check_same(bundles[OURS], bundles[name])
+    return bundles, seconds
+
+
+def _check_runs(name: str, manifest: Manifest) -> None:
+    """Raises UsageError where a runtime, one of UNPRUNED, is not set up for such a model."""
+    if manifest.model.language == "encoder-decoder" and name not in ENCODER_DECODER:
+        raise UsageError(
+            f"--against {name}: the bundle is {manifest.model.family}, which this runtime is not timed with; accepted: "
+            f"{', '.join(ENCODER_DECODER)}, and folders of other bundles"
+        )
+
+
+def _check_same(first: Bundle, other: Bundle) -> None:
+    """Raises UsageError where they can't be asked the same, or do other work for it."""
+    ours, theirs = _sizes(first), _sizes(other)
+    for what, size in ours.items():
+        if theirs[what] != size:
+            raise UsageError(
+                f"--against {other.path}: its {what} is {theirs[what]}, that of {first.path} is {size}; bundles timed "
+                "side by side must take the same input and have the same sizes: give one made from the same checkpoint"
+            )
+
+
+def _sizes(bundle: Bundle) -> Mapping[str, object]:
+    manifest = bundle.manifest
+    found: dict[str, object] = {
+        "image size": f"{manifest.image.width} x {manifest.image.height}",
+        "number of query tokens": manifest.pruning.num_query_tokens,
+        "number of positions": manifest.text.max_positions,
+    }
+    for part, sizes in asdict(read_geometry(bundle)).items():
+        found |= {f"{part} model's {name.replace('_', ' ')}": size for name, size in sizes.items()}
+    return found
+
+
+def find_checkpoint(manifest: Manifest, given: str | None) -> str:
+    """Where the weights of contenders are: as given, or those of the demo.
+
+    Raises:
+        UsageError: none was given, and the bundle is not the demo's.
+    """
+    if given is not None:
+        return given
+    if manifest.model.id != "catp-demo":
+        raise UsageError(
+            f"--against: contenders need the weights that this bundle was exported from ({manifest.model.id}); name "
+            "their folder or Hub id with --checkpoint"
+        )
+    from catp.export.demo import CHECKPOINT
+
+    return str(CHECKPOINT)
+
+
+def open_contender(name: str, checkpoint: str, threads: int) -> Subject:
+    """Load a runtime, one of UNPRUNED.
+
+    Raises:
+        UsageError: its checkpoint can't be loaded, or what it needs is missing.
+    """
+    if name.startswith("openvino"):
+        from catp.calibration.benchmark.contenders.openvino.subject import OpenVinoSubject
+
+        return OpenVinoSubject(name, checkpoint, threads, int8=name == "openvino-int8")
+    import torch
+
+    from catp.calibration.benchmark.contenders.hugging_face import TransformersSubject
+
+    dtype = torch.bfloat16 if name == "transformers-bf16" else torch.float32
+    return TransformersSubject(name, checkpoint, dtype, threads, compiled=name == "compile")

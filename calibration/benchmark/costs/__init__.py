@@ -1,0 +1,1 @@
+"""Costs: operations and bytes of each stage."""

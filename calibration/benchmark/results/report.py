@@ -1,0 +1,353 @@
+"""The report of a benchmark: what was measured, on what, how, and how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from catp.calibration.benchmark.contenders.described import Described
+from catp.calibration.benchmark.contenders.subject import OURS, STAGES, WHOLE, Case, prunes
+from catp.calibration.benchmark.costs.cost import Cost
+from catp.calibration.benchmark.kernel_times import KernelTimes
+from catp.calibration.benchmark.machine import Machine
+from catp.calibration.benchmark.rates import Rates, best_rates
+from catp.calibration.benchmark.timing.intervals import Ratio, paired_ratio
+from catp.calibration.benchmark.timing.rounds import Measured
+from catp.calibration.benchmark.timing.summary import PERCENTILES, Summary, needed, summarize
+from catp.calibration.benchmark.vote.break_even import BreakEven
+from catp.runtime.bundle.folder import is_dir
+from catp.runtime.errors import CatpError, UsageError
+
+NOISY = 0.1
+"""Coefficient of variation of the baseline's total above which a run is called noisy."""
+CROWDED = 0.02
+"""Share of the CPUs' time that others may use before a run is called noisy."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Setup(_Strict):
+    """What was asked, and how it was timed."""
+
+    provider: str
+    engines: str | None
+    threads: int
+    batches: tuple[int, ...]
+    ratios: tuple[float, ...]
+    against: tuple[str, ...] = Field(description="contenders: runtimes, and bundles by the names of their folders")
+    prompt_tokens: int
+    new_tokens: int = Field(description="generated exactly; an end token ends nothing")
+    image_size: tuple[int, int] = Field(description="width and height of the pictures, in memory when timing begins")
+    seed: int
+    warmup: int = Field(description="untimed runs of each setting")
+    load_excluded: Literal[True] = True
+    warmup_excluded: Literal[True] = True
+    clock: str = "host clock, the device synchronised after each stage; vision and Q-Former on TensorRT by CUDA events"
+    order: str = "every setting once per round, in an order drawn anew for each round"
+
+    def cases(self, subject: str) -> list[Case]:
+        """The settings in which it is timed."""
+        ratios = self.ratios if prunes(subject) else (0.0,)
+        return [Case(size, subject, ratio) for size in self.batches for ratio in ratios]
+
+
+class Load(_Strict):
+    """What it took to get a subject ready."""
+
+    subject: str
+    verify_seconds: float | None = Field(description="comparing every file of the bundle with its sha256")
+    load_seconds: float
+    warmup_seconds: float
+    resident_bytes: int | None = Field(description="host memory that the process gained by load and warm-up")
+    device_bytes: int | None = Field(default=None, description="device memory gained by it; None on a CPU")
+    peak_bytes: int = Field(description="highest host memory of the process so far; subjects are loaded in this order")
+
+
+class Result(_Strict):
+    """One setting."""
+
+    subject: str
+    batch: int
+    ratio: float
+    num_kept: int
+    milliseconds: dict[str, Summary]
+    tokens_per_second: float = Field(description="new tokens of the batch over the median total")
+    images_per_second: float = Field(description="images of the batch over the median total")
+    roofline: dict[str, float] = Field(
+        description="the least time that the machine allows, over the median; by stage, of bundles alone"
+    )
+    token_ids: list[list[int]]
+    agreeing_tokens: int | None = Field(
+        description="leading tokens equal to ours at the same ratio, fewest of all rows; None of ours itself"
+    )
+    repeatable: bool = Field(description="whether every round gave the same tokens")
+    samples_ms: dict[str, list[float]] = Field(description="one per round")
+
+    @property
+    def case(self) -> Case:
+        return Case(self.batch, self.subject, self.ratio)
+
+
+class Speedup(_Strict):
+    """How many times as long the baseline takes, paired by round; above 1 this setting is faster."""
+
+    subject: str
+    ratio: float
+    batch: int
+    baseline: str
+    baseline_ratio: float
+    by_stage: dict[str, Ratio]
+
+
+class Report(_Strict):
+    """The whole of report.json."""
+
+    schema_version: Literal[1] = 1
+    created: str
+    bundle: Described
+    bundles: dict[str, Described] = Field(default={}, description="those among the contenders, by name")
+    setup: Setup
+    machine: Machine
+    load_average_before: float | None
+    load_average_after: float | None
+    rates_before: Rates
+    rates_after: Rates
+    costs: tuple[Cost, ...]
+    bundle_costs: dict[str, tuple[Cost, ...]] = Field(default={}, description="of bundles among the contenders")
+    loads: tuple[Load, ...]
+    rounds: int
+    seconds: float = Field(description="of all rounds, pauses included")
+    results: tuple[Result, ...]
+    speedups: tuple[Speedup, ...]
+    yardstick_ms: list[float] = Field(description="a fixed piece of work in every round: how fast the machine was")
+    cpu_of_others: float | None = Field(
+        description="CPU time of other processes during the rounds, over that of all CPUs; None where it is unknown"
+    )
+    noisy: bool
+    notes: tuple[str, ...]
+    break_even: BreakEven | None = Field(
+        default=None, description="None where the vote could not be timed; a note says why"
+    )
+    kernels: tuple[KernelTimes, ...] = Field(default=(), description="of bundles, where they were asked for")
+
+    def result(self, case: Case) -> Result:
+        return next(result for result in self.results if result.case == case)
+
+    def cost(self, batch: int, ratio: float) -> Cost:
+        return next(cost for cost in self.costs if (cost.batch, cost.ratio) == (batch, ratio))
+
+
+def make_report(
+    bundles: Mapping[str, Described],
+    setup: Setup,
+    machine: Machine,
+    load_averages: tuple[float | None, float | None],
+    rates: tuple[Rates, Rates],
+    costs: Mapping[str, Sequence[Cost]],
+    loads: Sequence[Load],
+    measured: Measured,
+    break_even: BreakEven | None = None,
+    remarks: Sequence[str] = (),
+    kernels: Sequence[KernelTimes] = (),
+) -> Report:
+    """Everything that follows from the samples.
+
+    Args:
+        bundles: by subject, ours among them.
+        costs: of each bundle, one of every batch and ratio.
+        remarks: notes beyond those that the samples call for.
+    """
+    by_case = {Case(cost.batch, name, cost.ratio): cost for name, found in costs.items() for cost in found}
+    best = best_rates(rates)
+    order = (OURS, *setup.against)
+    cases = sorted(measured.samples, key=lambda case: (case.batch, order.index(case.subject), case.ratio))
+    results = tuple(_result(case, measured, by_case, best) for case in cases)
+    rounds = len(measured.yardstick_ms)
+    others = None if measured.others_seconds is None else measured.others_seconds / measured.seconds / machine.cpus
+    noise = _noise(results, measured, others)
+    return Report(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        bundle=bundles[OURS],
+        bundles={name: bundle for name, bundle in bundles.items() if name != OURS},
+        setup=setup,
+        machine=machine,
+        load_average_before=load_averages[0],
+        load_average_after=load_averages[1],
+        rates_before=rates[0],
+        rates_after=rates[1],
+        costs=tuple(costs[OURS]),
+        bundle_costs={name: tuple(found) for name, found in costs.items() if name != OURS},
+        loads=tuple(loads),
+        rounds=rounds,
+        seconds=measured.seconds,
+        results=results,
+        speedups=tuple(_speedups(setup, measured)),
+        yardstick_ms=_rounded(measured.yardstick_ms),
+        cpu_of_others=others,
+        noisy=bool(noise),
+        notes=(*noise, *_remarks(bundles[OURS], setup, results, rounds, load_averages[0], rates), *remarks),
+        break_even=break_even,
+        kernels=tuple(kernels),
+    )
+
+
+def read_report(path: Path) -> Report:
+    """A report that catp-bench wrote.
+
+    Raises:
+        UsageError: there is no such file, or it is not one.
+    """
+    if is_dir(path) or not path.is_file():
+        raise UsageError(f"{path}: no such file; give a report that catp-bench run wrote with -o")
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CatpError(f"{path}: can't be read ({error})") from None
+    try:
+        return Report.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "report"
+        raise UsageError(
+            f"{path}: not a report that this catp-bench can read ({where}: {first['msg']}); measure it again with "
+            "catp-bench run -o"
+        ) from None
+
+
+def _result(case: Case, measured: Measured, costs: Mapping[Case, Cost], rates: Rates) -> Result:
+    stages = {stage: measured.values(case, stage) for stage in (*STAGES, *WHOLE)}
+    stages = {stage: values for stage, values in stages.items() if values}
+    summaries = {stage: summarize(values) for stage, values in stages.items()}
+    samples = measured.samples[case]
+    token_ids = samples[0].token_ids
+    total = summaries["total"].p50 / 1e3
+    ours = measured.samples[Case(case.batch, OURS, case.ratio)][0].token_ids
+    known = costs[case].stages if case in costs else {}
+    least = {stage: rates.least_ms(part) for stage, part in known.items()}
+    return Result(
+        subject=case.subject,
+        batch=case.batch,
+        ratio=case.ratio,
+        num_kept=costs[Case(case.batch, OURS, case.ratio)].num_kept,
+        milliseconds=summaries,
+        tokens_per_second=sum(len(row) for row in token_ids) / total,
+        images_per_second=case.batch / total,
+        roofline={stage: least[stage] / summaries[stage].p50 for stage in least if stage in summaries},
+        token_ids=token_ids,
+        agreeing_tokens=None if case.subject == OURS else min(map(_agreeing, token_ids, ours)),
+        repeatable=all(sample.token_ids == token_ids for sample in samples),
+        samples_ms={stage: _rounded(values) for stage, values in stages.items()},
+    )
+
+
+def _agreeing(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens are equal before the first that is not."""
+    same = [a == b for a, b in zip(ids, others)]
+    return same.index(False) if False in same else len(same)
+
+
+def _speedups(setup: Setup, measured: Measured) -> list[Speedup]:
+    """Of each bundle: pruned over unpruned, at each ratio over ours, and at each ratio over each other runtime."""
+    found = []
+    runtimes = [name for name in setup.against if not prunes(name)]
+    for batch in setup.batches:
+        pairs = []
+        for bundle in (OURS, *filter(prunes, setup.against)):
+            cases = [Case(batch, bundle, ratio) for ratio in setup.ratios]
+            pairs += [(case, cases[0]) for case in cases[1:]]
+            if bundle != OURS:
+                pairs += [(case, Case(batch, OURS, case.ratio)) for case in cases]
+            pairs += [(case, Case(batch, name, 0.0)) for name in runtimes for case in cases]
+        for case, baseline in pairs:
+            by_stage = {}
+            for stage in (*STAGES, *WHOLE):
+                values, others = measured.values(case, stage), measured.values(baseline, stage)
+                # A stage that takes no time (host, on a fast loop) can't be a divisor.
+                if values and others and min(values) > 0 and min(others) > 0:
+                    by_stage[stage] = paired_ratio(others, values, setup.seed)
+            found.append(
+                Speedup(
+                    subject=case.subject,
+                    ratio=case.ratio,
+                    batch=batch,
+                    baseline=baseline.subject,
+                    baseline_ratio=baseline.ratio,
+                    by_stage=by_stage,
+                )
+            )
+    return found
+
+
+def _noise(results: Sequence[Result], measured: Measured, others: float | None) -> list[str]:
+    found = []
+    if others is not None and others > CROWDED:
+        found.append(
+            f"noisy: other processes used {100 * others:.0f} % of the CPUs; runtimes suffer from that differently, so "
+            "not even paired ratios hold: measure again on a machine that does nothing else"
+        )
+    for result in results:
+        if result.subject == OURS and result.ratio == 0:
+            variation = result.milliseconds["total"].variation or 0.0
+            if variation > NOISY:
+                found.append(
+                    f"noisy: the total of the baseline ({result.case}) varies by {100 * variation:.0f} % "
+                    f"(standard deviation over mean; above {100 * NOISY:.0f} % quote paired ratios only, no times)"
+                )
+    variation = summarize(measured.yardstick_ms).variation or 0.0
+    if variation > NOISY:
+        found.append(
+            f"noisy: the yardstick, the same work in every round, varies by {100 * variation:.0f} %: something else "
+            "used the machine"
+        )
+    return found
+
+
+def _remarks(
+    bundle: Described,
+    setup: Setup,
+    results: Sequence[Result],
+    rounds: int,
+    load: float | None,
+    rates: tuple[Rates, Rates],
+) -> list[str]:
+    found = []
+    missing = [percent for percent in PERCENTILES if rounds < needed(percent)]
+    if missing:
+        listed = ", ".join(f"p{percent} ({needed(percent)})" for percent in missing)
+        found.append(f"{rounds} samples are too few for some percentiles, which are missing: {listed}")
+    if bundle.random_weights:
+        found.append(
+            f"the weights of {bundle.model.id} are random: times are those of its sizes; what it keeps and answers "
+            "means nothing"
+        )
+    for name in setup.against:
+        agreeing = {r.case: r.agreeing_tokens for r in results if r.subject == name and r.agreeing_tokens is not None}
+        differing = [case for case, tokens in agreeing.items() if tokens < setup.new_tokens]
+        if differing:
+            earliest = min(differing, key=agreeing.__getitem__)
+            found.append(
+                f"{name}: other tokens than ours {'at the same ratio' if prunes(name) else 'unpruned'} in "
+                f"{len(differing)} of {len(agreeing)} settings; earliest after {agreeing[earliest]} of "
+                f"{setup.new_tokens} ({earliest})"
+            )
+    found += [f"{result.case}: its tokens differ from round to round" for result in results if not result.repeatable]
+    if load is not None and load > 0.5:
+        found.append(f"the machine was busy before anything was loaded: load average {load:.1f}")
+    before, after = rates
+    if abs(after.gflops / before.gflops - 1) > NOISY:
+        found.append(
+            f"the machine's matrix-product rate was {before.gflops:.0f} GFLOP/s before and {after.gflops:.0f} after: "
+            "percentages of the roofline are as uncertain"
+        )
+    return found
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    """To a tenth of a microsecond, which is finer than the clock."""
+    return [round(value, 4) for value in values]

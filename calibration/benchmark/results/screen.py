@@ -1,0 +1,84 @@
+"""A benchmark on the screen: its progress, its tables and its notes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from catp.calibration.benchmark.contenders.subject import Case
+from catp.calibration.benchmark.results.report import Report
+from catp.calibration.benchmark.results.tables import (
+    break_even_table,
+    bundle_table,
+    contender_table,
+    kernel_table,
+    latency_table,
+    load_table,
+    pruning_table,
+    roofline_table,
+)
+from catp.calibration.benchmark.timing.rounds import Rounds
+from catp.runtime.commands.console import console
+
+WIDTH = 240
+
+
+@contextmanager
+def counted(rounds: Rounds) -> Iterator[Callable[[int, Mapping[Case, float]], None]]:
+    """A bar for people who wait. It moves between measurements, not while one is being taken."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task("rounds", total=1.0)
+
+        def advance(done: int, seconds: Mapping[Case, float]) -> None:
+            part = done / rounds.count if rounds.count else min(seconds.values()) / (rounds.min_seconds or 1.0)
+            progress.update(task, completed=min(1.0, part), refresh=True)
+
+        yield advance
+
+
+def show(report: Report) -> None:
+    """What was measured; the card of costs was shown before."""
+    for table in (
+        bundle_table(report),
+        load_table(report),
+        latency_table(report),
+        roofline_table(report),
+        kernel_table(report),
+        pruning_table(report),
+        break_even_table(report),
+        contender_table(report),
+    ):
+        if table is not None:
+            show_table(table)
+    load = report.load_average_after
+    console.print(
+        f"Timed: from pictures in memory to token ids in host memory; {report.setup.clock}; {report.setup.order}. "
+        f"Host time counts as before the first token where a runtime does not tell. {report.rounds} rounds in "
+        f"{report.seconds:.0f} s, load average afterwards {'unknown' if load is None else f'{load:.1f}'}.",
+        soft_wrap=True,
+    )
+    show_notes(report.notes)
+
+
+def show_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+
+
+def show_table(table: Table) -> None:
+    # A file has no width that rows would have to be folded to.
+    (console if console.is_terminal else Console(file=sys.stderr, highlight=False, width=WIDTH)).print(table)

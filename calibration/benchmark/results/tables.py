@@ -1,0 +1,332 @@
+"""A report as tables on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from catp.calibration.benchmark.contenders.described import Described
+from catp.calibration.benchmark.contenders.subject import OURS, prunes
+from catp.calibration.benchmark.costs.cost import Cost
+from catp.calibration.benchmark.kernel_times import KINDS
+from catp.calibration.benchmark.machine import Machine
+from catp.calibration.benchmark.rates import Rates
+from catp.calibration.benchmark.results.compare import Change, Comparison
+from catp.calibration.benchmark.results.report import Report, Result
+from catp.calibration.benchmark.timing.intervals import Difference, Ratio
+from catp.calibration.benchmark.vote.break_even import Thresholds
+
+TITLES = {
+    "preprocess": "preprocess",
+    "vision": "vision",
+    "qformer": "qformer+vote",
+    "prefill": "prefill",
+    "decode": "decode/token",
+    "host": "host",
+    "time_to_first_token": "first token",
+    "time_per_output_token": "per output token",
+    "total": "total",
+}
+GRAPHS_OF = {
+    "vision": ("vision_encoder",),
+    "qformer": ("qformer_voting",),
+    "prefill": ("language_model", "text_encoder", "text_decoder"),
+    "decode": ("language_model", "text_decoder"),
+}
+"""By stage; a bundle has those of its family. A second copy of the language model has the first one's parameters."""
+MISSING = "too few"
+
+
+def cost_table(bundle: Described, costs: Sequence[Cost], rates: Rates, machine: Machine) -> Table:
+    """What each stage has to do at each ratio, and the least time that takes here; no stage has run yet."""
+    made = ", random weights" if bundle.random_weights else ""
+    integer = f"{rates.int8_gops:,.0f} in int8, " if rates.int8_gops else ""
+    title = (
+        f"Cost of {escape(bundle.model.id)}{made}; {bundle.precision_label}. {escape(machine.cpu)}, "
+        f"{rates.threads} threads: {rates.gflops:,.0f} GFLOP/s in float32, {integer}"
+        f"{rates.bytes_per_second / 1e9:.1f} GB/s (measured)"
+    )
+    table = Table(title=title, title_justify="left")
+    table.add_column("batch", justify="right")
+    table.add_column("stage")
+    table.add_column("parameters, M", justify="right")
+    for ratio in dict.fromkeys(cost.ratio for cost in costs):
+        table.add_column(f"ratio {ratio:g}: GFLOP", justify="right")
+        table.add_column("MB", justify="right")
+        table.add_column("least ms", justify="right")
+    for batch in dict.fromkeys(cost.batch for cost in costs):
+        table.add_section()
+        row = [cost for cost in costs if cost.batch == batch]
+        for stage in row[0].stages:
+            cells = []
+            for cost in row:
+                part = cost.stages[stage]
+                cells += [f"{part.flops / 1e9:.3g}", f"{part.bytes / 1e6:,.1f}", _ms(rates.least_ms(part))]
+            parameters = sum(bundle.parameters.get(graph, 0) for graph in GRAPHS_OF[stage])
+            table.add_row(f"{batch}", TITLES[stage], f"{parameters / 1e6:,.1f}", *cells)
+        cache = [cell for cost in row for cell in ("", f"{cost.cache_bytes / 1e6:,.2f}", "")]
+        table.add_row(f"{batch}", "key-value cache, at the end", "", *cache)
+    return table
+
+
+def bundle_table(report: Report) -> Table | None:
+    """What the bundles are; None where there is only one, of which the card of costs says as much."""
+    if not report.bundles:
+        return None
+    table = Table(title="Bundles", title_justify="left")
+    for column in ("runtime", "folder", "method", "positions"):
+        table.add_column(column)
+    bundles = {OURS: report.bundle, **report.bundles}
+    graphs = dict.fromkeys(graph for bundle in bundles.values() for graph in bundle.precisions)
+    for graph in graphs:
+        table.add_column(graph)
+    table.add_column("on disk, MB", justify="right")
+    for name, bundle in bundles.items():
+        precisions = [bundle.precisions.get(graph, "") for graph in graphs]
+        table.add_row(
+            escape(name), escape(bundle.path), bundle.method, bundle.positions, *precisions,
+            f"{sum(bundle.bytes.values()) / 1e6:,.1f}",
+        )  # fmt: skip
+    return table
+
+
+def latency_table(report: Report) -> Table:
+    """Medians of every stage, how long a whole answer takes, and how often."""
+    table = Table(
+        title=f"Medians of {report.rounds} rounds in ms, {report.setup.prompt_tokens} prompt tokens, "
+        f"{report.setup.new_tokens} new ones",
+        title_justify="left",
+    )
+    for column in ("batch", "runtime", "ratio"):
+        table.add_column(column, justify="left" if column == "runtime" else "right")
+    for title in TITLES.values():
+        table.add_column(title, justify="right")
+    for column in ("p90", "p95", "p99", "std", "tokens/s", "images/s"):
+        table.add_column(column, justify="right")
+    batch = None
+    for result in report.results:
+        if result.batch != batch:
+            table.add_section()
+        batch = result.batch
+        medians = [_median(result, stage) for stage in TITLES]
+        total = result.milliseconds["total"]
+        spread = [MISSING if value is None else _ms(value) for value in (total.p90, total.p95, total.p99, total.std)]
+        same, new = result.agreeing_tokens, report.setup.new_tokens
+        mark = "" if same in (None, new) else f" [red](other tokens after {same} of {new})[/]"
+        ratio = f"{result.ratio:g}" if prunes(result.subject) else ""
+        table.add_row(
+            f"{result.batch}", f"{escape(result.subject)}{mark}", ratio, *medians, *spread,
+            f"{result.tokens_per_second:,.1f}", f"{result.images_per_second:,.2f}",
+        )  # fmt: skip
+    return table
+
+
+def roofline_table(report: Report) -> Table:
+    """How near each stage is to what the machine's arithmetic and memory allow."""
+    table = Table(
+        title="Share of the machine's limit in % (least possible time over median)",
+        title_justify="left",
+    )
+    for column in ("batch", "runtime", "ratio"):
+        table.add_column(column, justify="left" if column == "runtime" else "right")
+    for stage in GRAPHS_OF:
+        table.add_column(TITLES[stage], justify="right")
+    for result in report.results:
+        if result.roofline:
+            shares = [f"{100 * result.roofline[s]:.0f}" if s in result.roofline else "" for s in GRAPHS_OF]
+            table.add_row(f"{result.batch}", escape(result.subject), f"{result.ratio:g}", *shares)
+    return table
+
+
+def kernel_table(report: Report) -> Table | None:
+    """Where time goes inside the graphs; None where that was not asked for."""
+    if not report.kernels:
+        return None
+    table = Table(
+        title="Inside the graphs of one answer to one image, ms by ONNX Runtime's profiler (which slows small operators"
+        " down; decode: all steps)",
+        title_justify="left",
+    )
+    for column in ("runtime", "ratio", "stage", *KINDS, "all", "the longest operators"):
+        table.add_column(column, justify="left" if column in ("runtime", "stage", "the longest operators") else "right")
+    for found in report.kernels:
+        table.add_section()
+        for stage, kinds in found.stages.items():
+            longest = ", ".join(f"{name} {_ms(time)}" for name, time in list(found.operators[stage].items())[:3])
+            times = [_ms(kinds[kind]) for kind in KINDS]
+            table.add_row(
+                escape(found.subject), f"{found.ratio:g}", TITLES[stage], *times, _ms(sum(kinds.values())), longest
+            )
+        totals = [found.total(kind) for kind in KINDS]
+        whole = f"of an answer that took {_ms(found.answer_ms)}"
+        table.add_row(
+            escape(found.subject), f"{found.ratio:g}", "all", *map(_ms, totals), _ms(sum(totals)), whole, style="bold"
+        )
+    return table
+
+
+def pruning_table(report: Report) -> Table | None:
+    """What pruning changes, and what it doesn't; None where nothing was pruned."""
+    rows = [speedup for speedup in report.speedups if speedup.baseline == speedup.subject]
+    if not rows:
+        return None
+    table = Table(
+        title="Pruned over unpruned, times as fast (95 % interval of paired rounds; * where 1 is outside)",
+        title_justify="left",
+    )
+    for column in ("batch", "runtime", "ratio", "tokens kept", "cache"):
+        table.add_column(column, justify="left" if column == "runtime" else "right")
+    stages = ("qformer", "prefill", "decode", "time_to_first_token", "total")
+    for stage in stages:
+        table.add_column(TITLES[stage], justify="right")
+    for row in rows:
+        cost, full = report.cost(row.batch, row.ratio), report.cost(row.batch, 0.0)
+        cache = f"{100 * (cost.cache_bytes / full.cache_bytes - 1):+.0f} %"
+        cells = [_ratio(row.by_stage.get(stage)) for stage in stages]
+        table.add_row(f"{row.batch}", escape(row.subject), f"{row.ratio:g}", f"{cost.num_kept}", cache, *cells)
+    return table
+
+
+def contender_table(report: Report) -> Table | None:
+    """Bundles over ours at the same ratio, and all bundles over other runtimes; None without contenders."""
+    rows = [speedup for speedup in report.speedups if speedup.baseline != speedup.subject]
+    if not rows:
+        return None
+    table = Table(
+        title="Times as fast as others, bundles at the same ratio "
+        "(95 % interval of paired rounds; * where 1 is outside)",
+        title_justify="left",
+    )
+    for column in ("batch", "runtime", "ratio", "over"):
+        table.add_column(column, justify="left" if column in ("runtime", "over") else "right")
+    stages = ("vision", "qformer", "prefill", "decode", "time_to_first_token", "total")
+    for stage in stages:
+        table.add_column(TITLES[stage], justify="right")
+    for row in rows:
+        cells = [_ratio(row.by_stage.get(stage)) for stage in stages]
+        table.add_row(f"{row.batch}", escape(row.subject), f"{row.ratio:g}", escape(row.baseline), *cells)
+    return table
+
+
+def break_even_table(report: Report) -> Table | None:
+    """What the vote costs against the prefill that it saves, and from where on it pays; None where that is unknown."""
+    found = report.break_even
+    if found is None:
+        return None
+    table = Table(
+        title=f"Does pruning pay? Medians in ms (95 % interval), {found.rounds} rounds of the Q-Former alone. From "
+        f"where on: by the cost model, prefill at the {found.own_gflops:,.0f} GFLOP/s that it runs at / at the "
+        f"{found.limit_gflops:,.0f} that this machine was seen to do; all else as timed",
+        title_justify="left",
+    )
+    columns = ("batch", "ratio", "vote", "of the total", "prefill saved", "pays here", "from language model of")
+    for column in (*columns, "from prompt of", "from batch of"):
+        table.add_column(column, justify="right")
+    for payoff in found.payoffs:
+        table.add_row(
+            f"{payoff.batch}", f"{payoff.ratio:g}", _difference(payoff.vote_ms), f"{100 * payoff.vote_of_total:.1f} %",
+            _difference(payoff.saved_ms), payoff.pays, *_from_where_on(payoff.at_own_rate, payoff.at_limit),
+        )  # fmt: skip
+    return table
+
+
+def load_table(report: Report) -> Table:
+    """What is not in any of the times."""
+    table = Table(title="Before timing (in none of the figures)", title_justify="left")
+    columns = ("runtime", "verify, s", "load, s", "warm-up, s", "memory gained, MB", "peak so far, MB")
+    on_device = any(load.device_bytes is not None for load in report.loads)
+    for column in (*columns, *(["on the device, MB"] if on_device else [])):
+        table.add_column(column, justify="left" if column == "runtime" else "right")
+    for load in report.loads:
+        table.add_row(
+            escape(load.subject),
+            "" if load.verify_seconds is None else f"{load.verify_seconds:.2f}",
+            f"{load.load_seconds:.2f}",
+            f"{load.warmup_seconds:.2f}",
+            "" if load.resident_bytes is None else f"{load.resident_bytes / 1e6:,.0f}",
+            f"{load.peak_bytes / 1e6:,.0f}",
+            *([] if load.device_bytes is None else [f"{load.device_bytes / 1e6:,.0f}"]),
+        )
+    return table
+
+
+def change_table(comparison: Comparison) -> Table:
+    """Every stage of every setting, new against old."""
+    table = Table(
+        title=f"New against old, medians in ms (95 % interval; slower: the whole interval is beyond "
+        f"{100 * comparison.threshold:+g} %)",
+        title_justify="left",
+    )
+    for column in ("batch", "runtime", "ratio", "stage", "old", "new", "change", ""):
+        table.add_column(column, justify="left" if column in ("runtime", "stage", "") else "right")
+    setting = None
+    for change in comparison.changes:
+        if setting != (change.subject, change.batch, change.ratio):
+            table.add_section()
+        setting = (change.subject, change.batch, change.ratio)
+        table.add_row(
+            f"{change.batch}", escape(change.subject), f"{change.ratio:g}" if prunes(change.subject) else "",
+            TITLES[change.stage], _ms(change.old_ms), _ms(change.new_ms), _percent(change.change), _verdict(change),
+        )  # fmt: skip
+    return table
+
+
+def _verdict(change: Change) -> str:
+    if change.slower:
+        return "[red]slower[/]" if change.counts else "slower (doesn't count)"
+    return "[green]faster[/]" if change.faster else ""
+
+
+def _difference(difference: Difference) -> str:
+    if difference.interval_95 is None:
+        return f"{_ms(difference.median)} (too few rounds)"
+    low, high = difference.interval_95
+    return f"{_ms(difference.median)} ({_ms(low)} to {_ms(high)})"
+
+
+def _from_where_on(own: Thresholds | None, limit: Thresholds | None) -> tuple[str, ...]:
+    """Language model, prompt and batch, at either rate."""
+    if own is None or limit is None:
+        return ("unclear",) * 3
+    return (
+        f"{_weights(own.matrix_weights)} / {_weights(limit.matrix_weights)}",
+        f"{_count(own.prompt_tokens)} / {_count(limit.prompt_tokens)}",
+        f"{_count(own.batch)} / {_count(limit.batch)}",
+    )
+
+
+def _weights(count: int | None) -> str:
+    """Of a language model, rounded: 2.7 G."""
+    if count is None:
+        return "none"
+    return f"{count / 1e9:.1f} G" if count >= 1e9 else f"{count / 1e6:.0f} M"
+
+
+def _count(number: int | None) -> str:
+    return "none" if number is None else f"{number:,}"
+
+
+def _percent(ratio: Ratio) -> str:
+    low, high = ratio.interval_95 or (ratio.median, ratio.median)
+    return f"{100 * (ratio.median - 1):+.1f} % ({100 * (low - 1):+.1f} to {100 * (high - 1):+.1f})"
+
+
+def _median(result: Result, stage: str) -> str:
+    return _ms(result.milliseconds[stage].p50) if stage in result.milliseconds else ""
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return ""
+    if ratio.interval_95 is None:
+        return f"{ratio.median:.2f} (too few rounds)"
+    low, high = ratio.interval_95
+    text = f"{ratio.median:.2f} ({low:.2f} to {high:.2f})"
+    return f"[{'green' if ratio.median > 1 else 'red'}]{text} *[/]" if ratio.is_clear else f"{text}  "
+
+
+def _ms(value: float) -> str:
+    """Three significant digits, or all that are before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,1 @@
+"""Timing: interleaved rounds, their samples, intervals and conditions."""

@@ -1,0 +1,100 @@
+"""Whether pruning pays here, and from where on it does: from the samples of a benchmark and of its vote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from catp.calibration.benchmark.contenders.subject import OURS, Case
+from catp.calibration.benchmark.costs.base import Workload
+from catp.calibration.benchmark.costs.cost import Cost
+from catp.calibration.benchmark.costs.geometry import Geometry, LanguageGeometry
+from catp.calibration.benchmark.rates import Rates, best_rates
+from catp.calibration.benchmark.results.report import Setup
+from catp.calibration.benchmark.timing.intervals import Difference, paired_difference
+from catp.calibration.benchmark.timing.rounds import Measured
+from catp.calibration.benchmark.timing.summary import percentile
+from catp.calibration.benchmark.vote.break_even import BreakEven, Payoff, PrefillModel, Speed, thresholds, verdict
+from catp.calibration.benchmark.vote.vote import VOTELESS, VOTING
+from catp.runtime.bundle.manifest import Manifest
+
+
+def find_break_even(
+    manifest: Manifest,
+    geometry: Geometry,
+    setup: Setup,
+    costs: Sequence[Cost],
+    rates: tuple[Rates, Rates],
+    measured: Measured,
+    votes: Measured,
+) -> BreakEven:
+    """For every batch and every ratio above 0.
+
+    Args:
+        manifest: of a bundle for which `why_not` says nothing.
+        costs: one of each batch and ratio.
+        rates: of the machine, before and after.
+        measured: the benchmark's samples.
+        votes: those of the Q-Former with and without its vote, as `time_vote` takes them.
+    """
+    language = geometry.language
+    assert isinstance(language, LanguageGeometry)
+    model = PrefillModel(language, manifest.graphs["language_model"])
+    queries, text = manifest.pruning.num_query_tokens, manifest.text
+    assert text.max_positions is not None  # a decoder-only model has them
+    best = best_rates(rates)
+    traffic = best.bytes_per_second
+    own = max(
+        cost.stages["prefill"].flops / (1e-3 * _median(measured, Case(cost.batch, OURS, cost.ratio), "prefill"))
+        for cost in costs
+    )
+    limit = max(own, best.operations_per_second(costs[0].stages["prefill"].integer))
+    largest_prompt = text.max_positions - queries - setup.new_tokens + 1
+    payoffs = []
+    for ratio in filter(None, setup.ratios):
+        spent = {batch: _spent(votes, batch, ratio, setup.seed) for batch in setup.batches}
+        medians = {batch: max(0.0, vote.median) for batch, vote in spent.items()}
+        for cost in (cost for cost in costs if cost.ratio == ratio):
+            pruned = Case(cost.batch, OURS, ratio)
+            workload = Workload(cost.batch, cost.num_kept, setup.prompt_tokens, setup.new_tokens)
+            saved = paired_difference(
+                measured.values(Case(cost.batch, OURS, 0.0), "prefill"), measured.values(pruned, "prefill"), setup.seed
+            )
+            # A vote that is lost in the noise would pay from anywhere on.
+            at_own, at_limit = (
+                thresholds(model, queries, workload, medians, largest_prompt, Speed(flops, traffic))
+                if spent[cost.batch].bounds[0] > 0
+                else None
+                for flops in (own, limit)
+            )
+            payoffs.append(
+                Payoff(
+                    batch=cost.batch,
+                    ratio=ratio,
+                    num_kept=cost.num_kept,
+                    vote_ms=spent[cost.batch],
+                    vote_of_total=medians[cost.batch] / _median(measured, pruned, "total"),
+                    saved_ms=saved,
+                    modelled_ms=model.saved_ms(language, queries, workload, Speed(own, traffic)),
+                    pays=verdict(spent[cost.batch], saved),
+                    at_own_rate=at_own,
+                    at_limit=at_limit,
+                )
+            )
+    return BreakEven(
+        rounds=len(votes.yardstick_ms),
+        own_gflops=own / 1e9,
+        limit_gflops=limit / 1e9,
+        gbytes=traffic / 1e9,
+        largest_prompt=largest_prompt,
+        payoffs=tuple(sorted(payoffs, key=lambda payoff: (payoff.batch, payoff.ratio))),
+    )
+
+
+def _spent(votes: Measured, batch: int, ratio: float, seed: int) -> Difference:
+    with_vote = votes.values(Case(batch, VOTING, ratio), "qformer")
+    return paired_difference(with_vote, votes.values(Case(batch, VOTELESS, 0.0), "qformer"), seed)
+
+
+def _median(measured: Measured, case: Case, stage: str) -> float:
+    """Milliseconds."""
+    return percentile(measured.values(case, stage), 50)

@@ -1,0 +1,102 @@
+"""What the vote costs: the Q-Former graph with it against the same graph without, in interleaved rounds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from catp.calibration.benchmark.contenders.registry import check_installed
+from catp.calibration.benchmark.contenders.subject import Case, Question, Sample, Subject
+from catp.calibration.benchmark.results.report import Setup
+from catp.calibration.benchmark.timing.rounds import Measured, Rounds, measure, warm_up
+from catp.runtime.bundle.manifest import Manifest
+from catp.runtime.errors import UsageError
+from catp.runtime.image_sides.query_tokens import Encoded
+from catp.runtime.pipeline import Pipeline
+from catp.runtime.providers.base import Engine
+from catp.runtime.providers.onnx_runtime import OrtProvider
+
+MOST_ROUNDS = 20
+VOTING, VOTELESS = "with its vote", "without a vote"
+
+
+def why_not(manifest: Manifest, setup: Setup) -> str | None:
+    """What keeps the vote's cost from being measured; None where nothing does."""
+    if manifest.model.language == "encoder-decoder":
+        return (
+            "it is worked out for a prefill of one pass at one rate; that of an encoder-decoder language model is an "
+            "encoder's pass, which is mostly arithmetic, and a decoder's step, which is mostly traffic"
+        )
+    if manifest.pruning.method == "none":
+        return "this bundle was exported with --method none, and has no vote"
+    if not any(setup.ratios):
+        return "no ratio above 0 was timed"
+    if setup.provider != "cpu":
+        return f"the graph without a vote is run by ONNX Runtime on a CPU, and this is provider {setup.provider}"
+    try:
+        check_installed("the graph without a vote", "export,cpu", "onnx", "onnx_ir")
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def time_vote(pipeline: Pipeline, question: Question, setup: Setup, rounds: int) -> Measured:
+    """Time the Q-Former alone: for each batch once without a vote, and with it at every ratio above 0.
+
+    Samples have one stage, "qformer". Loads the graph without a vote, which has the weights of the other.
+
+    Args:
+        pipeline: of a bundle for which `why_not` says nothing.
+        rounds: that the benchmark took; there are at most MOST_ROUNDS here.
+    """
+    from catp.calibration.benchmark.vote.without_vote import without_vote  # it needs onnx, which nothing else here does
+
+    provider, bundle = pipeline.provider, pipeline.bundle
+    assert isinstance(provider, OrtProvider)
+    spec = bundle.manifest.graphs["qformer_voting"]
+    graph = without_vote(bundle.graph_file("qformer_voting"))
+    purpose = spec.quantization.purpose if spec.quantization else None
+    engine = provider.engine_in_memory(graph, bundle.path, purpose)
+    encoded = {size: pipeline.encode(pipeline.preprocess(question.images[:size])) for size in setup.batches}
+    subjects: dict[str, Subject] = {VOTING: _Voting(pipeline, encoded), VOTELESS: _Voteless(engine, encoded)}
+    cases = [
+        case
+        for size in setup.batches
+        for case in (Case(size, VOTELESS, 0.0), *(Case(size, VOTING, ratio) for ratio in setup.ratios if ratio))
+    ]
+    for case in cases:
+        warm_up(subjects[case.subject], question, [case], setup.warmup)
+    return measure(subjects, question, cases, Rounds(count=min(rounds, MOST_ROUNDS)), setup.seed)
+
+
+class _Voting:
+    """The bundle's own graph."""
+
+    name = VOTING
+
+    def __init__(self, pipeline: Pipeline, encoded: Mapping[int, Encoded]) -> None:
+        self._pipeline, self._encoded = pipeline, encoded
+
+    def run(self, question: Question, case: Case) -> Sample:
+        started = time.perf_counter()
+        self._pipeline.prune(self._encoded[case.batch], self._pipeline.num_kept(case.ratio))
+        return _sample(started)
+
+
+class _Voteless:
+    """The graph without a vote; it reads nothing but the image."""
+
+    name = VOTELESS
+
+    def __init__(self, engine: Engine, encoded: Mapping[int, Encoded]) -> None:
+        self._engine, self._encoded = engine, encoded
+
+    def run(self, question: Question, case: Case) -> Sample:
+        started = time.perf_counter()
+        self._engine.bind({"image_embeds": self._encoded[case.batch]["image_embeds"]}).run()
+        return _sample(started)
+
+
+def _sample(started: float) -> Sample:
+    milliseconds = 1e3 * (time.perf_counter() - started)
+    return Sample({"qformer": milliseconds, "total": milliseconds}, [])

@@ -1,0 +1,1 @@
+"""catp-explain: the kept tokens of a picture, and where they look."""

@@ -1,0 +1,194 @@
+"""The picture that catp-explain draws of an explanation."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.image import AxesImage
+
+from catp.calibration.explanation.explanation import Explanation
+from catp.calibration.explanation.page import Page
+
+WIDTH, HEIGHT = 1500, 1050
+"""Pixels."""
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; in greyscale one is dark and the other light.
+KEPT, DROPPED = "#0072B2", "#E69F00"
+GREY = "#555555"
+HEAT = ListedColormap([(*colormaps["magma_r"](0.85 * x)[:3], 0.85 * x**0.5) for x in np.linspace(0, 1, 256)])
+"""From transparent to dark: where nobody looks the image shows through."""
+LEFT, RIGHT = 40, 1460
+TITLE, BODY, SMALL = 20, 18, 16
+
+
+def draw(explanation: Explanation, path: Path) -> None:
+    """Write the picture as a PNG file.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    # A user's matplotlibrc (LaTeX, dark styles) must not decide whether the page can be read.
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        page = Page(WIDTH, HEIGHT)
+        page.text(LEFT, 24, RIGHT - LEFT, headline(explanation), 29, weight="bold")
+        _images(page, explanation, 84)
+        _facts(page, explanation, 84)
+        _scores(page, explanation, 532)
+        _single_maps(page, explanation, 794)
+        page.save(path)
+
+
+def headline(explanation: Explanation) -> str:
+    """What pruning did, in one sentence."""
+    total, kept = len(explanation.scores), len(explanation.kept)
+    if kept == total:
+        return f"Nothing pruned: all {total} query tokens are kept"
+    outcome = "the same answer" if explanation.agree else "another answer"
+    return f"With {kept} of its {total} query tokens the model gives {outcome}"
+
+
+def _images(page: Page, explanation: Explanation, top: float) -> None:
+    """The image, and in one colour scale what kept and dropped query tokens look at."""
+    side, step = 290, 314
+    height, width = explanation.pixels.shape[:2]
+    page.text(LEFT, top, side, "The image", TITLE, weight="bold")
+    _show(page.axes(LEFT, top + 32, side, side), explanation.pixels)
+
+    scale = Normalize(0, max(100 * float(explanation.heat(tokens).max()) for _, tokens, _ in _groups(explanation)))
+    left, shares = LEFT, []
+    for name, tokens, colour in _groups(explanation):
+        left += step
+        page.swatch(left, top + 4, colour)
+        page.text(left + 24, top, step - 24, f"Read by the {len(tokens)} {name}", TITLE, weight="bold")
+        drawn = _show_heat(page.axes(left, top + 32, side, side), explanation, 100 * explanation.heat(tokens), scale)
+        shares.append(f"{100 * explanation.cls_share(tokens):.0f} % ({name})")
+    bar = page.axes(left + step - 8, top + 32, 16, side)
+    bar.figure.colorbar(drawn, cax=bar, format="{x:g} %")
+    bar.tick_params(labelsize=SMALL)
+    page.text(
+        LEFT,
+        top + side + 44,
+        3 * step + 60,
+        "Query tokens read the image by cross-attention. Colour: the share of it on a patch, mean over heads, layers "
+        f"and tokens. The CLS token, which is no place in the image, receives another {' and '.join(shares)}. "
+        f"The image is shown as the model gets it: {width} x {height} pixels, patches of "
+        f"{explanation.patch} x {explanation.patch}.",
+        SMALL,
+        lines=3,
+        color=GREY,
+    )
+
+
+def _groups(explanation: Explanation) -> list[tuple[str, np.ndarray, str]]:
+    """Name, tokens and colour of those kept and, where there are any, those dropped."""
+    groups = [("kept", explanation.kept, KEPT), ("dropped", explanation.dropped, DROPPED)]
+    return [group for group in groups if len(group[1])]
+
+
+def _show(axes: Axes, pixels: np.ndarray) -> None:
+    height, width = pixels.shape[:2]
+    axes.imshow(pixels, extent=(0, width, height, 0), interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+
+
+def _show_heat(axes: Axes, explanation: Explanation, heat: np.ndarray, scale: Normalize) -> AxesImage:
+    """Patches coloured over the faded image, each patch in one colour: nothing between them was measured."""
+    grey = explanation.pixels @ np.array([0.299, 0.587, 0.114])
+    _show(axes, np.repeat((160 + 0.37 * grey)[:, :, None], 3, 2).astype(np.uint8))
+    rows, columns = np.array(heat.shape) * explanation.patch
+    drawn = axes.imshow(heat, HEAT, scale, extent=(0, columns, rows, 0), interpolation="nearest")
+    height, width = grey.shape
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    return drawn
+
+
+def _facts(page: Page, explanation: Explanation, top: float) -> None:
+    """Question, both answers, and how they came about."""
+    left, width = 1090, RIGHT - 1090
+    total, kept = len(explanation.scores), len(explanation.kept)
+    manifest = explanation.manifest
+
+    def fact(label: str, text: str, size: float, lines: int, **style: str) -> None:
+        nonlocal top
+        top = page.text(left, top, width, label, SMALL, color=GREY)
+        top = page.text(left, top, width, text, size, lines, **style) + 7
+
+    fact("Prompt", explanation.prompt.strip() or "(none: a caption is asked for)", BODY, 3)
+    fact(f"Answer with all {total} query tokens", explanation.full_answer or "(empty)", TITLE, 2, weight="bold")
+    answer = explanation.answer or "(empty)"
+    fact(f"Answer with {kept} of {total} ({explanation.kept_by})", answer, TITLE, 2, weight="bold")
+    fact("Voting method", method(explanation), BODY, 3)
+    fact("Model", f"{manifest.model.id} ({manifest.precision_label})", BODY, 1)
+    fact("Positions of kept tokens", explanation.positions, BODY, 1)
+
+
+def method(explanation: Explanation) -> str:
+    """The voting method and its options."""
+    pruning = explanation.manifest.pruning
+    options = [f"{name.replace('_', ' ')}: {value}" for name, value in pruning.options.items() if value != []]
+    return f"{pruning.method}: {', '.join(options)}" if options else pruning.method
+
+
+def _scores(page: Page, explanation: Explanation, top: float) -> None:
+    """A bar per query token, in the order of the query tokens."""
+    scores, threshold = explanation.scores, explanation.threshold
+    page.text(
+        LEFT, top, 700, f"Score of each query token ({explanation.manifest.pruning.method})", TITLE, weight="bold"
+    )
+    axes = page.axes(LEFT + 70, top + 36, RIGHT - LEFT - 70, 150)
+    for name, tokens, colour in _groups(explanation):
+        axes.bar(tokens, scores[tokens], 0.78, color=colour, label=f"{name}: {len(tokens)}")
+    axes.axhline(
+        threshold, color="black", linewidth=1.5, linestyle=(0, (5, 3)), label=f"lowest kept: {number(threshold)}"
+    )
+    axes.set(xlim=(-0.7, len(scores) - 0.3), xticks=range(0, len(scores), 1 + len(scores) // 50))
+    axes.set_xlabel("query token", size=SMALL)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=SMALL)
+    axes.yaxis.set_major_formatter(lambda score, _: number(score))
+    axes.locator_params(axis="y", nbins=4)
+    lines, names = axes.get_legend_handles_labels()
+    lines, names = lines[1:] + lines[:1], names[1:] + names[:1]
+    axes.legend(
+        lines, names, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=BODY, borderaxespad=0
+    )
+
+
+def number(score: float) -> str:
+    """Rank points run to hundreds of thousands, what a token adds or explains may be a thousandth."""
+    return f"{score:,.0f}" if score == 0 or abs(score) >= 100 else f"{score:.3g}"
+
+
+def _single_maps(page: Page, explanation: Explanation, top: float) -> None:
+    """Where every query token looks, best score first: tokens that look at the same place stand out."""
+    page.text(LEFT, top, 900, "Where each query token looks, highest score first", TITLE, weight="bold")
+    page.text(
+        LEFT + 590,
+        top + 4,
+        RIGHT - LEFT - 590,
+        "each map in a colour scale of its own; tokens whose maps look alike read the same place",
+        SMALL,
+        color=GREY,
+    )
+    order = explanation.best_first
+    columns = max(16, math.ceil(len(order) / 2))
+    step = (RIGHT - LEFT) / columns
+    side = 0.78 * step
+    kept = set(explanation.kept.tolist())
+    for place, token in enumerate(order.tolist()):
+        row, column = divmod(place, columns)
+        left = LEFT + column * step
+        line = top + 38 + row * (side + 36)
+        axes = page.axes(left + 3, line, side, side)
+        axes.imshow(explanation.heat(np.array([token])), HEAT, interpolation="nearest", vmin=0)
+        axes.set(xticks=[], yticks=[])
+        for spine in axes.spines.values():
+            spine.set(color=KEPT if token in kept else DROPPED, linewidth=4)
+        page.text(left + 3 + side / 2, line + side + 3, step, str(token), SMALL, ha="center")

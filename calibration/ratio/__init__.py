@@ -1,0 +1,1 @@
+"""catp-calibrate ratio: the largest ratio within an accuracy budget."""
