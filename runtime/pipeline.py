@@ -13,14 +13,14 @@ from PIL import Image
 from catp.runtime.answers import Answer, Timings
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings, Overrides
-from catp.runtime.bundle.manifest import Positions
+from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.errors import UsageError
 from catp.runtime.generation.loop import generate, generate_in_steps
 from catp.runtime.generation.request import Request, limit_lengths
 from catp.runtime.generation.result import Generation
 from catp.runtime.generation.stopping import Ending, StopStrings
-from catp.runtime.image_sides.query_tokens import Encoded, Pruned
-from catp.runtime.image_sides.voted_queries import ImageSide
+from catp.runtime.image_sides import open_image_side
+from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
 from catp.runtime.inputs.images import ImageSource
 from catp.runtime.inputs.text import TextCodec
 from catp.runtime.inputs.text_stream import TextStream
@@ -32,12 +32,14 @@ from catp.runtime.providers import open_provider
 from catp.runtime.providers.base import Provider, Value, to_host
 
 
-class Pipeline(ImageSide):
+class Pipeline:
     """A bundle's engines, loaded and chained; its stages are there for callers that share work between settings."""
 
     def __init__(self, bundle: Bundle, provider: Provider) -> None:
-        super().__init__(bundle, provider)
         manifest = bundle.manifest
+        self.bundle = bundle
+        self.provider = provider
+        self.image_side = open_image_side(bundle, provider)
         self._text = TextCodec(bundle.path / "tokenizer.json", manifest.text)
         self.language_model = open_language_model(bundle, provider)
         self._matching = Matching(bundle, provider) if manifest.model.language == "none" else None
@@ -104,7 +106,7 @@ class Pipeline(ImageSide):
         token_ids = [self._text.encode(prompt) for prompt in prompts]
         videos = self._videos(images)
         frames = len(videos[0])
-        distinct, image_of = _distinct(videos, prompts if self._instructions else None)
+        distinct, image_of = _distinct(videos, prompts if self.manifest.reads_instruction else None)
         self._limits(token_ids, max_new_tokens, chosen, frames)  # refuses before any work
         self._check_frames(frames, pruning[0], positions)
         clock = [time.perf_counter()]
@@ -218,7 +220,7 @@ class Pipeline(ImageSide):
         if keep_mass is not None and self.manifest.model.frames is not None:
             raise UsageError(f"keep mass {keep_mass}: frames of a video keep equally many tokens each; give a ratio")
         kept = self.num_kept(ratio)
-        self._check_mass(keep_mass)
+        self.image_side.check_mass(keep_mass)
         return kept, keep_mass
 
     def _videos(self, sources: Sequence[VideoSource]) -> list[tuple[ImageSource, ...]]:
@@ -256,7 +258,7 @@ class Pipeline(ImageSide):
         if keep_mass is None:
             pruned = self.prune(encoded, kept).joined(frames, self.manifest.pruning.num_query_tokens)
             return [(list(range(images)), pruned)]
-        return self._groups(self.votes(encoded), keep_mass)
+        return self.image_side.by_mass(encoded, keep_mass)
 
     def match(self, images: Sequence[ImageSource], texts: Sequence[str], ratio: float | None = None) -> list[Match]:
         """How well each text fits its image, by a bundle of a retrieval model.
@@ -354,6 +356,32 @@ class Pipeline(ImageSide):
     ) -> list[int]:
         contexts = self._contexts(prompts, frames)
         return limit_lengths(contexts, max_new_tokens, self.manifest.text.max_new_tokens, settings)
+
+    # The stages before the language model, for callers that share their work between settings.
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    def num_kept(self, ratio: float | None = None) -> int:
+        """Query tokens left at a ratio (None: the bundle's default)."""
+        return self.image_side.num_kept(ratio)
+
+    def preprocess(self, images: Sequence[ImageSource]) -> np.ndarray:
+        """pixel_values float32 [B, 3, H, W]."""
+        return self.image_side.preprocess(images)
+
+    def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = ()) -> Encoded:
+        """Images encoded, with a prompt for each where votes depend on prompts."""
+        return self.image_side.encode(pixel_values, prompts)
+
+    def prune(self, encoded: Encoded, kept: int) -> Pruned:
+        """The `kept` tokens of each image that it votes for most, in the engine's memory."""
+        return self.image_side.prune(encoded, kept)
+
+    def votes(self, encoded: Encoded) -> Votes:
+        """All tokens of each image with their scores, in host memory."""
+        return self.image_side.votes(encoded)
 
     def tokenize(self, prompt: str) -> list[int]:
         """Token ids of a prompt, special tokens included."""

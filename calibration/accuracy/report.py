@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from catp.calibration.accuracy.predictions import Evaluation, Prediction
 from catp.calibration.accuracy.settings import RANDOM
 from catp.calibration.accuracy.statistics import bootstrap_interval, paired_difference, wilson_interval
 from catp.runtime.bundle.manifest import Manifest, ModelSpec, Positions
+from catp.runtime.bundle.strict import Strict
 
 BASELINES = ("catp", RANDOM)
 """What every method is compared with: the paper's, and chance."""
@@ -24,11 +25,7 @@ NAMED = 100
 Interval = tuple[float, float]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Share(_Strict):
+class Share(Strict):
     """Accuracy on some of the questions."""
 
     questions: int
@@ -47,7 +44,7 @@ class Score(Share):
     by_answer_type: dict[str, Share]
 
 
-class Difference(_Strict):
+class Difference(Strict):
     """Accuracy of a method minus that of another, on the same questions at the same ratio and positions."""
 
     method: str
@@ -63,7 +60,7 @@ class Difference(_Strict):
         return not self.interval_95[0] <= 0 <= self.interval_95[1]
 
 
-class Skipped(_Strict):
+class Skipped(Strict):
     """A question that could not be asked, and why."""
 
     id: str
@@ -71,7 +68,7 @@ class Skipped(_Strict):
     reason: str
 
 
-class Report(_Strict):
+class Report(Strict):
     """The whole of report.json."""
 
     schema_version: Literal[1] = 1

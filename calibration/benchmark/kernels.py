@@ -17,8 +17,9 @@ from catp.calibration.benchmark.contenders.bundle_subject import BundleSubject
 from catp.calibration.benchmark.contenders.subject import Case, Question
 from catp.calibration.benchmark.kernel_times import KINDS, KernelTimes, Kind, kind_of
 from catp.calibration.benchmark.timing.summary import percentile
+from catp.runtime.bundle.chains import DECODE_GRAPH
 from catp.runtime.bundle.folder import Bundle
-from catp.runtime.bundle.manifest import DECODE_GRAPH, Positions, Purpose
+from catp.runtime.bundle.manifest import Positions, Purpose
 from catp.runtime.providers.onnx_runtime import OrtEngine, OrtProvider
 
 ANSWERS = 15

@@ -21,8 +21,9 @@ from catp.calibration.precision.statistics import PERCENTILE, RangeMethod
 from catp.calibration.precision.tables import change_table, layer_table, trial_table
 from catp.calibration.supported import check_decoder_only
 from catp.export.demo import MODEL_ID
+from catp.runtime.bundle.chains import DECODE_GRAPH, GRAPHS
 from catp.runtime.bundle.folder import Bundle, open_bundle
-from catp.runtime.bundle.manifest import DECODE_GRAPH, GRAPHS, Format, Purpose
+from catp.runtime.bundle.manifest import Format, Purpose
 from catp.runtime.bundle.publish import check_free
 from catp.runtime.commands.console import busy, check_file_output, console, print_json_line, write_file
 from catp.runtime.errors import UsageError

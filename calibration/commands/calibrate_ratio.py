@@ -219,7 +219,7 @@ def _apply(
         pruning = manifest.pruning.model_copy(
             update={"ratio": ratio, "keep_mass": None, "positions": setting.positions}
         )
-        write_manifest(pipeline.bundle.path, manifest.model_copy(update={"pruning": pruning}))
+        write_manifest(pipeline.bundle.path, manifest.model_copy(update={"vote": pruning}))
         console.print(
             f"{escape(source)}: by default it now keeps tokens at ratio {ratio:g}, {setting.positions} positions",
             soft_wrap=True,

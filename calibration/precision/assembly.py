@@ -14,8 +14,9 @@ from catp.calibration.precision.recipe import Recipe, recipe_of
 from catp.calibration.precision.rewrites import fit_to_cpu
 from catp.calibration.precision.statistics import RangeMethod
 from catp.export.writing.external_data import save_model
+from catp.runtime.bundle.chains import DECODE_GRAPH, made_from
 from catp.runtime.bundle.folder import Bundle, file_spec, write_manifest
-from catp.runtime.bundle.manifest import DECODE_GRAPH, GraphSpec, Manifest, Quantization, made_from
+from catp.runtime.bundle.manifest import GraphSpec, Manifest, Quantization
 
 Fragments = dict[str, onnx.GraphProto]
 """Quantised layers by name."""

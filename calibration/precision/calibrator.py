@@ -22,8 +22,9 @@ from catp.calibration.precision.search import fewest_kept
 from catp.calibration.precision.sensitivity import LayerError, layer_errors
 from catp.calibration.precision.statistics import PERCENTILE, RangeMethod
 from catp.calibration.ratio.search import half
+from catp.runtime.bundle.chains import made_from
 from catp.runtime.bundle.folder import Bundle, write_manifest
-from catp.runtime.bundle.manifest import AccuracyChange, CalibrationSpec, Manifest, made_from
+from catp.runtime.bundle.manifest import AccuracyChange, CalibrationSpec, Manifest
 from catp.runtime.bundle.publish import published
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.pipeline import Pipeline

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from catp.calibration.precision.sensitivity import LayerError
 from catp.runtime.bundle.manifest import AccuracyChange, CalibrationSpec, ModelSpec, Quantization
+from catp.runtime.bundle.strict import Strict
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Trial(_Strict):
+class Trial(Strict):
     """A choice of layers that stay in floating point, and what it costs on the searching half of the images."""
 
     kept: tuple[str, ...] = Field(description="layers, as GRAPH: LAYER")
@@ -23,7 +20,7 @@ class Trial(_Strict):
     fits: bool = Field(description="into the budget")
 
 
-class GraphSize(_Strict):
+class GraphSize(Strict):
     """Bytes on disk, and how a graph was quantised (None: it was not)."""
 
     before: int
@@ -31,7 +28,7 @@ class GraphSize(_Strict):
     quantization: Quantization | None
 
 
-class PrecisionReport(_Strict):
+class PrecisionReport(Strict):
     """The whole of it; what is None was not reached."""
 
     schema_version: Literal[1] = 1

@@ -10,7 +10,8 @@ import onnx
 
 from catp.calibration.precision.graph import FloatGraph, serialized
 from catp.calibration.precision.observation import Inputs
-from catp.runtime.bundle.manifest import Purpose, made_from
+from catp.runtime.bundle.chains import made_from
+from catp.runtime.bundle.manifest import Purpose
 from catp.runtime.providers.onnx_runtime import OrtProvider
 
 COMPARED = {

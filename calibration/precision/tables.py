@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from catp.calibration.precision.report import GraphSize, PrecisionReport
-from catp.runtime.bundle.manifest import AccuracyChange, GraphSpec, made_from
+from catp.runtime.bundle.chains import made_from
+from catp.runtime.bundle.manifest import AccuracyChange, GraphSpec
 
 MOST_LAYERS = 10
 

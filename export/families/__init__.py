@@ -9,19 +9,20 @@ from catp.export.families.blip2 import Blip2
 from catp.export.families.blip2_retrieval import Blip2Retrieval
 from catp.export.families.instructblip import InstructBlip
 from catp.export.families.instructblip_video import InstructBlipVideo
+from catp.export.image_encoders import PlainEncoder
 from catp.export.language_models import DecoderOnly, EncoderDecoder, NoLanguageModel
-from catp.runtime.bundle.manifest import LanguageKind
+from catp.runtime.bundle.chains import LanguageKind
 from catp.runtime.errors import UsageError
 
 FAMILIES: dict[tuple[str, str], Family] = {
     (family.model_type, family.language.kind): family
     for family in (
         *(
-            image_side(language())
-            for image_side in (Blip2, InstructBlip, InstructBlipVideo)
+            family(PlainEncoder(), language())
+            for family in (Blip2, InstructBlip, InstructBlipVideo)
             for language in (DecoderOnly, EncoderDecoder)
         ),
-        Blip2Retrieval(NoLanguageModel()),
+        Blip2Retrieval(PlainEncoder(), NoLanguageModel()),
     )
 }
 """By Hugging Face's model_type and the kind of language model."""

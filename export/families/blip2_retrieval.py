@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import Blip2ForImageTextRetrieval
 
-from catp.export.families.base import Family, image_tokens
+from catp.export.families.base import Family
 from catp.export.graphs import Graph, image_text_matching, text_embedding
-from catp.export.language_models.base import set_parameters
+from catp.export.image_encoders.sizes import image_tokens
 from catp.runtime.errors import UsageError
 
 
@@ -41,7 +41,7 @@ class Blip2Retrieval(Family):
 
     def set_dtype(self, model: Any, dtype: torch.dtype) -> None:
         # All that follows the vision encoder is the Q-Former and its heads, which stay float32.
-        set_parameters(model.vision_model, dtype)
+        self.image_encoder.set_dtype(model, dtype)
 
     def projection(self, model: Any) -> torch.nn.Module:
         return UnitProjection(model.vision_projection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from catp.export.families import FAMILIES, Family
-from catp.runtime.bundle.manifest import LAYOUTS
+from catp.runtime.bundle.chains import make_chain
 
 
 def families_as_json() -> list[dict[str, Any]]:
@@ -16,7 +16,7 @@ def families_as_json() -> list[dict[str, Any]]:
             "model_type": family.model_type,
             "language_models": family.language.accepts,
             "votes_read": _read(family),
-            "graphs": list(LAYOUTS[family.language.kind]),
+            "graphs": list(make_chain(family.image_encoder.side, family.language.kind).graphs),
         }
         for family in FAMILIES.values()
     ]

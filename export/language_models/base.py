@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from catp.export.graphs import Graph
-from catp.runtime.bundle.manifest import LanguageKind
+from catp.runtime.bundle.chains import LanguageKind
 
 
 class LanguagePart(Protocol):

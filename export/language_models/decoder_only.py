@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from catp.export.graphs import Graph, language_model
 from catp.export.language_models.base import set_parameters
-from catp.runtime.bundle.manifest import LanguageKind
+from catp.runtime.bundle.chains import LanguageKind
 from catp.runtime.errors import UsageError
 
 _NOT_EXPRESSED = {

@@ -9,7 +9,7 @@ import torch
 
 from catp.export.graphs import Graph, text_decoder, text_encoder
 from catp.export.language_models.base import set_parameters
-from catp.runtime.bundle.manifest import LanguageKind
+from catp.runtime.bundle.chains import LanguageKind
 from catp.runtime.errors import UsageError
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache, EncoderDecoderCache
 
-from catp.runtime.bundle.manifest import LanguageKind, Positions
+from catp.runtime.bundle.chains import LanguageKind
+from catp.runtime.bundle.manifest import Positions
 
 
 @dataclass(frozen=True)

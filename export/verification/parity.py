@@ -15,7 +15,7 @@ from catp.export.verification.reference import Votes
 from catp.export.verification.turns import taking_turns
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.generation_settings import GREEDY
-from catp.runtime.bundle.manifest import LAYOUTS, Manifest, ParityCheck, Precision, scores_of
+from catp.runtime.bundle.manifest import Manifest, ParityCheck, Precision, scores_of
 from catp.runtime.image_sides.query_tokens import Pruned
 from catp.runtime.language_models.base import Batch
 from catp.runtime.language_models.encoder_decoder import EncoderDecoder
@@ -147,7 +147,7 @@ def _language_model(pipeline: Pipeline, expected: Expected, limit: float) -> Ite
         logits = decoding.step(np.array([wanted.token_ids[0] for wanted in greedy]))[rows]
         errors.append(relative_error(logits, np.stack([greedy[row].logits[1] for row in rows])))
     # np.max, not max: NaN must come through.
-    yield check(LAYOUTS[manifest.model.language][-1], "logits: relative error", np.max(errors), limit)
+    yield check(manifest.chain.graphs[-1], "logits: relative error", np.max(errors), limit)
 
 
 def _embeds_dtype(manifest: Manifest) -> str:
@@ -173,7 +173,7 @@ def _inputs(pipeline: Pipeline, expected: ExpectedVotes) -> Iterator[ParityCheck
     wrong = sum(pipeline.tokenize(s.prompt) != ids for s, ids in zip(expected.samples, expected.prompt_ids))
     yield check("tokenizer", "prompts with other token ids", wrong, 0)
     if expected.instructions:
-        wrong = _other_instructions(pipeline.instruct(expected.frame_prompts), expected.instructions)
+        wrong = _other_instructions(pipeline.image_side.instruct(expected.frame_prompts), expected.instructions)
         yield check("tokenizer", "prompts with other token ids for the Q-Former", wrong, 0)
 
     std = np.array(pipeline.manifest.image.image_std)[:, None, None]

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from catp.export.checkpoints.loading import Checkpoint
-from catp.export.families.base import Instructions
+from catp.export.families.base import cross_attention
+from catp.export.image_encoders.attention_maps import attention_of
 from catp.export.verification.continuations import CONTINUE, Greedy, cache_of, generated
 from catp.export.voting import RankPoints
 from catp.export.voting.base import Evidence, VotingMethod, weighted_maps
@@ -26,6 +27,14 @@ NEAR_TIE = 1e-4
 
 ROUNDING = 1e-5
 """Noise, relative to each value, that stands for what rounding does to attention and embeddings on the way."""
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """Prompts in tokens of the Q-Former's own tokenizer."""
+
+    ids: torch.Tensor  # int64 [B, T], padded on the right
+    mask: torch.Tensor  # int64 [B, T], 0 where a pad is
 
 
 @dataclass(frozen=True)
@@ -127,16 +136,40 @@ class Reference:
 
     def image_embeds(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 [B, I, Dv], and the image tokens' weights [B, I]."""
-        return self._checkpoint.family.image_embeds(self._model, pixel_values)
+        return self._checkpoint.family.image_encoder.embed(self._model, pixel_values)
 
+    @torch.no_grad()
     def query_embeds(
         self,
         image_embeds: torch.Tensor,
         image_weights: torch.Tensor | None = None,
         instructions: Instructions | None = None,
     ) -> tuple[torch.Tensor, Evidence]:
-        """Projected query tokens float32 [B, N, Dl], and what a vote may read."""
-        return self._checkpoint.family.query_embeds(self._model, image_embeds, image_weights, instructions)
+        """Projected query tokens float32 [B, N, Dl], and everything that a vote may read.
+
+        Args:
+            instructions: of a family that reads them.
+        """
+        model = self._model
+        cross = cross_attention(model.qformer)
+        own = [layer.attention.attention for layer in model.qformer.encoder.layer]
+        queries = model.query_tokens.expand(len(image_embeds), -1, -1)
+        count = queries.shape[1]
+        read: dict[str, torch.Tensor] = {}
+        if instructions is not None:
+            mask = torch.cat([torch.ones(queries.shape[:2], dtype=torch.long), instructions.mask], 1)
+            read = {"input_ids": instructions.ids, "attention_mask": mask}
+        with attention_of([*cross, *own]) as maps:
+            embeds = model.qformer(query_embeds=queries, encoder_hidden_states=image_embeds, **read).last_hidden_state
+        embeds = embeds[:, :count]
+        evidence = Evidence(
+            cross_attention=[layer[0] for layer in maps[: len(cross)]],
+            self_attention=[layer[0][..., :count, :count] for layer in maps[len(cross) :]],
+            query_embeds=embeds,
+            image_embeds=image_embeds,
+            image_weights=image_weights,
+        )
+        return self._checkpoint.family.projection(model)(embeds), evidence
 
     @property
     def generates_text(self) -> bool:

@@ -5,37 +5,17 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
+from catp.runtime.bundle.chains import DECODE_GRAPH, Chain, LanguageKind, find_chain, made_from
 from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings
+from catp.runtime.bundle.strict import Strict
+from catp.runtime.errors import UsageError
 from catp.runtime.inputs.images import ImageSpec
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "catp.json"
 INSTRUCTION_TOKENIZER_FILE = "qformer_tokenizer.json"
-
-LanguageKind = Literal["decoder-only", "encoder-decoder", "none"]
-"""How a language model is built, which decides the graphs that drive it; none: the model scores texts."""
-
-LAYOUTS: dict[LanguageKind, tuple[str, ...]] = {
-    "decoder-only": ("vision_encoder", "qformer_voting", "language_model"),
-    "encoder-decoder": ("vision_encoder", "qformer_voting", "text_encoder", "text_decoder"),
-    "none": ("vision_encoder", "qformer_voting", "text_embedding", "image_text_matching"),
-}
-"""The graphs of a bundle, in the order of the pipeline."""
-
-GRAPHS = LAYOUTS["decoder-only"]
-"""Of the bundles that catp-calibrate precision knows."""
-
-DECODE_GRAPH: Final = "language_model_decode"
-"""In some calibrated bundles, what takes decode steps in place of language_model, which reads the prompts: other
-weights, the same inputs, outputs and cache."""
-
-
-def made_from(graph: str) -> str:
-    """The graph of a floating-point bundle that a calibrated one is made from."""
-    return "language_model" if graph == DECODE_GRAPH else graph
-
 
 Positions = Literal["original", "compact"]
 """Whether kept tokens keep the positions they had before pruning or close ranks."""
@@ -72,11 +52,7 @@ def _inside(path: str) -> str:
 PathInBundle = Annotated[str, AfterValidator(_inside)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FileSpec(_Strict):
+class FileSpec(Strict):
     """A file of the bundle and what it must contain."""
 
     path: PathInBundle
@@ -84,7 +60,7 @@ class FileSpec(_Strict):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class TensorSpec(_Strict):
+class TensorSpec(Strict):
     """An input or output of a graph; free dimensions are named."""
 
     name: str
@@ -92,7 +68,7 @@ class TensorSpec(_Strict):
     shape: tuple[int | str, ...]
 
 
-class Quantization(_Strict):
+class Quantization(Strict):
     """How the constant matrices of a calibrated graph, and what they are multiplied with, were quantised."""
 
     format: Format
@@ -111,7 +87,7 @@ class Quantization(_Strict):
     table_bytes: int = Field(default=0, description="of those tables, scales included")
 
 
-class GraphSpec(_Strict):
+class GraphSpec(Strict):
     """One exported ONNX graph."""
 
     file: FileSpec
@@ -144,7 +120,7 @@ class GraphSpec(_Strict):
         return f"{found.format} ({self.precision}), for {found.purpose}" if found else self.precision
 
 
-class ModelSpec(_Strict):
+class ModelSpec(Strict):
     """Where the weights came from."""
 
     id: str
@@ -159,11 +135,11 @@ class ModelSpec(_Strict):
     )
 
 
-class PruningSpec(_Strict):
+class PruningSpec(Strict):
     """How query tokens are chosen."""
 
     method: Method
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     ratio: float = Field(ge=0, lt=1, description="default; `num_kept` is an input of the graph")
     keep_mass: float | None = Field(
         default=None, gt=0, le=1, description="default instead of the ratio: the share of the votes that is kept"
@@ -172,7 +148,7 @@ class PruningSpec(_Strict):
     num_query_tokens: int = Field(ge=1)
 
 
-class TextSpec(_Strict):
+class TextSpec(Strict):
     """How a prompt becomes tokens and where generation ends."""
 
     prompt_template: str = "{prompt}"
@@ -192,7 +168,7 @@ class TextSpec(_Strict):
         return template
 
 
-class ParityCheck(_Strict):
+class ParityCheck(Strict):
     """One comparison of the exported graphs with the checkpoint run by PyTorch."""
 
     subject: str
@@ -203,7 +179,7 @@ class ParityCheck(_Strict):
     advisory: bool = Field(default=False, description="what it finds is worth knowing and stops nothing")
 
 
-class AccuracyChange(_Strict):
+class AccuracyChange(Strict):
     """What calibration cost at one pruning ratio, on questions that nothing was chosen on."""
 
     ratio: float
@@ -213,7 +189,7 @@ class AccuracyChange(_Strict):
     interval_95: tuple[float, float] = Field(description="of the difference")
 
 
-class CalibrationSpec(_Strict):
+class CalibrationSpec(Strict):
     """Where a calibrated bundle came from, and what it cost."""
 
     source_sha256: dict[str, str] = Field(description="ONNX files of the bundle that it was made from, by graph")
@@ -226,12 +202,14 @@ class CalibrationSpec(_Strict):
     kept_overlap: float = Field(description="mean share of kept tokens that both bundles keep, at the default ratio")
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """The whole of catp.json."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     schema_version: Literal[1] = SCHEMA_VERSION
     model: ModelSpec
-    pruning: PruningSpec
+    vote: PruningSpec | None = Field(default=None, alias="pruning", description="of query tokens")
     precision: Precision
     image: ImageSpec
     text: TextSpec
@@ -244,9 +222,7 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
-        missing = [name for name in LAYOUTS[self.model.language] if name not in self.graphs]
-        if missing:
-            raise ValueError(f"graphs: {', '.join(missing)} missing")
+        chain = find_chain(self.graphs, self.model.language)
         if decode := self.graphs.get(DECODE_GRAPH):
             prefill = self.graphs.get(made_from(DECODE_GRAPH))
             if prefill is None or (decode.inputs, decode.outputs) != (prefill.inputs, prefill.outputs):
@@ -255,17 +231,42 @@ class Manifest(_Strict):
         absent = needed - {spec.path for spec in self.files}
         if absent:
             raise ValueError(f"files: {', '.join(sorted(absent))} missing")
-        shapes = {t.name: t.shape for graph in self.graphs.values() for t in (*graph.inputs, *graph.outputs)}
-        if shapes.get("pixel_values", ())[2:] != (self.image.height, self.image.width):
-            raise ValueError("image: not the size that the vision encoder takes")
-        if shapes.get("token_scores", ())[1:] != (self.pruning.num_query_tokens,):
-            raise ValueError("pruning.num_query_tokens: not the number that the Q-Former graph scores")
+        for stage in chain.stages:
+            stage.check(self)
         return self
+
+    @property
+    def chain(self) -> Chain:
+        """The graphs in the order in which they run."""
+        return find_chain(self.graphs, self.model.language)
+
+    @property
+    def pruning(self) -> PruningSpec:
+        """How query tokens are chosen.
+
+        Raises:
+            UsageError: this bundle has none to choose from.
+        """
+        if self.vote is None:
+            raise UsageError(f"bundle of {self.model.id} ({self.model.family}): it votes for no query tokens")
+        return self.vote
+
+    def tensor(self, name: str) -> TensorSpec:
+        """The input or output of that name, of the first graph that has one.
+
+        Raises:
+            ValueError: no graph has it.
+        """
+        for graph in self.graphs.values():
+            for tensor in (*graph.inputs, *graph.outputs):
+                if tensor.name == name:
+                    return tensor
+        raise ValueError(f"graphs: none has a tensor {name}")
 
     @property
     def reads_instruction(self) -> bool:
         """Whether the Q-Former reads the prompt too, so that votes depend on it."""
-        return any(tensor.name == "instruction_ids" for tensor in self.graphs["qformer_voting"].inputs)
+        return any(tensor.name == "instruction_ids" for graph in self.graphs.values() for tensor in graph.inputs)
 
     @property
     def precision_label(self) -> str:

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from catp.runtime.bundle.manifest import FileSpec, TensorSpec
+from catp.runtime.bundle.strict import Strict
 from catp.runtime.errors import BundleError
 
 SIDECAR_VERSION: Final = 1
@@ -29,11 +30,7 @@ Capability = Annotated[str, Field(pattern=r"^\d+\.\d$")]
 """A CUDA compute capability, such as "8.6"."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Range(_Strict):
+class Range(Strict):
     """Smallest, most likely and largest shape of an input, or values of a shape tensor."""
 
     min: tuple[int, ...]
@@ -54,7 +51,7 @@ class Range(_Strict):
         )
 
 
-class Profile(_Strict):
+class Profile(Strict):
     """One optimization profile: what every input may be in a kind of call."""
 
     name: str
@@ -62,7 +59,7 @@ class Profile(_Strict):
     values: dict[str, Range] = Field(default={}, description="of shape tensors, which live in host memory")
 
 
-class PlanRequest(_Strict):
+class PlanRequest(Strict):
     """Everything that decides what a plan becomes; equal requests need only one build."""
 
     graph: str
@@ -80,7 +77,7 @@ class PlanRequest(_Strict):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
-class PlanSpec(_Strict):
+class PlanSpec(Strict):
     """The content of `<graph>.json` beside `<graph>.engine`."""
 
     schema_version: Literal[1] = SIDECAR_VERSION

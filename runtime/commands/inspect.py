@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from catp.runtime.bundle.chains import DECODE_GRAPH, made_from
 from catp.runtime.bundle.engine_sets import EngineSet, open_set, set_folders
 from catp.runtime.bundle.folder import Bundle, open_bundle
-from catp.runtime.bundle.manifest import DECODE_GRAPH, CalibrationSpec, TensorSpec, made_from
+from catp.runtime.bundle.manifest import CalibrationSpec, TensorSpec
 from catp.runtime.commands.console import busy, make_app, print_json_line
 from catp.runtime.errors import BundleError
 from catp.runtime.pruning import describe_default

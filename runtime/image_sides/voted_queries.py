@@ -1,4 +1,4 @@
-"""From images to the query tokens that are kept: preprocessing, vision encoder, Q-Former with its vote."""
+"""Query tokens of a Q-Former, some of them kept: preprocessing, vision encoder, Q-Former with its vote."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from catp.runtime.bundle.folder import Bundle
-from catp.runtime.bundle.manifest import INSTRUCTION_TOKENIZER_FILE, Manifest
+from catp.runtime.bundle.manifest import INSTRUCTION_TOKENIZER_FILE
 from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
 from catp.runtime.inputs.images import ImageSource, load_image, preprocess
@@ -17,26 +17,21 @@ from catp.runtime.providers.base import DeviceTensor, Provider, Value
 from catp.runtime.pruning import check_mass, check_ratio, num_kept, num_kept_by_mass, top_indices
 
 
-class ImageSide:
-    """The graphs before the language model, loaded, one stage after the other."""
+class VotedQueries:
+    """vision_encoder and qformer_voting, loaded."""
 
     def __init__(self, bundle: Bundle, provider: Provider) -> None:
-        self.bundle = bundle
-        self.provider = provider
         manifest = bundle.manifest
+        self._manifest = manifest
         self._instructions = (
             TextCodec(bundle.path / INSTRUCTION_TOKENIZER_FILE, manifest.text) if manifest.reads_instruction else None
         )
         self._vision = provider.engine(bundle, "vision_encoder")
         self._qformer = provider.engine(bundle, "qformer_voting")
 
-    @property
-    def manifest(self) -> Manifest:
-        return self.bundle.manifest
-
     def num_kept(self, ratio: float | None = None) -> int:
         """Query tokens left at a ratio (None: the bundle's default)."""
-        pruning = self.manifest.pruning
+        pruning = self._manifest.pruning
         ratio = pruning.ratio if ratio is None else check_ratio(ratio)
         if pruning.method == "none" and ratio > 0:
             raise UsageError(f"ratio {ratio}: this bundle was exported with --method none and keeps every token")
@@ -44,10 +39,10 @@ class ImageSide:
 
     def preprocess(self, images: Sequence[ImageSource]) -> np.ndarray:
         """pixel_values float32 [B, 3, H, W]."""
-        return preprocess([load_image(image) for image in images], self.manifest.image)
+        return preprocess([load_image(image) for image in images], self._manifest.image)
 
     def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = ()) -> Encoded:
-        """What the vision encoder makes of pixel_values float32 [B, 3, H, W], with prompts if the Q-Former reads them.
+        """Image embeddings of pixel_values float32 [B, 3, H, W], and the prompts' tokens if the Q-Former reads them.
 
         Raises:
             UsageError: this bundle's Q-Former reads prompts, and there is not one for each image.
@@ -57,7 +52,11 @@ class ImageSide:
                 f"{len(pixel_values)} images and {len(prompts)} prompts: the Q-Former of this bundle reads the prompt "
                 "too; give one for each image"
             )
-        return {**self._vision.bind({"pixel_values": pixel_values}).run(), **self.instruct(prompts)}
+        return {**self.see(pixel_values), **self.instruct(prompts)}
+
+    def see(self, pixel_values: np.ndarray) -> Mapping[str, Value]:
+        """Outputs of the vision encoder: image_embeds [B, I, Dv], and image_weights [B, I] where votes read them."""
+        return self._vision.bind({"pixel_values": pixel_values}).run()
 
     def instruct(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """instruction_ids and instruction_mask int64 [B, T], padded on the right; nothing where no Q-Former reads them.
@@ -68,7 +67,7 @@ class ImageSide:
         if self._instructions is None:
             return {}
         ids, lengths = padded([self._instructions.encode(prompt) for prompt in prompts], 0)
-        limit = self.manifest.text.max_instruction
+        limit = self._manifest.text.max_instruction
         if limit is not None and ids.shape[1] > limit:
             raise UsageError(f"prompt: {ids.shape[1]} tokens for the Q-Former, which takes {limit}; give a shorter one")
         return {
@@ -83,7 +82,7 @@ class ImageSide:
 
     def votes(self, encoded: Encoded) -> Votes:
         """All query tokens and what is to be said about them, in host memory: for choices that the graph can't make."""
-        outputs = self._run_qformer(encoded, self.manifest.pruning.num_query_tokens)
+        outputs = self._run_qformer(encoded, self._manifest.pruning.num_query_tokens)
         left_out = ("kept_indices", "kept_embeds")
         return Votes(
             outputs["kept_embeds"].numpy(),
@@ -92,17 +91,19 @@ class ImageSide:
 
     def _run_qformer(self, encoded: Encoded, kept: int) -> Mapping[str, DeviceTensor]:
         inputs: dict[str, Value] = {"num_kept": np.array([kept], np.int64)}
-        for tensor in self.manifest.graphs["qformer_voting"].inputs:
+        for tensor in self._manifest.graphs["qformer_voting"].inputs:
             if tensor.name not in inputs:
                 inputs[tensor.name] = encoded[tensor.name]
         return self._qformer.bind(inputs).run()
 
-    def _check_mass(self, mass: float | None) -> None:
-        if check_mass(mass) is not None and self.manifest.pruning.method == "none":
+    def check_mass(self, mass: float | None) -> None:
+        """Raises UsageError where a share of the votes is out of range, or this bundle keeps every token."""
+        if check_mass(mass) is not None and self._manifest.pruning.method == "none":
             raise UsageError(f"keep mass {mass}: this bundle was exported with --method none and keeps every token")
 
-    def _groups(self, votes: Votes, mass: float) -> list[tuple[list[int], Pruned]]:
+    def by_mass(self, encoded: Encoded, mass: float) -> list[tuple[list[int], Pruned]]:
         """Rows that keep equally many tokens, together: the language model's prefix has one length for a batch."""
+        votes = self.votes(encoded)
         counts = num_kept_by_mass(votes.scores, mass)
         groups = []
         for kept in np.unique(counts):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from catp.runtime.bundle.chains import DECODE_GRAPH, LanguageKind
 from catp.runtime.bundle.folder import Bundle
-from catp.runtime.bundle.manifest import DECODE_GRAPH, LanguageKind
 from catp.runtime.language_models.base import LanguageModel
 from catp.runtime.language_models.decoder_only import DecoderOnly
 from catp.runtime.language_models.encoder_decoder import EncoderDecoder

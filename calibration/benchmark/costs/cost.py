@@ -28,7 +28,8 @@ from catp.calibration.benchmark.costs.geometry import (
     QFormerGeometry,
     VisionGeometry,
 )
-from catp.runtime.bundle.manifest import DECODE_GRAPH, GraphSpec, Manifest
+from catp.runtime.bundle.chains import DECODE_GRAPH
+from catp.runtime.bundle.manifest import GraphSpec, Manifest
 
 
 class Cost(BaseModel):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from catp.calibration.benchmark.contenders.described import Described
 from catp.calibration.benchmark.contenders.subject import OURS, STAGES, WHOLE, Case, prunes
@@ -20,6 +20,7 @@ from catp.calibration.benchmark.timing.rounds import Measured
 from catp.calibration.benchmark.timing.summary import PERCENTILES, Summary, needed, summarize
 from catp.calibration.benchmark.vote.break_even import BreakEven
 from catp.runtime.bundle.folder import is_dir
+from catp.runtime.bundle.strict import Strict
 from catp.runtime.errors import CatpError, UsageError
 
 NOISY = 0.1
@@ -28,11 +29,7 @@ CROWDED = 0.02
 """Share of the CPUs' time that others may use before a run is called noisy."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Setup(_Strict):
+class Setup(Strict):
     """What was asked, and how it was timed."""
 
     provider: str
@@ -57,7 +54,7 @@ class Setup(_Strict):
         return [Case(size, subject, ratio) for size in self.batches for ratio in ratios]
 
 
-class Load(_Strict):
+class Load(Strict):
     """What it took to get a subject ready."""
 
     subject: str
@@ -69,7 +66,7 @@ class Load(_Strict):
     peak_bytes: int = Field(description="highest host memory of the process so far; subjects are loaded in this order")
 
 
-class Result(_Strict):
+class Result(Strict):
     """One setting."""
 
     subject: str
@@ -94,7 +91,7 @@ class Result(_Strict):
         return Case(self.batch, self.subject, self.ratio)
 
 
-class Speedup(_Strict):
+class Speedup(Strict):
     """How many times as long the baseline takes, paired by round; above 1 this setting is faster."""
 
     subject: str
@@ -105,7 +102,7 @@ class Speedup(_Strict):
     by_stage: dict[str, Ratio]
 
 
-class Report(_Strict):
+class Report(Strict):
     """The whole of report.json."""
 
     schema_version: Literal[1] = 1

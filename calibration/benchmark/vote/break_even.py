@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from catp.calibration.benchmark.costs.base import Workload
 from catp.calibration.benchmark.costs.cost import language_weight_bytes, matrix_weights, prefill_cost
 from catp.calibration.benchmark.costs.geometry import LanguageGeometry
 from catp.calibration.benchmark.timing.intervals import Difference
 from catp.runtime.bundle.manifest import GraphSpec
+from catp.runtime.bundle.strict import Strict
 
 LARGEST_MODEL = 10**12
 LARGEST_BATCH = 1024
@@ -27,11 +28,7 @@ LARGEST_BATCH = 1024
 Verdict = Literal["yes", "no", "unclear"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Thresholds(_Strict):
+class Thresholds(Strict):
     """The smallest of each, all else as it was timed, at which prefill saves more than the vote costs; None: none."""
 
     layers: int | None = Field(description="of the language model, its width in proportion")
@@ -40,7 +37,7 @@ class Thresholds(_Strict):
     batch: int | None
 
 
-class Payoff(_Strict):
+class Payoff(Strict):
     """One batch size at one ratio."""
 
     batch: int
@@ -57,7 +54,7 @@ class Payoff(_Strict):
     at_limit: Thresholds | None = Field(description="where arithmetic runs as fast as the machine was seen to do any")
 
 
-class BreakEven(_Strict):
+class BreakEven(Strict):
     """What the vote costs on this machine, and what it takes to earn that back."""
 
     rounds: int = Field(description="in which the Q-Former graphs were timed")

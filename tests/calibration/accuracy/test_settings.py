@@ -17,7 +17,7 @@ def exported(pipeline: Pipeline, method: str, *compared: str) -> Manifest:
         "qformer_voting": qformer.model_copy(update={"outputs": (*qformer.outputs, *more)}),
     }
     pruning = manifest.pruning.model_copy(update={"method": method})
-    return manifest.model_copy(update={"graphs": graphs, "pruning": pruning})
+    return manifest.model_copy(update={"graphs": graphs, "vote": pruning})
 
 
 def test_every_combination_is_a_setting() -> None:

@@ -13,7 +13,7 @@ from catp.calibration.benchmark.kernels import UNSEEN, _runs, _summarize
 from catp.calibration.benchmark.results.report import Report
 from catp.calibration.commands.bench import app
 from catp.calibration.commands.calibrate import app as calibrate
-from catp.runtime.bundle.manifest import DECODE_GRAPH
+from catp.runtime.bundle.chains import DECODE_GRAPH
 
 RUNNER = CliRunner()
 

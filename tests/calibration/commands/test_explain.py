@@ -134,7 +134,7 @@ def test_it_draws_a_page(diagnostics_bundle: Path, tmp_path: Path, arguments: li
     assert result.exit_code == 0, result.output
     full, pruned = result.stdout.splitlines()
     assert full.startswith("all 32 query tokens: ") and " of 32 (" in pruned
-    assert result.stderr.split() == ["Wrote", str(output)]
+    assert result.stderr.splitlines()[-1] == f"Wrote {output}"  # on a busy machine, steps that last are named before
     assert os.listdir(tmp_path) == ["explained.png"]
     with Image.open(output) as picture:
         picture.load()

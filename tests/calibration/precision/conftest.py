@@ -20,8 +20,8 @@ from catp.calibration.precision.formats.base import single_layer
 from catp.calibration.precision.graph import FloatGraph
 from catp.calibration.precision.layers import Layer
 from catp.export.demo import scenes
+from catp.runtime.bundle.chains import GRAPHS
 from catp.runtime.bundle.folder import open_bundle
-from catp.runtime.bundle.manifest import GRAPHS
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[bytes | Path, Path, Mapping[str, np.ndarray]], Arrays]

@@ -18,8 +18,8 @@ from catp.calibration.commands.calibrate import app
 from catp.calibration.precision.report import PrecisionReport
 from catp.export.demo import scenes
 from catp.runtime import BundleError, Pipeline
+from catp.runtime.bundle.chains import DECODE_GRAPH, GRAPHS
 from catp.runtime.bundle.folder import open_bundle
-from catp.runtime.bundle.manifest import DECODE_GRAPH, GRAPHS
 from catp.runtime.commands.inspect import app as inspect_app
 from catp.runtime.providers.base import to_host
 

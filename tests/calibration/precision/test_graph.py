@@ -13,7 +13,7 @@ from catp.calibration.precision.formats.base import Range
 from catp.calibration.precision.graph import TAP, FloatGraph, serialized
 from catp.calibration.precision.recipe import make_recipe
 from catp.export.writing.external_data import save_model
-from catp.runtime.bundle.manifest import GRAPHS
+from catp.runtime.bundle.chains import GRAPHS
 
 BUNDLES = ("demo_bundle", "odd_bundle", "half_bundle")
 

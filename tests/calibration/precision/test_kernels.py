@@ -11,8 +11,8 @@ import pytest
 from catp.calibration.precision.formats.base import Range
 from catp.calibration.precision.graph import serialized
 from catp.calibration.precision.recipe import make_recipe
+from catp.runtime.bundle.chains import GRAPHS
 from catp.runtime.bundle.folder import open_bundle
-from catp.runtime.bundle.manifest import GRAPHS
 from catp.runtime.providers.onnx_runtime import OrtProvider
 
 INTEGER = {

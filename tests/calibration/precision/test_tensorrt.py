@@ -14,9 +14,9 @@ from catp.calibration.precision.recipe import make_recipe
 from catp.export.commands.build import app
 from catp.export.engines.targets import check_types
 from catp.runtime import UsageError
+from catp.runtime.bundle.chains import GRAPHS
 from catp.runtime.bundle.engine_sets import open_set, set_folders
 from catp.runtime.bundle.folder import open_bundle
-from catp.runtime.bundle.manifest import GRAPHS
 
 RUNNER = CliRunner()
 FEW = ("--questions", "10", "--no-sensitivity", "--for", "tensorrt")

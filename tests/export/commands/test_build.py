@@ -15,9 +15,9 @@ from catp.export.commands.build import app, parse_size
 from catp.export.commands.export import app as export_app
 from catp.export.engines import builder
 from catp.runtime import BundleError, UsageError
+from catp.runtime.bundle.chains import GRAPHS
 from catp.runtime.bundle.engine_sets import choose_set, open_set, set_folders
 from catp.runtime.bundle.folder import open_bundle, sha256
-from catp.runtime.bundle.manifest import GRAPHS
 from catp.runtime.commands.inspect import app as inspect_app
 
 trt = pytest.importorskip("tensorrt_rtx")

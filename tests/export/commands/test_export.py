@@ -22,8 +22,9 @@ from catp.export.graphs.vision_encoder import VisionEncoder
 from catp.export.voting import METHODS
 from catp.export.voting.catp import RankPoints
 from catp.runtime import Pipeline, UsageError
+from catp.runtime.bundle.chains import GRAPHS
 from catp.runtime.bundle.folder import open_bundle
-from catp.runtime.bundle.manifest import GRAPHS, Manifest, Method
+from catp.runtime.bundle.manifest import Manifest, Method
 
 RUNNER = CliRunner()
 CODE = "from catp.export.commands.export import app; app()"

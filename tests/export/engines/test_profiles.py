@@ -45,7 +45,7 @@ def test_the_number_kept_is_a_shape_tensor_or_baked_in(manifest: Manifest) -> No
 
 def test_a_bundle_that_never_prunes_keeps_every_token(manifest: Manifest) -> None:
     pruning = manifest.pruning.model_copy(update={"method": "none", "ratio": 0.0})
-    whole = manifest.model_copy(update={"pruning": pruning})
+    whole = manifest.model_copy(update={"vote": pruning})
     assert Limits().kept(whole) == (32, 32, 32)
     with pytest.raises(UsageError, match="keeps every token"):
         Limits(ratio=0.5).kept(whole)

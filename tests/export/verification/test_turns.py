@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from catp.export import turns
+from catp.export.verification import turns
 from catp.export.demo import samples
 from catp.runtime import Pipeline
 from catp.runtime.bundle.folder import Bundle, open_bundle

@@ -60,7 +60,7 @@ def test_bundles_must_be_of_one_size(demo_bundle: Path, tmp_path: Path) -> None:
         return manifest.model_copy(update={"text": manifest.text.model_copy(update={"max_positions": 128})})
 
     def unpruned(manifest: Manifest) -> Manifest:
-        return manifest.model_copy(update={"pruning": manifest.pruning.model_copy(update={"method": "none"})})
+        return manifest.model_copy(update={"vote": manifest.pruning.model_copy(update={"method": "none"})})
 
     short = variant(demo_bundle, tmp_path / "short", fewer_positions)
     with pytest.raises(UsageError, match=r"short: its number of positions is 128, that of .*demo-bundle is 256"):

@@ -137,7 +137,7 @@ def model(
     # No export is needed to know its sizes: 56 x 56 pixels, 24 queries.
     image = bundle.manifest.image.model_copy(update={"height": 56, "width": 56})
     pruning = bundle.manifest.pruning.model_copy(update={"num_query_tokens": 24})
-    manifest = bundle.manifest.model_copy(update={"image": image, "pruning": pruning})
+    manifest = bundle.manifest.model_copy(update={"image": image, "vote": pruning})
     return load_checkpoint(str(odd_checkpoint)), Bundle(odd_checkpoint, manifest)
 
 

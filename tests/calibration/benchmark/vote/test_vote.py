@@ -48,5 +48,5 @@ def test_what_keeps_the_vote_from_being_timed_is_said(demo_bundle: Path) -> None
     assert "provider cuda" in str(why_not(manifest, setup.model_copy(update={"provider": "cuda"})))
     t5 = manifest.model_copy(update={"model": manifest.model.model_copy(update={"language": "encoder-decoder"})})
     assert "one pass at one rate" in str(why_not(t5, setup))
-    none = manifest.model_copy(update={"pruning": manifest.pruning.model_copy(update={"method": "none"})})
+    none = manifest.model_copy(update={"vote": manifest.pruning.model_copy(update={"method": "none"})})
     assert "has no vote" in str(why_not(none, setup))

@@ -17,7 +17,7 @@ from catp.calibration.precision.rewrites.heads import split_heads_inside
 from catp.calibration.precision.rewrites.joint_products import join_products
 from catp.calibration.precision.rewrites.parted_products import part_products
 from catp.calibration.precision.rewrites.votes import count_in_integers
-from catp.runtime.bundle.manifest import GRAPHS
+from catp.runtime.bundle.chains import GRAPHS
 
 BUNDLES = ("demo_bundle", "odd_bundle")
 """The second has gates, grouped heads, another number of queries, and no biases in its language model."""

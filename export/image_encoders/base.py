@@ -1,0 +1,40 @@
+"""The interface of an image encoder: its graphs, and what they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+
+from catp.export.graphs import Graph
+
+
+class ImageEncoder(Protocol):
+    """The part of a family before the Q-Former.
+
+    `catp.runtime.image_sides` runs what it exports, by the name in `side`.
+    """
+
+    side: str
+    """A name in `catp.runtime.bundle.chains.IMAGE_STAGES`: its first stages are these graphs, in this order."""
+
+    def set_dtype(self, model: Any, dtype: torch.dtype) -> None:
+        """Turn the weights of these graphs into `dtype`, in place."""
+        ...
+
+    def graphs(self, model: Any, image_weights: bool) -> Iterator[Graph]:
+        """The graphs; the last one outputs image_embeds [B, I, Dv].
+
+        Args:
+            image_weights: whether it outputs image_weights float32 [B, I] as well, for a vote that reads them.
+        """
+        ...
+
+    def embed(self, model: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image embeddings [B, I, Dv] and image weights [B, I] by plain PyTorch, which shares nothing with the graphs.
+
+        Args:
+            pixel_values: float32 [B, 3, H, W].
+        """
+        ...

@@ -1,0 +1,121 @@
+"""Chains: the graphs of a task in the order in which they run, and what reports call them.
+
+A chain is an image side, which turns pictures into what a language model reads first, followed by a language part. A
+bundle's chain follows from the graphs that it has and from its kind of language model, so `catp.json` does not name it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from catp.runtime.bundle.manifest import Manifest
+
+LanguageKind = Literal["decoder-only", "encoder-decoder", "none"]
+"""Kind of language model, which decides the graphs that drive it; none: the model scores texts."""
+
+DECODE_GRAPH: Final = "language_model_decode"
+"""In some calibrated bundles, the graph that takes decode steps in place of language_model, which reads the prompts:
+other weights, the same inputs, outputs and cache."""
+
+
+def made_from(graph: str) -> str:
+    """The graph of a floating-point bundle that a calibrated one is made from."""
+    return "language_model" if graph == DECODE_GRAPH else graph
+
+
+def _accept(_: Manifest) -> None:
+    """No check."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One graph of a chain.
+
+    Args:
+        graph: its name in the manifest, and of its file.
+        labels: the parts of an answer that reports name and that it computes; a graph with a cache may have two.
+        check: raises ValueError where the manifest contradicts the graph's tensors.
+    """
+
+    graph: str
+    labels: tuple[str, ...]
+    check: Callable[[Manifest], None] = _accept
+
+
+@dataclass(frozen=True)
+class Chain:
+    """All stages of a bundle.
+
+    Args:
+        image_side: a name in IMAGE_STAGES, and of what runs them (`catp.runtime.image_sides.IMAGE_SIDES`).
+    """
+
+    image_side: str
+    language: LanguageKind
+    stages: tuple[Stage, ...]
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs, in the order of the pipeline."""
+        return tuple(stage.graph for stage in self.stages)
+
+
+def _check_image_size(manifest: Manifest) -> None:
+    if manifest.tensor("pixel_values").shape[2:] != (manifest.image.height, manifest.image.width):
+        raise ValueError("image: not the size that the vision encoder takes")
+
+
+def _check_query_tokens(manifest: Manifest) -> None:
+    if manifest.vote is None:
+        raise ValueError("pruning: missing, and the bundle has a graph that votes")
+    if manifest.tensor("token_scores").shape[1:] != (manifest.vote.num_query_tokens,):
+        raise ValueError("pruning.num_query_tokens: not the number that the Q-Former graph scores")
+
+
+IMAGE_STAGES: dict[str, tuple[Stage, ...]] = {
+    "voted-queries": (
+        Stage("vision_encoder", ("vision",), _check_image_size),
+        Stage("qformer_voting", ("qformer",), _check_query_tokens),
+    ),
+}
+"""Image sides by name."""
+
+LANGUAGE_STAGES: dict[LanguageKind, tuple[Stage, ...]] = {
+    "decoder-only": (Stage("language_model", ("prefill", "decode")),),
+    "encoder-decoder": (Stage("text_encoder", ("prefill",)), Stage("text_decoder", ("prefill", "decode"))),
+    "none": (Stage("text_embedding", ("text",)), Stage("image_text_matching", ("match",))),
+}
+"""What follows, by kind of language model."""
+
+
+def make_chain(image_side: str, language: LanguageKind) -> Chain:
+    """The chain of an image side and a kind of language model."""
+    return Chain(image_side, language, (*IMAGE_STAGES[image_side], *LANGUAGE_STAGES[language]))
+
+
+def find_chain(graphs: Iterable[str], language: LanguageKind) -> Chain:
+    """The chain whose graphs a bundle has.
+
+    Raises:
+        ValueError: it has not all graphs of any; the message names those that the nearest one lacks.
+    """
+    found = set(graphs)
+    chains = [make_chain(image_side, language) for image_side in IMAGE_STAGES]
+    missing = {chain: [graph for graph in chain.graphs if graph not in found] for chain in chains}
+    nearest = min(chains, key=lambda chain: len(missing[chain]))
+    if missing[nearest]:
+        raise ValueError(f"graphs: {', '.join(missing[nearest])} missing")
+    return nearest
+
+
+def graphs_of(label: str) -> tuple[str, ...]:
+    """Every graph, of any chain, that computes the part of an answer with this label."""
+    stages = [stage for table in (IMAGE_STAGES, LANGUAGE_STAGES) for group in table.values() for stage in group]
+    return tuple(dict.fromkeys(stage.graph for stage in stages if label in stage.labels))
+
+
+GRAPHS: Final = make_chain("voted-queries", "decoder-only").graphs
+"""The graphs that calibration of precision knows: BLIP-2's with a decoder-only language model."""
