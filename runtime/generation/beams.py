@@ -137,14 +137,15 @@ class _Search:
         )
 
     def _continuations(self, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Beam, last token and score of the best continuations, or of some at random; totals: float32 [beams, V]."""
+        """Beam, last token and score of the best continuations, or of some drawn, best first; totals: float32 [beams, V]."""
         every = totals.ravel()
         count = min(self._looked_at, every.size)
         if self._settings.do_sample:
             chosen = draw_several(every, count, self._rng)
         else:
             chosen = np.sort(np.argpartition(-every, count - 1)[:count])
-            chosen = chosen[np.argsort(-every[chosen], kind="stable")]
+        # Also what was drawn: since transformers 5.24 the likeliest of it go on, not the first drawn.
+        chosen = chosen[np.argsort(-every[chosen], kind="stable")]
         parents, tokens = np.divmod(chosen, totals.shape[1])
         return parents, tokens, every[chosen]
 
