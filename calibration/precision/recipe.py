@@ -106,7 +106,7 @@ def make_recipe(
 ) -> Recipe:
     """A recipe with the activations that suit it best where none are asked for.
 
-    On a CPU, scaling every call by what it brings was as fast as known scales, and closer (README, Precision).
+    On a CPU, scaling every call by what it brings was as fast as known scales, and closer (docs/precision.md).
 
     Raises:
         UsageError: it can't be computed so.

@@ -1,4 +1,4 @@
-"""The README's latency tables, made by one command: `make bench`, or `python tests/benchmarks/mid_size.py`.
+"""The latency tables of docs/benchmark.md, made by one command: `make bench`, or `python tests/benchmarks/mid_size.py`.
 
 A model of middle size (12 layers of 768 in each part) is made with random weights, exported, calibrated to INT8 and to
 INT8 with INT4 decode steps; then catp-bench times these three bundles, Hugging Face transformers and OpenVINO in the
@@ -131,7 +131,7 @@ def main(
     iterations: Annotated[int, typer.Option(min=1, help="Rounds.")] = 30,
     record: Annotated[Path | None, typer.Option(help="Print the tables of this report, and time nothing.")] = None,
 ) -> None:
-    """Make the README's latency tables."""
+    """Make the latency tables of docs/benchmark.md."""
     if record is None:
         prepare(folder)
         time_all(folder, iterations, RECORD)

@@ -1,4 +1,4 @@
-"""What the README claims of the duplicate-aware methods holds through the exported graphs."""
+"""What docs/accuracy.md claims of the duplicate-aware methods holds through the exported graphs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The README is true: its commands run as written, in order, in one folder; its figures are those they print."""
+"""The documents are true: commands run as written, page by page, in one folder; figures are those they print."""
 
 import json
 import os
@@ -6,36 +6,40 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from documents import OTHERS, PAGES, ROOT, anchors, blocks, links, table, text_of
 
 from catp.calibration.accuracy.report import Report
 from catp.calibration.benchmark.contenders.subject import OURS, Case
 from catp.calibration.benchmark.results.report import read_report
 from catp.calibration.precision.report import PrecisionReport
 from catp.export.demo import samples
+from catp.export.verification.parity import KEPT_MISMATCH, RELATIVE_ERROR, TOKEN_MISMATCH
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
 VENV = Path(sys.prefix)
 MODEL = "Salesforce/blip2-opt-2.7b"
 
+COMMANDS = list(
+    dict.fromkeys(
+        line.removeprefix("$ ") for page in PAGES for block in blocks(page, "console") for line in block.splitlines()
+    )
+)
+"""Each once, where it first appears."""
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-
-
-COMMANDS = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
-
-
-DIAGNOSTICS = "catp-export --diagnostics -o "
+MADE = {
+    "catp-export --diagnostics -o build/demo-diagnostics": "diagnostics_bundle",
+    "catp-export --model Salesforce/blip2-itm-vit-g -o itm-bundle": "retrieval_bundle",
+}
+"""Commands whose output a fixture made: the same command, of a tiny checkpoint where the document names the Hub's."""
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory, odd_checkpoint: Path) -> Path:
-    """A copy of the tree, with a local folder where the README names a model of the Hub."""
-    folder = tmp_path_factory.mktemp("readme") / "clone"
+    """A copy of the tree, with a local folder where the documents name a model of the Hub."""
+    folder = tmp_path_factory.mktemp("documents") / "clone"
     ignore = shutil.ignore_patterns(".git", ".venv", "build", "*-bundle", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, folder, ignore=ignore)
     shutil.copytree(odd_checkpoint, folder / MODEL)
@@ -43,8 +47,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory, odd_checkpoint: Path) -> Pat
 
 
 @pytest.fixture(scope="module")
-def outputs(clone: Path, diagnostics_bundle: Path) -> dict[str, str]:
-    """What each command printed on standard output and standard error, in the README's order."""
+def outputs(clone: Path, request: pytest.FixtureRequest) -> dict[str, str]:
+    """What each command printed on standard output and standard error, in the order of the pages."""
     environment = {
         **os.environ,
         "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}",
@@ -55,9 +59,8 @@ def outputs(clone: Path, diagnostics_bundle: Path) -> dict[str, str]:
     for command in COMMANDS:
         if command == "make test":
             continue  # this very run
-        if command.startswith(DIAGNOSTICS):
-            # The fixture is what this very command made.
-            shutil.copytree(diagnostics_bundle, clone / command.removeprefix(DIAGNOSTICS))
+        if command in MADE:
+            shutil.copytree(request.getfixturevalue(MADE[command]), clone / command.rpartition(" -o ")[2])
             continue
         # The tests' own environment stands in for the one that make would create.
         run = command.replace("make ", f"make -o {VENV}/.installed VENV={VENV} ", 1)
@@ -67,8 +70,28 @@ def outputs(clone: Path, diagnostics_bundle: Path) -> dict[str, str]:
     return printed
 
 
-def test_it_has_the_two_commands_and_the_makefile_knows_them() -> None:
-    assert {"make demo", "make test"} <= set(COMMANDS)
+def test_every_page_is_listed() -> None:
+    assert set(PAGES) == {"README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))}
+    assert set(MADE) <= set(COMMANDS)
+
+
+def test_the_readme_is_an_introduction() -> None:
+    assert len(text_of("README.md").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS])
+def test_links_lead_somewhere(page: str) -> None:
+    for target in links(page):
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), f"{page} links to {target}"
+        assert not anchor or anchor in anchors(str(path.resolve().relative_to(ROOT))), f"{page} links to {target}"
+
+
+def test_the_readme_has_the_two_commands_and_the_makefile_knows_them() -> None:
+    assert {"make demo", "make test"} <= {
+        line.removeprefix("$ ") for block in blocks("README.md", "console") for line in block.splitlines()
+    }
     for target in ("demo", "test"):
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
     assert "make test" in (ROOT / ".ci" / "run").read_text()
@@ -77,7 +100,7 @@ def test_it_has_the_two_commands_and_the_makefile_knows_them() -> None:
 def test_make_demo_ends_with_the_right_answer(outputs: dict[str, str]) -> None:
     printed = outputs["make demo"].strip()
     assert samples()[0].answer in printed.splitlines()
-    assert samples()[0].answer in [block.strip() for block in blocks("text")]
+    assert samples()[0].answer in [block.strip() for block in blocks("README.md", "text")]
 
 
 def test_the_other_commands_do_what_they_say(outputs: dict[str, str]) -> None:
@@ -117,9 +140,30 @@ def test_a_bundle_is_quantised(outputs: dict[str, str]) -> None:
     assert samples()[0].answer in answer
 
 
+def test_texts_are_scored(outputs: dict[str, str]) -> None:
+    (printed,) = (output for command, output in outputs.items() if command.startswith("catp-match"))
+    assert re.match(r"match [01]\.\d{4}  similarity [+-][01]\.\d{4}  ", printed)
+
+
+def test_every_command_of_the_project_has_an_example_in_the_readme() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    shown = "\n".join(blocks("README.md", "console"))
+    assert [script for script in scripts if f"$ {script} " not in shown] == []
+
+
+def test_the_limits_of_half_precision_are_the_exports() -> None:
+    rows = {
+        name: [float(cell.removesuffix(" %")) for cell in cells]
+        for name, *cells in table("docs/precision.md", "limits")
+    }
+    assert set(rows) == set(RELATIVE_ERROR)
+    for name, (error, kept, answers) in rows.items():
+        wanted = RELATIVE_ERROR[name], 100 * KEPT_MISMATCH[name], 100 * TOKEN_MISMATCH[name]
+        assert (error, kept, answers) == pytest.approx(wanted)
+
+
 def test_the_precision_table_is_the_recorded_reports() -> None:
-    table = README[README.index("\n| for | matrix products |") + 1 :].partition("\n\n")[0]
-    rows = [line.strip("|").split("|") for line in table.splitlines()[2:]]
+    rows = table("docs/precision.md", "for | matrix products")
     folder = ROOT / "export" / "demo" / "accuracy" / "precision"
     assert {path.name for path in folder.iterdir()} == {row[1].rpartition("/")[2].strip(") ") for row in rows}
     for purpose, link, *cells in rows:
@@ -127,7 +171,7 @@ def test_the_precision_table_is_the_recorded_reports() -> None:
         found, graphs = report.calibration, report.graphs
         assert report.confirmed and found is not None and graphs is not None and found.questions == 1000
         quantised = [size.quantization for size in graphs.values() if size.quantization]
-        assert {quantization.purpose for quantization in quantised} == {purpose.strip()}
+        assert {quantization.purpose for quantization in quantised} == {purpose}
         figures = [[float(number) for number in re.findall(r"[-+]?\d+(?:\.\d+)?", cell)] for cell in cells]
         for claimed, change in zip(figures, found.accuracy):
             assert claimed == pytest.approx([100 * x for x in (change.after, *change.interval_95)], abs=0.051)
@@ -145,15 +189,16 @@ def test_the_latency_tables_are_the_recorded_report() -> None:
     folder = ROOT / "tests" / "benchmarks"
     command = [sys.executable, str(folder / "mid_size.py"), "--record", str(folder / "records" / "mid-size.json")]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    tables = [table.strip() for table in printed.split("\n\n")]
-    assert len(tables) == 4 and all(table in README for table in tables)
+    tables = [found.strip() for found in printed.split("\n\n")]
+    assert len(tables) == 4 and all(found in text_of("docs/benchmark.md") for found in tables)
     report = read_report(folder / "records" / "mid-size.json")
     assert not report.noisy and not [note for note in report.notes if "other tokens" in note]
 
 
 def test_what_is_said_of_pruning_at_full_size_is_the_recorded_report() -> None:
     report = read_report(ROOT / "tests" / "benchmarks" / "records" / "blip2-opt-2.7b.json")
-    text = " ".join(README[README.index("at the sizes of blip2-opt-2.7b") :].partition("\n- ")[0].split())
+    page = text_of("docs/benchmark.md")
+    text = " ".join(page[page.index("At the sizes of blip2-opt-2.7b") :].partition("\n\n")[0].split())
     before, after = (report.result(Case(1, OURS, ratio)).milliseconds for ratio in (0.0, 0.5))
     assert f"takes {after['prefill'].p50:.0f} ms instead of {before['prefill'].p50:.0f}" in text
     (pruned,) = report.speedups
@@ -174,10 +219,9 @@ def recorded(seed: int) -> Report:
 
 
 def rows_of(heading: str) -> list[tuple[str, list[list[float]]]]:
-    """Of the table with that first heading: per row its method, and the numbers of each cell."""
-    table = README[README.index(f"\n| {heading} |") + 1 :].partition("\n\n")[0]
-    rows = [line.replace("*", "").strip("|").split("|") for line in table.splitlines()[2:]]
-    return [(row[0].strip(), [[float(n) for n in re.findall(r"[\d.]+", cell)] for cell in row[1:]]) for row in rows]
+    """Of the accuracy page's table with that first heading: per row its method, and the numbers of each cell."""
+    rows = [[cell.replace("*", "") for cell in row] for row in table("docs/accuracy.md", heading)]
+    return [(method, [[float(n) for n in re.findall(r"[\d.]+", cell)] for cell in cells]) for method, *cells in rows]
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
@@ -204,12 +248,11 @@ def test_the_second_models_table_is_the_recorded_report() -> None:
 
 
 def test_the_accuracy_table_is_what_the_command_prints(outputs: dict[str, str]) -> None:
-    def figures(text: str) -> list[list[float]]:
-        rows = [re.findall(r"\d+(?:\.\d+)?", line) for line in text.splitlines() if line.count("%") >= 2]
-        return [[float(number) for number in row] for row in rows]
+    def figures(line: str) -> list[float]:
+        return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", line)]
 
-    table = README[README.index("catp-eval build/demo-bundle") :].partition("\nThe demo's queries")[0]
-    printed, claimed = figures(outputs["catp-eval build/demo-bundle"]), figures(table)
+    printed = [figures(line) for line in outputs["catp-eval build/demo-bundle"].splitlines() if line.count("%") >= 2]
+    claimed = [figures(" ".join(row)) for row in table("docs/accuracy.md", "ratio | tokens kept")]
     assert len(claimed) == 5
     for row, expected in zip(claimed, printed, strict=True):
         assert row[:2] == expected[:2]  # ratio, tokens kept
@@ -217,8 +260,11 @@ def test_the_accuracy_table_is_what_the_command_prints(outputs: dict[str, str]) 
         assert row[2:] == pytest.approx(expected[2:], abs=1.0)
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[-2].strip())
-def test_the_python_examples_run(clone: Path, outputs: dict[str, str], code: str) -> None:
+EXAMPLES = [(page, code) for page in PAGES for code in blocks(page, "python")]
+
+
+@pytest.mark.parametrize(("page", "code"), EXAMPLES, ids=[page for page, _ in EXAMPLES])
+def test_the_python_examples_run(clone: Path, outputs: dict[str, str], page: str, code: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(samples()[0].answer)
