@@ -12,7 +12,8 @@ from catp.calibration.benchmark.costs.base import StageCost
 from catp.calibration.benchmark.costs.cost import Cost
 from catp.calibration.benchmark.machine import Machine
 from catp.calibration.benchmark.rates import Rates
-from catp.calibration.benchmark.results.report import Report, Setup, make_report
+from catp.calibration.benchmark.results.report import Report, make_report
+from catp.calibration.benchmark.timing.conditions import Setup
 from catp.calibration.benchmark.timing.rounds import Measured
 from catp.runtime.bundle.manifest import ModelSpec
 

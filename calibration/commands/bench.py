@@ -29,10 +29,11 @@ from catp.calibration.benchmark.machine import available_cpus, describe_machine,
 from catp.calibration.benchmark.options import ITERATIONS, parse_batches, parse_ratios, parse_rounds
 from catp.calibration.benchmark.rates import measure_rates
 from catp.calibration.benchmark.results.compare import compare
-from catp.calibration.benchmark.results.report import Report, Setup, make_report, read_report
+from catp.calibration.benchmark.results.report import Report, make_report, read_report
 from catp.calibration.benchmark.results.screen import counted, show, show_notes, show_table
 from catp.calibration.benchmark.results.tables import change_table, cost_table
 from catp.calibration.benchmark.synthetic import Geometry, made
+from catp.calibration.benchmark.timing.conditions import Setup
 from catp.calibration.benchmark.timing.loading import load_subjects
 from catp.calibration.benchmark.timing.rounds import MOST_ROUNDS, Rounds, measure
 from catp.calibration.benchmark.vote.payoff import find_break_even

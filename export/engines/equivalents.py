@@ -16,7 +16,7 @@ def commands(bundle: Path, request: PlanRequest) -> list[str]:
     onnx_file = str(Path(PREPARED) / f"{request.graph}.onnx")
     plan = str(plan_file(Path(PREPARED), request.graph))
     fixed = [word for name, number in request.fixed.items() for word in ("--fix", f"{name}={number}")]
-    prepare = ["python", "-m", "catp.export.engines.prepare", str(bundle), request.graph, "-o", PREPARED, *fixed]
+    prepare = ["python", "-m", "catp.export.commands.prepare", str(bundle), request.graph, "-o", PREPARED, *fixed]
     lines = [shlex.join(prepare), shlex.join(_polygraphy(request, onnx_file, plan))]
     if request.target == "tensorrt-rtx":
         lines[-1] = f"POLYGRAPHY_USE_TENSORRT_RTX=1 {lines[-1]}"

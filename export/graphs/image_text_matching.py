@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from catp.export.graphs import Graph, interface_dtype
-from catp.export.graphs.text_embedding import TEXT, seen_by_all
+from catp.export.graphs.masks import seen_by_all
+from catp.export.graphs.text_embedding import TEXT
 
 
 class ImageTextMatching(torch.nn.Module):

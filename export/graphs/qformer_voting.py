@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from catp.export.graphs import Graph, interface_dtype, operators
-from catp.export.graphs.text_embedding import seen_by_all
+from catp.export.graphs.masks import seen_by_all
 from catp.export.voting import RankPoints, VotingMethod
 from catp.export.voting.base import Evidence
 from catp.runtime.bundle.manifest import LAYER_POINTS, QUERY_ATTENTION, scores_of

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from catp.export.graphs import Graph
+from catp.export.graphs.masks import seen_by_all
 
 TEXT = ("text_ids", "text_mask")
 
@@ -31,11 +32,6 @@ class TextEmbedding(torch.nn.Module):
             attention_mask=seen_by_all(text_mask.bool()),
         ).last_hidden_state
         return torch.nn.functional.normalize(self.projection(hidden[:, 0]), dim=-1)
-
-
-def seen_by_all(visible: torch.Tensor) -> torch.Tensor:
-    """bool [B,1,L,L] of bool [B,L]: a row for every token that looks, as ONNX Runtime's Attention wants it."""
-    return visible[:, None, None, :].expand(-1, -1, visible.shape[1], -1)
 
 
 def graph(model: Any) -> Graph:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from catp.calibration.benchmark.contenders.subject import OURS, Question, Subject
 from catp.calibration.benchmark.machine import peak_memory, resident_memory
-from catp.calibration.benchmark.results.report import Load, Setup
+from catp.calibration.benchmark.timing.conditions import Load, Setup
 from catp.calibration.benchmark.timing.rounds import warm_up
 from catp.runtime.commands.console import busy
 from catp.runtime.providers.cuda import device_memory

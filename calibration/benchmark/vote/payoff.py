@@ -9,7 +9,7 @@ from catp.calibration.benchmark.costs.base import Workload
 from catp.calibration.benchmark.costs.cost import Cost
 from catp.calibration.benchmark.costs.geometry import Geometry, LanguageGeometry
 from catp.calibration.benchmark.rates import Rates, best_rates
-from catp.calibration.benchmark.results.report import Setup
+from catp.calibration.benchmark.timing.conditions import Setup
 from catp.calibration.benchmark.timing.intervals import Difference, paired_difference
 from catp.calibration.benchmark.timing.rounds import Measured
 from catp.calibration.benchmark.timing.summary import percentile

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from catp.calibration.benchmark.contenders.registry import check_installed
 from catp.calibration.benchmark.contenders.subject import Case, Question, Sample, Subject
-from catp.calibration.benchmark.results.report import Setup
+from catp.calibration.benchmark.timing.conditions import Setup
 from catp.calibration.benchmark.timing.rounds import Measured, Rounds, measure, warm_up
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError

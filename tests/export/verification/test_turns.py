@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from catp.export.verification import turns
 from catp.export.demo import samples
+from catp.export.verification import turns
 from catp.runtime import Pipeline
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.providers import open_provider

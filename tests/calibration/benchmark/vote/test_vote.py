@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from catp.calibration.benchmark.results.report import Setup
+from catp.calibration.benchmark.timing.conditions import Setup
 from catp.calibration.benchmark.vote.vote import why_not
 from catp.calibration.benchmark.vote.without_vote import without_vote
 from catp.runtime import Pipeline

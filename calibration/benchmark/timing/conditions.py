@@ -1,0 +1,47 @@
+"""Conditions of a measurement: what was asked, how it was timed, and what it took to get ready."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from catp.calibration.benchmark.contenders.subject import Case, prunes
+from catp.runtime.bundle.strict import Strict
+
+
+class Setup(Strict):
+    """What was asked, and how it was timed."""
+
+    provider: str
+    engines: str | None
+    threads: int
+    batches: tuple[int, ...]
+    ratios: tuple[float, ...]
+    against: tuple[str, ...] = Field(description="contenders: runtimes, and bundles by the names of their folders")
+    prompt_tokens: int
+    new_tokens: int = Field(description="generated exactly; an end token ends nothing")
+    image_size: tuple[int, int] = Field(description="width and height of the pictures, in memory when timing begins")
+    seed: int
+    warmup: int = Field(description="untimed runs of each setting")
+    load_excluded: Literal[True] = True
+    warmup_excluded: Literal[True] = True
+    clock: str = "host clock, the device synchronised after each stage; vision and Q-Former on TensorRT by CUDA events"
+    order: str = "every setting once per round, in an order drawn anew for each round"
+
+    def cases(self, subject: str) -> list[Case]:
+        """The settings in which it is timed."""
+        ratios = self.ratios if prunes(subject) else (0.0,)
+        return [Case(size, subject, ratio) for size in self.batches for ratio in ratios]
+
+
+class Load(Strict):
+    """What it took to get a subject ready."""
+
+    subject: str
+    verify_seconds: float | None = Field(description="comparing every file of the bundle with its sha256")
+    load_seconds: float
+    warmup_seconds: float
+    resident_bytes: int | None = Field(description="host memory that the process gained by load and warm-up")
+    device_bytes: int | None = Field(default=None, description="device memory gained by it; None on a CPU")
+    peak_bytes: int = Field(description="highest host memory of the process so far; subjects are loaded in this order")
