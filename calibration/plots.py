@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from catp.runtime.commands.console import check_file_output
 from catp.runtime.errors import UsageError
+from catp.runtime.files import check_file_output
 
 
 def check_plot(plot: Path | None) -> None:

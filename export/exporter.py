@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +29,7 @@ from catp.export.voting import VotingMethod, make_method
 from catp.export.writing.writer import write_graph
 from catp.runtime.bundle.engine_sets import ENGINES, reusable_sets
 from catp.runtime.bundle.folder import Bundle, file_spec, write_manifest
+from catp.runtime.bundle.image_spec import ImageSpec
 from catp.runtime.bundle.manifest import (
     INSTRUCTION_TOKENIZER_FILE,
     GraphSpec,
@@ -43,12 +43,10 @@ from catp.runtime.bundle.manifest import (
 )
 from catp.runtime.bundle.publish import link_or_copy, published
 from catp.runtime.errors import CatpError, ParityError, UsageError
-from catp.runtime.inputs.images import ImageSpec, load_image
+from catp.runtime.inputs.images import load_image
+from catp.runtime.progress import Progress, silent
 from catp.runtime.providers import open_provider
 from catp.runtime.pruning import check_mass, check_ratio
-
-Step = Callable[[str], AbstractContextManager[object]]
-"""Called with what is being done; entered while it is."""
 
 LIBRARIES = (torch, transformers, onnx, onnxscript, onnxruntime)
 COMPARED = ("catp", "coverage", "distinct", "l2-norm", "self-attention")
@@ -77,7 +75,7 @@ def export_bundle(
     precision: Precision = "fp32",
     diagnostics: bool = False,
     overwrite: bool = False,
-    step: Step = lambda _: nullcontext(),
+    step: Progress = silent,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Export a checkpoint and publish the bundle once it has been verified.
@@ -218,7 +216,7 @@ def _write_graphs(
     compared: Sequence[VotingMethod] | None,
     precision: Precision,
     folder: Path,
-    step: Step,
+    step: Progress,
 ) -> dict[str, GraphSpec]:
     written: dict[str, GraphSpec] = {}
     model, family = checkpoint.model, checkpoint.family

@@ -10,7 +10,7 @@ import numpy as np
 
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import UsageError
-from catp.runtime.language_models.inputs import padded
+from catp.runtime.inputs.padding import padded
 from catp.runtime.providers.base import Provider, Value, to_host
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Unpack, get_args
 
 import numpy as np
@@ -370,6 +370,10 @@ class Pipeline:
     def preprocess(self, images: Sequence[ImageSource]) -> np.ndarray:
         """pixel_values float32 [B, 3, H, W]."""
         return self.image_side.preprocess(images)
+
+    def instruct(self, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """Inputs of the image side that are made of prompts, by name; none where votes don't depend on them."""
+        return self.image_side.instruct(prompts)
 
     def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = ()) -> Encoded:
         """Images encoded, with a prompt for each where votes depend on prompts."""

@@ -1,6 +1,7 @@
 """The folder says what a line may know."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,70 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("export", "runtime", "calibration")
+
+FLOORS = {
+    "runtime": (
+        ("errors",),
+        ("files", "progress"),
+        ("bundle",),
+        ("providers", "inputs", "pruning"),
+        ("language_models", "image_sides", "matching"),
+        ("generation", "answers"),
+        ("pipeline",),
+        ("commands",),
+    ),
+    "export": (
+        ("voting", "demo"),
+        ("graphs",),
+        ("language_models",),
+        ("image_encoders",),
+        ("families",),
+        ("checkpoints", "engines"),
+        ("writing", "verification"),
+        ("exporter",),
+        ("commands",),
+    ),
+    "calibration": (
+        ("data", "cache", "plots", "supported"),
+        ("accuracy", "benchmark", "explanation"),
+        ("ratio",),
+        ("precision",),
+        ("commands",),
+    ),
+}
+"""Rooms of each package from the ground up: a room imports from floors below its own, never from its own or above."""
+
+KEPT_IN = {
+    "rich": (
+        "runtime/commands",
+        "export/commands",
+        "calibration/commands",
+        "calibration/*/tables.py",
+        "calibration/ratio",
+        "calibration/benchmark/results",
+    ),
+    "starlette": ("runtime/server",),
+    "uvicorn": ("runtime/server",),
+    "matplotlib": (
+        "calibration/plots.py",
+        "calibration/explanation",
+        "calibration/benchmark/results",
+        "calibration/accuracy",
+    ),
+    "openvino": ("calibration/benchmark/contenders/openvino",),
+    "onnxruntime": (
+        "runtime/providers",
+        "export/exporter.py",
+        "calibration/precision",
+        "calibration/benchmark/rates.py",
+    ),
+    "tokenizers": ("runtime/inputs", "export/demo/untrained.py"),
+}
+"""Libraries that only these places import."""
+
+LOOSE = 8
+"""Modules beside the folders of a package, at most: more of them are a room that nobody named."""
 FORBIDDEN = {
     "runtime": ("torch", "transformers", "onnx", "safetensors", "catp.export", "catp.calibration"),
     "export": ("catp.calibration",),
@@ -52,7 +117,75 @@ def test_every_package_is_in_the_wheel() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {
         "catp." + ".".join(init.parent.relative_to(ROOT).parts)
-        for folder in ("export", "runtime", "calibration")
+        for folder in PACKAGES
         for init in (ROOT / folder).rglob("__init__.py")
     }
     assert listed == found
+
+
+def rooms_imported(path: Path, package: str) -> set[str]:
+    """Rooms of a package, its folders and loose modules, that a file of it imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        modules = names if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules = [f"{node.module}.{name}" for name in names]
+        for module in modules:
+            parts = module.split(".")
+            if parts[:2] == ["catp", package] and len(parts) > 2:
+                found.add(parts[2])
+    return found
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_no_import_runs_upwards(package: str) -> None:
+    floor_of = {room: floor for floor, rooms in enumerate(FLOORS[package]) for room in rooms}
+    wrong = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        room = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue  # the package's face shows what lies on every floor
+        assert room in floor_of, f"{package}/{room}: give it a floor in FLOORS"
+        for other in rooms_imported(path, package) - {room}:
+            if other in floor_of and floor_of[other] >= floor_of[room]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {other}")
+    assert not wrong
+
+
+def test_every_room_with_a_floor_exists() -> None:
+    for package, floors in FLOORS.items():
+        for room in (room for rooms in floors for room in rooms):
+            assert (ROOT / package / room).is_dir() or (ROOT / package / f"{room}.py").is_file(), f"{package}/{room}"
+
+
+@pytest.mark.parametrize("library", KEPT_IN)
+def test_a_library_stays_in_its_rooms(library: str) -> None:
+    wrong = [
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if any(name == library or name.startswith(f"{library}.") for name in imported(path))
+        and not any(
+            path.relative_to(ROOT).is_relative_to(place) or path.relative_to(ROOT).match(place)
+            for place in KEPT_IN[library]
+        )
+    ]
+    assert not wrong
+
+
+def test_every_folder_has_a_line_in_the_architecture_page() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    listed = re.findall(r"^\| `([a-z_/]+)/` \|", text, re.MULTILINE)
+    found = {
+        str(init.parent.relative_to(ROOT)) for package in PACKAGES for init in (ROOT / package).rglob("__init__.py")
+    }
+    assert sorted(listed) == sorted(found)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_folder_has_too_many_loose_modules(package: str) -> None:
+    for folder in [ROOT / package, *(path for path in (ROOT / package).rglob("*") if path.is_dir())]:
+        inner = [path for path in folder.iterdir() if path.is_dir() and (path / "__init__.py").is_file()]
+        loose = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert not inner or len(loose) <= LOOSE, f"{folder.relative_to(ROOT)}: {', '.join(sorted(loose))}"

@@ -11,9 +11,9 @@ from catp.calibration.accuracy.predictions import Evaluation, PredictionsFile
 from catp.calibration.accuracy.report import Report, make_report
 from catp.calibration.accuracy.settings import Grid, check_methods
 from catp.calibration.data.dataset import DataSet
-from catp.runtime.bundle.folder import sha256
 from catp.runtime.bundle.manifest import MANIFEST_NAME
 from catp.runtime.errors import CatpError
+from catp.runtime.files import sha256
 from catp.runtime.pipeline import Pipeline
 
 BATCH_SIZE = 8

@@ -20,11 +20,11 @@ from typing import Any, Literal
 from catp.calibration.benchmark.contenders.described import RANDOM_WEIGHTS
 from catp.calibration.benchmark.contenders.registry import check_installed
 from catp.calibration.benchmark.machine import available_memory
-from catp.runtime.bundle.folder import is_dir
-from catp.runtime.commands.console import busy
 from catp.runtime.errors import CatpError, UsageError
+from catp.runtime.files import is_dir
+from catp.runtime.progress import Progress, silent
 
-Geometry = Literal["tiny", "mid", "blip2-opt-2.7b", "blip2-flan-t5-xl"]
+Preset = Literal["tiny", "mid", "blip2-opt-2.7b", "blip2-flan-t5-xl"]
 BUNDLE = "bundle"
 
 QUERIES = 32
@@ -85,7 +85,7 @@ class Made:
 
 
 @contextmanager
-def made(name: Geometry, keep: Path | None) -> Iterator[Made]:
+def made(name: Preset, keep: Path | None, step: Progress = silent) -> Iterator[Made]:
     """A synthetic checkpoint and its bundle, in `keep`, or in a temporary folder that is gone afterwards.
 
     Raises:
@@ -94,13 +94,13 @@ def made(name: Geometry, keep: Path | None) -> Iterator[Made]:
     """
     check_installed(f"--synthetic {name}", "export,cpu", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
     if keep is not None:
-        yield _make_in(keep, name)
+        yield _make_in(keep, name, step)
         return
     with tempfile.TemporaryDirectory(prefix="catp-synthetic-") as folder:
-        yield _make_in(Path(folder), name)
+        yield _make_in(Path(folder), name, step)
 
 
-def _make_in(folder: Path, name: Geometry) -> Made:
+def _make_in(folder: Path, name: Preset, step: Progress) -> Made:
     found = Made(folder / f"synthetic-{name}", folder / BUNDLE)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def _make_in(folder: Path, name: Geometry) -> Made:
             f"--keep {folder}: the folder is not empty; give another one{again if is_dir(found.bundle) else ''}"
         )
     context = multiprocessing.get_context("spawn")
-    with busy(f"make and export {name} with random weights"), ProcessPoolExecutor(1, mp_context=context) as pool:
+    with step(f"make and export {name} with random weights"), ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             pool.submit(_make, name, found).result()
         except BrokenProcessPool:
@@ -124,7 +124,7 @@ def _make_in(folder: Path, name: Geometry) -> Made:
     return found
 
 
-def _make(name: Geometry, made: Made) -> None:
+def _make(name: Preset, made: Made) -> None:
     import torch
 
     from catp.export.exporter import export_bundle
@@ -134,7 +134,7 @@ def _make(name: Geometry, made: Made) -> None:
     export_bundle(str(made.checkpoint), made.bundle)
 
 
-def _save_checkpoint(name: Geometry, folder: Path) -> None:
+def _save_checkpoint(name: Preset, folder: Path) -> None:
     from transformers import AutoTokenizer, Blip2Processor
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
@@ -222,7 +222,7 @@ def _drawn(model: Any) -> Iterator[dict[str, Any]]:
             module.to_empty(device="meta", recurse=False)
 
 
-def _config(name: Geometry, tokenizer: Any) -> Any:
+def _config(name: Preset, tokenizer: Any) -> Any:
     from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
 
     from catp.export.demo.untrained import make_config

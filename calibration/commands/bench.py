@@ -21,8 +21,7 @@ from catp.calibration.benchmark.contenders.registry import (
 from catp.calibration.benchmark.contenders.subject import IMAGE_SIZE, OURS, UNPRUNED, Case, Subject, make_question
 from catp.calibration.benchmark.costs.base import Workload
 from catp.calibration.benchmark.costs.cost import Cost, cost_of
-from catp.calibration.benchmark.costs.geometry import Geometry as Sizes
-from catp.calibration.benchmark.costs.geometry import read_geometry
+from catp.calibration.benchmark.costs.geometry import Geometry, read_geometry
 from catp.calibration.benchmark.kernel_times import KernelTimes
 from catp.calibration.benchmark.kernels import profile_kernels
 from catp.calibration.benchmark.machine import available_cpus, describe_machine, load_average
@@ -32,7 +31,7 @@ from catp.calibration.benchmark.results.compare import compare
 from catp.calibration.benchmark.results.report import Report, make_report, read_report
 from catp.calibration.benchmark.results.screen import counted, show, show_notes, show_table
 from catp.calibration.benchmark.results.tables import change_table, cost_table
-from catp.calibration.benchmark.synthetic import Geometry, made
+from catp.calibration.benchmark.synthetic import Preset, made
 from catp.calibration.benchmark.timing.conditions import Setup
 from catp.calibration.benchmark.timing.loading import load_subjects
 from catp.calibration.benchmark.timing.rounds import MOST_ROUNDS, Rounds, measure
@@ -42,8 +41,9 @@ from catp.calibration.plots import check_plot
 from catp.calibration.supported import check_decoder_only
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import Manifest, Positions
-from catp.runtime.commands.console import busy, check_file_output, console, make_group, print_json_line, write_file
+from catp.runtime.commands.console import busy, console, make_group, print_json_line
 from catp.runtime.errors import CatpError, UsageError
+from catp.runtime.files import check_file_output, write_file
 from catp.runtime.providers import PROVIDERS, open_provider
 from catp.runtime.pruning import num_kept
 
@@ -51,7 +51,7 @@ from catp.runtime.pruning import num_kept
 def run(
     bundle: Annotated[Path | None, typer.Argument(help="Folder written by catp-export or catp-calibrate.")] = None,
     synthetic: Annotated[
-        Geometry | None,
+        Preset | None,
         typer.Option(
             help="In place of a bundle: export a model of such sizes with random weights; tiny is the demo's."
         ),
@@ -192,7 +192,7 @@ def compare_reports(
 
 @contextmanager
 def _source(
-    bundle: Path | None, synthetic: Geometry | None, keep: Path | None, checkpoint: str | None
+    bundle: Path | None, synthetic: Preset | None, keep: Path | None, checkpoint: str | None
 ) -> Iterator[tuple[Path, str | None]]:
     """The folder of what is timed, and where the weights of other runtimes are, as far as that was said."""
     if synthetic is None:
@@ -205,7 +205,7 @@ def _source(
     for given in (bundle, checkpoint and f"--checkpoint {checkpoint}"):
         if given is not None:
             raise UsageError(f"{given} and --synthetic {synthetic}, which makes its own: give one of them")
-    with made(synthetic, keep) as found:
+    with made(synthetic, keep, busy) as found:
         yield found.bundle, str(found.checkpoint)
 
 
@@ -240,7 +240,7 @@ def _measure(
             bundles[name], open_provider(setup.provider, setup.threads, setup.engines), positions, name
         )
 
-    subjects, loads = load_subjects(open_subject, setup, question, verified)
+    subjects, loads = load_subjects(open_subject, setup, question, verified, busy)
     cases = [case for name in subjects for case in setup.cases(name)]
     with counted(rounds) as advance:
         measured = measure(subjects, question, cases, rounds, setup.seed, advance)
@@ -266,7 +266,7 @@ def _measure(
     )
 
 
-def _costs(manifest: Manifest, sizes: Sizes, setup: Setup) -> list[Cost]:
+def _costs(manifest: Manifest, sizes: Geometry, setup: Setup) -> list[Cost]:
     return [
         cost_of(manifest, sizes, Workload(size, kept, setup.prompt_tokens, setup.new_tokens), ratio)
         for size in setup.batches

@@ -25,8 +25,9 @@ from catp.runtime.bundle.chains import DECODE_GRAPH, GRAPHS
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import Format, Purpose
 from catp.runtime.bundle.publish import check_free
-from catp.runtime.commands.console import busy, check_file_output, console, print_json_line, write_file
+from catp.runtime.commands.console import busy, console, print_json_line
 from catp.runtime.errors import UsageError
+from catp.runtime.files import check_file_output, write_file
 
 GraphFormat = Literal["int8", "fp8", "int4", "none"]
 _OPTIONS = {

@@ -15,19 +15,20 @@ from rich.progress import Progress
 from catp.calibration.accuracy.evaluation import BATCH_SIZE
 from catp.calibration.accuracy.settings import RANDOM, Setting, check_methods, score_outputs
 from catp.calibration.accuracy.statistics import paired_difference
+from catp.calibration.commands.source import bundle_folder, is_bundle
 from catp.calibration.data import open_data
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.ratio.layer_weights import LayerWeights, check_layer_points
 from catp.calibration.ratio.report import LearnedWeights, RatioReport, points, search_table
 from catp.calibration.ratio.search import Half, Measured, half, images_needed, measure
-from catp.calibration.source import bundle_folder, is_bundle
 from catp.calibration.supported import check_image_votes
 from catp.runtime.bundle.folder import write_manifest
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.bundle.publish import check_free
-from catp.runtime.commands.console import busy, check_file_output, console, print_json_line, write_file
+from catp.runtime.commands.console import busy, console, print_json_line
 from catp.runtime.errors import CatpError, UsageError
+from catp.runtime.files import check_file_output, write_file
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
 from catp.runtime.pruning import check_ratio, num_kept

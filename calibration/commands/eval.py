@@ -16,14 +16,15 @@ from catp.calibration.accuracy.evaluation import BATCH_SIZE, evaluate
 from catp.calibration.accuracy.report import Report
 from catp.calibration.accuracy.settings import RANDOM, Grid, check_methods, score_outputs
 from catp.calibration.accuracy.tables import difference_table, score_table, type_table
+from catp.calibration.commands.source import bundle_folder, is_bundle
 from catp.calibration.data import open_data
 from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.plots import check_plot
-from catp.calibration.source import bundle_folder, is_bundle
 from catp.calibration.supported import check_image_votes
 from catp.runtime.bundle.manifest import Manifest, Positions
-from catp.runtime.commands.console import busy, check_file_output, console, make_app, print_json_line, write_file
+from catp.runtime.commands.console import busy, console, make_app, print_json_line
 from catp.runtime.errors import UsageError
+from catp.runtime.files import check_file_output, write_file
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
 

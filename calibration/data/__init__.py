@@ -9,8 +9,8 @@ from catp.calibration.data.demo import DemoScenes
 from catp.calibration.data.errors import DataError
 from catp.calibration.data.jsonl import read_jsonl
 from catp.calibration.data.vqa_folder import open_vqa
-from catp.runtime.bundle.folder import is_dir
 from catp.runtime.errors import UsageError
+from catp.runtime.files import is_dir
 
 __all__ = ["DataError", "DataSet", "Question", "open_data"]
 

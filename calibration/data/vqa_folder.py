@@ -19,8 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from catp.calibration.data.dataset import Question, QuestionList
 from catp.calibration.data.errors import DataError, first_problem
-from catp.runtime.bundle.folder import is_dir
 from catp.runtime.errors import UsageError
+from catp.runtime.files import is_dir
 
 DEPTH = 3
 QUESTIONS = re.compile(r"(v2_)?OpenEnded_mscoco_([a-z]+(?:-[a-z]+)?\d{4})_questions\.json")

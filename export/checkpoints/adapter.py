@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import cached_file
 
-from catp.runtime.bundle.folder import is_dir
 from catp.runtime.errors import CatpError, UsageError
+from catp.runtime.files import is_dir
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

@@ -16,8 +16,8 @@ from catp.export.checkpoints.adapter import CONFIG as ADAPTER_CONFIG
 from catp.export.checkpoints.adapter import adapter_file, merge_adapter
 from catp.export.checkpoints.weight_files import stored_dtype
 from catp.export.families import Family, family_of
-from catp.runtime.bundle.folder import is_dir
 from catp.runtime.errors import CatpError, UsageError
+from catp.runtime.files import is_dir
 
 INSTRUCTION_TOKENIZER = "qformer_tokenizer"
 """Folder of a checkpoint whose Q-Former has a tokenizer of its own, as Hugging Face's processors name it."""

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from catp.runtime.bundle.folder import is_dir
+from catp.runtime.files import is_dir
 
 _HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 

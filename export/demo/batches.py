@@ -12,7 +12,8 @@ from transformers import Blip2Processor
 
 from catp.export.demo import scenes
 from catp.export.demo.untrained import EOS, PAD
-from catp.runtime.inputs.images import ImageSpec, preprocess
+from catp.runtime.bundle.image_spec import ImageSpec
+from catp.runtime.inputs.images import preprocess
 
 IGNORE = -100
 """Label of a token that is not part of an answer."""

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from catp.runtime.bundle.folder import Bundle, sha256
+from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.plans import REBUILD, PlanRequest, PlanSpec, plan_file, read_sidecar
 from catp.runtime.errors import BundleError, UsageError
+from catp.runtime.files import sha256
 
 ENGINES = "engines"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 
 from catp.runtime.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileSpec, Manifest
 from catp.runtime.errors import BundleError, UsageError
+from catp.runtime.files import is_dir, sha256
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,6 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True) -> Bundle:
     with ThreadPoolExecutor() as threads:
         list(threads.map(lambda spec: _check_file(bundle, spec, verify), bundle.manifest.all_files()))
     return bundle
-
-
-def is_dir(path: Path) -> bool:
-    """Whether there is a folder of that name; a name that can't be one (too long, say) is none."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -114,12 +106,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise BundleError(f"bundle {folder}: its manifest can't be written ({error.strerror})") from None
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's content, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_spec(folder: Path, path: Path) -> FileSpec:

@@ -9,9 +9,9 @@ from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_v
 
 from catp.runtime.bundle.chains import DECODE_GRAPH, Chain, LanguageKind, find_chain, made_from
 from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings
+from catp.runtime.bundle.image_spec import ImageSpec
 from catp.runtime.bundle.strict import Strict
 from catp.runtime.errors import UsageError
-from catp.runtime.inputs.images import ImageSpec
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "catp.json"

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -16,8 +15,7 @@ import typer.core
 from rich.console import Console
 from rich.markup import escape
 
-from catp.runtime.bundle.folder import is_dir
-from catp.runtime.errors import CatpError, UsageError
+from catp.runtime.errors import CatpError
 
 console = Console(stderr=True, highlight=False)
 """People read standard error; standard output is for results and for --json."""
@@ -121,21 +119,6 @@ def busy(what: str) -> Iterator[None]:
     with console.status(escape(what)):
         yield
     console.print(f"  [green]✓[/] {escape(what)} [dim]{time.monotonic() - started:.1f} s[/]")
-
-
-def check_file_output(option: str, path: Path | None) -> None:
-    """Before hours of work rather than after: raises UsageError where no file can be written there."""
-    if path is not None and (is_dir(path) or not is_dir(path.parent)):
-        reason = "it is a folder" if is_dir(path) else f"there is no folder {path.parent}"
-        raise UsageError(f"{option} {path}: {reason}; give a file to write")
-
-
-def write_file(path: Path, write: Callable[[], object]) -> None:
-    """Call `write`; raises CatpError where it can't."""
-    try:
-        write()
-    except OSError as error:
-        raise CatpError(f"{path}: can't be written ({error.strerror})") from None
 
 
 def print_json_line(text: str) -> None:

@@ -137,7 +137,7 @@ class _Search:
         )
 
     def _continuations(self, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Beam, last token, score of the best continuations, or of drawn ones, best first; totals: float32 [beams, V]."""
+        """Beam, last token, score of the best continuations, or drawn ones, best first; totals: float32 [beams, V]."""
         every = totals.ravel()
         count = min(self._looked_at, every.size)
         if self._settings.do_sample:

@@ -11,8 +11,8 @@ from catp.runtime.bundle.manifest import INSTRUCTION_TOKENIZER_FILE
 from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
 from catp.runtime.inputs.images import ImageSource, load_image, preprocess
+from catp.runtime.inputs.padding import padded
 from catp.runtime.inputs.text import TextCodec
-from catp.runtime.language_models.inputs import padded
 from catp.runtime.providers.base import DeviceTensor, Provider, Value
 from catp.runtime.pruning import check_mass, check_ratio, num_kept, num_kept_by_mass, top_indices
 
@@ -26,8 +26,12 @@ class VotedQueries:
         self._instructions = (
             TextCodec(bundle.path / INSTRUCTION_TOKENIZER_FILE, manifest.text) if manifest.reads_instruction else None
         )
-        self._vision = provider.engine(bundle, "vision_encoder")
+        self.load_encoder(bundle, provider)
         self._qformer = provider.engine(bundle, "qformer_voting")
+
+    def load_encoder(self, bundle: Bundle, provider: Provider) -> None:
+        """Load the graphs that `see` runs; an encoder of another shape overrides both."""
+        self._vision = provider.engine(bundle, "vision_encoder")
 
     def num_kept(self, ratio: float | None = None) -> int:
         """Query tokens left at a ratio (None: the bundle's default)."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from catp.runtime.bundle.folder import is_dir
 from catp.runtime.errors import ImageError, UsageError
+from catp.runtime.files import is_dir
 from catp.runtime.inputs.images import ImageSource
 
 VideoSource = ImageSource | Sequence[ImageSource]

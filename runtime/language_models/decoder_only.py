@@ -13,8 +13,9 @@ import numpy as np
 
 from catp.runtime.bundle.manifest import GraphSpec, TextSpec
 from catp.runtime.errors import BundleError, UsageError
+from catp.runtime.inputs.padding import padded
 from catp.runtime.language_models.base import Batch, Output
-from catp.runtime.language_models.inputs import padded, prefix_of_prompts
+from catp.runtime.language_models.inputs import prefix_of_prompts
 from catp.runtime.language_models.kv_cache import Cache
 from catp.runtime.language_models.rows import place
 from catp.runtime.providers.base import DeviceTensor, Engine, Step, Value

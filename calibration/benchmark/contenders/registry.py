@@ -11,9 +11,10 @@ from pathlib import Path
 from catp.calibration.benchmark.contenders.subject import OURS, UNPRUNED, Subject
 from catp.calibration.benchmark.costs.geometry import read_geometry
 from catp.calibration.supported import check_answers
-from catp.runtime.bundle.folder import Bundle, is_dir, open_bundle
+from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
+from catp.runtime.files import is_dir
 
 _NEEDS = {
     "transformers": ("export,cpu", "torch", "transformers"),

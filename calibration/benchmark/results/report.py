@@ -20,9 +20,9 @@ from catp.calibration.benchmark.timing.intervals import Ratio, paired_ratio
 from catp.calibration.benchmark.timing.rounds import Measured
 from catp.calibration.benchmark.timing.summary import PERCENTILES, Summary, needed, summarize
 from catp.calibration.benchmark.vote.break_even import BreakEven
-from catp.runtime.bundle.folder import is_dir
 from catp.runtime.bundle.strict import Strict
 from catp.runtime.errors import CatpError, UsageError
+from catp.runtime.files import is_dir
 
 NOISY = 0.1
 """Coefficient of variation of the baseline's total above which a run is called noisy."""

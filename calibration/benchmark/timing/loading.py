@@ -9,18 +9,23 @@ from catp.calibration.benchmark.contenders.subject import OURS, Question, Subjec
 from catp.calibration.benchmark.machine import peak_memory, resident_memory
 from catp.calibration.benchmark.timing.conditions import Load, Setup
 from catp.calibration.benchmark.timing.rounds import warm_up
-from catp.runtime.commands.console import busy
+from catp.runtime.progress import Progress, silent
 from catp.runtime.providers.cuda import device_memory
 
 
 def load_subjects(
-    open_subject: Callable[[str], Subject], setup: Setup, question: Question, verified: Mapping[str, float]
+    open_subject: Callable[[str], Subject],
+    setup: Setup,
+    question: Question,
+    verified: Mapping[str, float],
+    step: Progress = silent,
 ) -> tuple[dict[str, Subject], list[Load]]:
     """Load and warm up ours, then each contender.
 
     Args:
         open_subject: loads the one of that name.
         verified: seconds that comparing a bundle's files with its manifest took, by the name of its subject.
+        step: progress display.
 
     Raises:
         CatpError: one can't be loaded.
@@ -30,10 +35,10 @@ def load_subjects(
     for name in (OURS, *setup.against):
         before, device_before = resident_memory(), _device_memory(setup.provider)
         clock = [time.perf_counter()]
-        with busy(f"load {name}"):
+        with step(f"load {name}"):
             subjects[name] = open_subject(name)
         clock.append(time.perf_counter())
-        with busy(f"warm up {name}"):
+        with step(f"warm up {name}"):
             warm_up(subjects[name], question, setup.cases(name), setup.warmup)
         clock.append(time.perf_counter())
         after, device_after = resident_memory(), _device_memory(setup.provider)

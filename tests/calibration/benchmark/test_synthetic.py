@@ -47,7 +47,7 @@ def test_tiny_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ("name", "millions"),
     [("tiny", 2), ("mid", 311), ("blip2-opt-2.7b", 3745), ("blip2-flan-t5-xl", 3942)],
 )
-def test_sizes_are_those_of_the_models(name: synthetic.Geometry, millions: int) -> None:
+def test_sizes_are_those_of_the_models(name: synthetic.Preset, millions: int) -> None:
     model = synthetic._weightless(synthetic._config(name, AutoTokenizer.from_pretrained(CHECKPOINT)))
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
 

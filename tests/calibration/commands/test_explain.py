@@ -16,8 +16,9 @@ from catp.calibration.explanation.page import Page
 from catp.calibration.explanation.picture import HEIGHT, WIDTH, headline
 from catp.export.demo import samples
 from catp.runtime import Pipeline
+from catp.runtime.bundle.image_spec import ImageSpec
 from catp.runtime.errors import BundleError
-from catp.runtime.inputs.images import ImageSpec, load_image
+from catp.runtime.inputs.images import load_image
 
 RUNNER = CliRunner()
 SAMPLE = samples()[0]

@@ -22,10 +22,11 @@ from catp.calibration.precision.recipe import make_recipe
 from catp.calibration.precision.report import PrecisionReport
 from catp.runtime import Pipeline, UsageError
 from catp.runtime.bundle.chains import GRAPHS
-from catp.runtime.bundle.folder import open_bundle, sha256
+from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.bundle.manifest import AccuracyChange
 from catp.runtime.commands.inspect import app as inspect_app
 from catp.runtime.commands.run import app as run_app
+from catp.runtime.files import sha256
 
 RUNNER = CliRunner()
 CPU = ("--to", "int8", "--language", "int4", "--for", "cpu", "--questions", "50")

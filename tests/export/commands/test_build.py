@@ -17,8 +17,9 @@ from catp.export.engines import builder
 from catp.runtime import BundleError, UsageError
 from catp.runtime.bundle.chains import GRAPHS
 from catp.runtime.bundle.engine_sets import choose_set, open_set, set_folders
-from catp.runtime.bundle.folder import open_bundle, sha256
+from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.commands.inspect import app as inspect_app
+from catp.runtime.files import sha256
 
 trt = pytest.importorskip("tensorrt_rtx")
 RUNNER = CliRunner()

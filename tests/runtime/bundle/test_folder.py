@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from catp.runtime import BundleError, CatpError, Pipeline, UsageError
-from catp.runtime.bundle.folder import open_bundle, sha256
+from catp.runtime.bundle.folder import open_bundle
+from catp.runtime.files import sha256
 
 
 @pytest.fixture

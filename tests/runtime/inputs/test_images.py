@@ -6,7 +6,8 @@ from PIL import Image, PngImagePlugin
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from catp.runtime import ImageError, UsageError
-from catp.runtime.inputs.images import MAX_PIXELS, ImageSpec, load_image, preprocess
+from catp.runtime.bundle.image_spec import ImageSpec
+from catp.runtime.inputs.images import MAX_PIXELS, load_image, preprocess
 
 RNG = np.random.default_rng(0)
 

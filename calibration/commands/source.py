@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from catp.runtime.bundle.folder import is_dir
 from catp.runtime.bundle.manifest import MANIFEST_NAME
 from catp.runtime.commands.console import busy, console
 from catp.runtime.errors import UsageError
+from catp.runtime.files import is_dir
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
