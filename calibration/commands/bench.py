@@ -12,13 +12,13 @@ import typer
 from catp.calibration.benchmark.contenders.bundle_subject import BundleSubject
 from catp.calibration.benchmark.contenders.described import describe
 from catp.calibration.benchmark.contenders.registry import (
-    ENCODER_DECODER,
     find_checkpoint,
     find_contenders,
     open_bundles,
     open_contender,
 )
-from catp.calibration.benchmark.contenders.subject import IMAGE_SIZE, OURS, UNPRUNED, Case, Subject, make_question
+from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, RUNTIMES
+from catp.calibration.benchmark.contenders.subject import IMAGE_SIZE, OURS, Case, Subject, make_question
 from catp.calibration.benchmark.costs.base import Workload
 from catp.calibration.benchmark.costs.cost import Cost, cost_of
 from catp.calibration.benchmark.costs.geometry import Geometry, read_geometry
@@ -85,7 +85,7 @@ def run(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help=f"Also time the same weights in: {', '.join(UNPRUNED)}, or folders of other bundles of the same "
+            help=f"Also time the same weights in: {', '.join(RUNTIMES)}, or folders of other bundles of the same "
             f"model; separated by commas. With Flan-T5 of these {' and '.join(ENCODER_DECODER)}.",
         ),
     ] = None,

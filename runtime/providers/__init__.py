@@ -1,11 +1,36 @@
-"""Providers by name. One file each; a provider's library is imported only when it is asked for."""
+"""Providers by name. One file each, registered in PROVIDERS; its library is imported only when it is asked for."""
 
 from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
 
 from catp.runtime.errors import UsageError
 from catp.runtime.providers.base import Provider
 
-PROVIDERS = ("cpu", "cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx")
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a provider is found.
+
+    Args:
+        module: below this package.
+        runs_plans: it runs the plans of an engine set; otherwise the ONNX graphs.
+    """
+
+    module: str
+    provider: str
+    runs_plans: bool = False
+
+
+PROVIDERS = {
+    "cpu": _Entry("onnx_runtime", "OrtProvider"),
+    "cuda": _Entry("onnx_runtime", "OrtProvider"),
+    "ort-tensorrt": _Entry("onnx_runtime", "OrtProvider"),
+    "tensorrt": _Entry("tensorrt", "TensorRTProvider", runs_plans=True),
+    "tensorrt-rtx": _Entry("tensorrt", "TensorRTProvider", runs_plans=True),
+}
+"""By the name that commands take."""
 
 
 def open_provider(name: str, threads: int | None = None, engines: str | None = None) -> Provider:
@@ -19,16 +44,13 @@ def open_provider(name: str, threads: int | None = None, engines: str | None = N
     Raises:
         UsageError: unknown, or what it needs is not installed.
     """
-    if name in ("tensorrt", "tensorrt-rtx"):
-        from catp.runtime.providers.tensorrt import TensorRTProvider
-
-        return TensorRTProvider(name, engines)
-    if engines is not None:
+    entry = PROVIDERS.get(name)
+    if entry is None:
+        raise UsageError(f"provider {name!r}: unknown; accepted: {', '.join(PROVIDERS)}")
+    if engines is not None and not entry.runs_plans:
         raise UsageError(
             f"engines {engines!r}: provider {name} runs the ONNX graphs; engines are for tensorrt-rtx or tensorrt"
         )
-    if name in ("cpu", "cuda", "ort-tensorrt"):
-        from catp.runtime.providers.onnx_runtime import OrtProvider
-
-        return OrtProvider(name, threads)
-    raise UsageError(f"provider {name!r}: unknown; accepted: {', '.join(PROVIDERS)}")
+    module = importlib.import_module(f"{__name__}.{entry.module}")
+    provider: Provider = getattr(module, entry.provider)(name, engines if entry.runs_plans else threads)
+    return provider

@@ -75,7 +75,7 @@ def check(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for path in bundle or export_demo(Path(scratch)):
-            for name in (*PROVIDERS[1:], CURRENT_DEVICE):
+            for name in (*list(PROVIDERS)[1:], CURRENT_DEVICE):
                 run = {"bundle": path.name, "provider": name, **in_own_process(path, name, questions, iterations)}
                 record["runs"].append(run)
                 typer.echo(f"{run['bundle']} {name}: {run['outcome']}")

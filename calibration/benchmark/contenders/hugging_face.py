@@ -20,15 +20,17 @@ class TransformersSubject:
     Args:
         name: what a report calls it.
         checkpoint: a folder or a Hub id, with safetensors.
-        dtype: of weights and activations.
         threads: of PyTorch, within an operator. It holds for the whole process.
+        dtype: name of PyTorch's type of weights and activations.
         compiled: vision encoder, Q-Former and language model by torch.compile, each when it is first called.
 
     Raises:
         UsageError: the checkpoint can't be loaded, or torch.compile doesn't work here.
     """
 
-    def __init__(self, name: str, checkpoint: str, dtype: torch.dtype, threads: int, compiled: bool = False) -> None:
+    def __init__(
+        self, name: str, checkpoint: str, threads: int, dtype: str = "float32", compiled: bool = False
+    ) -> None:
         self.name = name
         torch.set_num_threads(threads)
         if compiled:
@@ -39,7 +41,7 @@ class TransformersSubject:
         try:
             self._processor = AutoImageProcessor.from_pretrained(checkpoint, **source, backend="pil")
             self._model: Any = Blip2ForConditionalGeneration.from_pretrained(
-                checkpoint, **source, dtype=dtype, use_safetensors=True
+                checkpoint, **source, dtype=getattr(torch, dtype), use_safetensors=True
             ).eval()
         except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -47,7 +49,7 @@ class TransformersSubject:
                 f"--checkpoint {checkpoint}: transformers can't load it ({reason}); give the folder or Hub id that "
                 "the bundle was exported from"
             ) from None
-        self._dtype = dtype
+        self._dtype = getattr(torch, dtype)
         for part in (self._model, self._model.language_model):
             # An end token must end nothing, and must not be forbidden either: that would change the tokens.
             part.generation_config.eos_token_id = None

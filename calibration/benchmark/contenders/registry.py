@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from catp.calibration.benchmark.contenders.subject import OURS, UNPRUNED, Subject
+from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, RUNTIMES
+from catp.calibration.benchmark.contenders.subject import OURS, Subject
 from catp.calibration.benchmark.costs.geometry import read_geometry
 from catp.calibration.supported import check_answers
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
 from catp.runtime.files import is_dir
-
-_NEEDS = {
-    "transformers": ("export,cpu", "torch", "transformers"),
-    "openvino": ("export,cpu,openvino", "torch", "transformers", "openvino", "nncf"),
-}
-"""The extras that install a runtime, and what it imports."""
-ENCODER_DECODER = ("transformers", "transformers-bf16")
-"""Runtimes that also run encoder-decoder language models."""
 
 
 def find_contenders(given: str | None) -> dict[str, Path | None]:
@@ -37,18 +31,17 @@ def find_contenders(given: str | None) -> dict[str, Path | None]:
     folders = set()
     for text in [part.strip() for part in given.split(",")] if given else ():
         path = Path(text)
-        if text in UNPRUNED:
-            extra, *libraries = _NEEDS["openvino" if text.startswith("openvino") else "transformers"]
-            check_installed(f"--against {text}", extra, *libraries)
+        if text in RUNTIMES:
+            check_installed(f"--against {text}", RUNTIMES[text].extra, *RUNTIMES[text].libraries)
             found[text] = None
         elif not text or not is_dir(path):
             raise UsageError(
-                f"--against {text!r}: unknown; accepted: {', '.join(UNPRUNED)}, and folders of other bundles"
+                f"--against {text!r}: unknown; accepted: {', '.join(RUNTIMES)}, and folders of other bundles"
             )
         elif path.resolve() not in folders:
             folders.add(path.resolve())
             name = path.name if path.name not in ("", "..") else path.resolve().name
-            found[_free_name(name, {OURS, *UNPRUNED, *found})] = path
+            found[_free_name(name, {OURS, *RUNTIMES, *found})] = path
     return found
 
 
@@ -107,7 +100,7 @@ def open_bundles(
 
 
 def _check_runs(name: str, manifest: Manifest) -> None:
-    """Raises UsageError where a runtime, one of UNPRUNED, is not set up for such a model."""
+    """Raises UsageError where a runtime, one of RUNTIMES, is not set up for such a model."""
     if manifest.model.language == "encoder-decoder" and name not in ENCODER_DECODER:
         raise UsageError(
             f"--against {name}: the bundle is {manifest.model.family}, which this runtime is not timed with; accepted: "
@@ -157,18 +150,12 @@ def find_checkpoint(manifest: Manifest, given: str | None) -> str:
 
 
 def open_contender(name: str, checkpoint: str, threads: int) -> Subject:
-    """Load a runtime, one of UNPRUNED.
+    """Load a runtime, one of RUNTIMES.
 
     Raises:
         UsageError: its checkpoint can't be loaded, or what it needs is missing.
     """
-    if name.startswith("openvino"):
-        from catp.calibration.benchmark.contenders.openvino.subject import OpenVinoSubject
-
-        return OpenVinoSubject(name, checkpoint, threads, int8=name == "openvino-int8")
-    import torch
-
-    from catp.calibration.benchmark.contenders.hugging_face import TransformersSubject
-
-    dtype = torch.bfloat16 if name == "transformers-bf16" else torch.float32
-    return TransformersSubject(name, checkpoint, dtype, threads, compiled=name == "compile")
+    runtime = RUNTIMES[name]
+    module = importlib.import_module(f"{__package__}.{runtime.module}")
+    subject: Subject = getattr(module, runtime.subject)(name, checkpoint, threads, **runtime.options)
+    return subject

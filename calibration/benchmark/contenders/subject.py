@@ -9,13 +9,12 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from catp.calibration.benchmark.contenders.runtimes import RUNTIMES
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
 
 OURS = "catp"
 """The bundle that is timed: everything else is timed beside it."""
-UNPRUNED = ("transformers", "transformers-bf16", "compile", "openvino", "openvino-int8")
-"""Runtimes that keep every query token; every other name is a bundle's."""
 STAGES = ("preprocess", "vision", "qformer", "prefill", "decode", "host")
 """Parts of an answer; decode is one step, host what lies between the parts (allocation, binding, loops)."""
 WHOLE = ("time_to_first_token", "time_per_output_token", "total")
@@ -25,7 +24,7 @@ IMAGE_SIZE = (640, 480)
 
 def prunes(subject: str) -> bool:
     """Whether it is timed at every ratio."""
-    return subject not in UNPRUNED
+    return subject not in RUNTIMES
 
 
 @dataclass(frozen=True, order=True)

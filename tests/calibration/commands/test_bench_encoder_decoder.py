@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from benchmark_reports import RATES
 from typer.testing import CliRunner
 
@@ -45,7 +44,7 @@ def test_end_to_end(t5_bundle: Path, t5_checkpoint: Path, monkeypatch: pytest.Mo
 
 
 def test_prefill_of_transformers_holds_the_text_encoder(t5_checkpoint: Path) -> None:
-    subject = TransformersSubject("transformers", str(t5_checkpoint), torch.float32, threads=1)
+    subject = TransformersSubject("transformers", str(t5_checkpoint), threads=1)
     question = Question([make_picture(np.random.default_rng(0))], [5, 6, 7], new_tokens=3)
     encoder = subject._model.language_model.encoder
     encoder.register_forward_pre_hook(lambda *_: time.sleep(0.2))

@@ -34,7 +34,7 @@ class OpenVinoSubject:
         CatpError: its weights are broken.
     """
 
-    def __init__(self, name: str, checkpoint: str, threads: int, int8: bool) -> None:
+    def __init__(self, name: str, checkpoint: str, threads: int, int8: bool = False) -> None:
         self.name = name
         loaded = load_checkpoint(checkpoint)
         self._processor = loaded.image_processor
@@ -86,7 +86,7 @@ class OpenVinoSubject:
         return tokens, time.perf_counter() - started
 
 
-def _compile(model: Any, threads: int, int8: bool) -> Any:
+def _compile(model: Any, threads: int, int8: bool = False) -> Any:
     """An infer request on the CPU, made for one question at a time."""
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
