@@ -14,7 +14,8 @@ from rich.table import Table
 
 from catp.calibration.accuracy.evaluation import BATCH_SIZE
 from catp.calibration.data import open_data
-from catp.calibration.precision.calibrator import Budget, BudgetExceeded, Calibrator, Progress, split
+from catp.calibration.precision.budget import Budget, BudgetExceeded
+from catp.calibration.precision.calibrator import Calibrator, Progress, split
 from catp.calibration.precision.recipe import BLOCK_SIZE, BLOCK_SIZES, Activations, Recipe, make_recipe
 from catp.calibration.precision.report import PrecisionReport
 from catp.calibration.precision.statistics import PERCENTILE, RangeMethod
@@ -144,6 +145,10 @@ def calibrate_precision(
             _show(error.report, opened, report, json_output)
             raise
     _show(found, opened, report, json_output)
+    assert found.calibration is not None
+    open_question = budget.doubts(found.calibration.accuracy, found.calibration.questions, calibrator.pictures)
+    if open_question is not None:
+        _note(open_question)
     following = "catp-build" if purpose == "tensorrt" else "catp-run"
     console.print(f"Published {escape(str(output))}. Next: {following} {escape(str(output))}", soft_wrap=True)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from catp.calibration.data.dataset import DataSet, Question
 from catp.calibration.data.metrics import Metric
 from catp.calibration.precision.assembly import Fragments, assemble
-from catp.calibration.precision.comparison import Answers, accuracy_changes, ask, kept_overlap
+from catp.calibration.precision.budget import Budget, BudgetExceeded, counted, most_sensitive, possible_loss
+from catp.calibration.precision.comparison import Answers, accuracy_changes, ask, kept_overlap, no_answers
 from catp.calibration.precision.graph import FloatGraph
 from catp.calibration.precision.layers import Layer, matching
 from catp.calibration.precision.observation import Examples, ObservingProvider, answer_each
@@ -24,7 +25,7 @@ from catp.calibration.precision.statistics import PERCENTILE, RangeMethod
 from catp.calibration.ratio.search import half
 from catp.runtime.bundle.chains import made_from
 from catp.runtime.bundle.folder import Bundle, write_manifest
-from catp.runtime.bundle.manifest import AccuracyChange, CalibrationSpec, Manifest
+from catp.runtime.bundle.manifest import CalibrationSpec, Manifest
 from catp.runtime.bundle.publish import published
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.pipeline import Pipeline
@@ -37,40 +38,6 @@ EXAMPLES = 4
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, and how much of how much of it is."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What calibration may cost.
-
-    Raises:
-        UsageError: a number is out of range.
-    """
-
-    max_accuracy_drop: float = 0.01  # of 1, at every tested ratio
-    min_kept_overlap: float = 0.98  # mean share of kept tokens that stay the same
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_accuracy_drop < 1:
-            raise UsageError(f"max accuracy drop {self.max_accuracy_drop}: of 1, so 0 <= drop < 1, such as 0.01")
-        if not 0 <= self.min_kept_overlap <= 1:
-            raise UsageError(f"min kept overlap {self.min_kept_overlap}: a share, 0 <= overlap <= 1, such as 0.98")
-
-    def allows(self, accuracy: Sequence[AccuracyChange], kept_overlap: float) -> bool:
-        lost = max(-change.difference for change in accuracy)
-        # Means have rounding errors: one lost question in a hundred is a drop of 0.01.
-        return lost <= self.max_accuracy_drop + 1e-9 and kept_overlap >= self.min_kept_overlap - 1e-9
-
-
-class BudgetExceeded(CatpError):
-    """Calibration costs more than it may; `report` says what was found."""
-
-    def __init__(self, reason: str, report: PrecisionReport) -> None:
-        super().__init__(
-            f"{reason}; nothing was published. Give a larger --max-accuracy-drop or a smaller --min-kept-overlap, "
-            "leave graphs out, or ask more --questions where few decide"
-        )
-        self.report = report
 
 
 @dataclass(frozen=True)
@@ -92,10 +59,19 @@ class Questions:
         if len(self.samples) < FEWEST_SAMPLES:
             raise UsageError(
                 f"data {self.name}: {len(self.samples)} samples are too few to choose ranges by; give at least "
-                f"{FEWEST_SAMPLES} with --samples, and questions about enough images: half of them are for comparing"
+                f"{FEWEST_SAMPLES} with --samples, and questions about enough pictures: half of the pictures are for "
+                f"comparing, and these are about {pictures(self.samples)}"
             )
         if not self.confirmation:
-            raise UsageError(f"data {self.name}: nothing is left to compare the bundles on; give more questions")
+            raise UsageError(
+                f"data {self.name}: nothing is left to compare the bundles on: no picture is in both halves, and the "
+                f"{counted(len(self.search), pictures(self.search))} are one; give questions about more pictures"
+            )
+
+
+def pictures(questions: Sequence[Question]) -> int:
+    """How many different ones questions are about."""
+    return len({question.image_key for question in questions})
 
 
 def split(data: DataSet, samples: int, questions: int, seed: int) -> Questions:
@@ -151,6 +127,8 @@ class Calibrator:
         self.graphs = {name: FloatGraph(name, source.graph_file(made_from(name))) for name in recipes}
         self.layers = self._choose(tuple(exclude))
         self._answers: dict[int, Answers] = {}
+        self._failure = ""
+        self.pictures = 0  # that confirmed what was found
 
     def run(
         self, output: Path, budget: Budget, *, sensitivity: bool = True, overwrite: bool = False
@@ -162,10 +140,12 @@ class Calibrator:
             sensitivity: measure every layer's error even where all of them may be quantised.
 
         Raises:
-            UsageError: `output` is taken.
-            BudgetExceeded: it costs too much; nothing was published.
+            UsageError: `output` is taken, or the other half has too few pictures to confirm anything.
+            BudgetExceeded: it costs too much, or may well do so; nothing was published.
             CatpError: activations that no scale can be chosen for, or no question could be asked.
         """
+        asked = self.questions
+        budget.check_pictures(asked.name, len(asked.confirmation), pictures(asked.confirmation))
         with published(output, overwrite) as folder:
             gathered = self._ranges()
             fragments = self._fragments(gathered.ranges)
@@ -189,24 +169,24 @@ class Calibrator:
             )
             if kept is None:
                 raise BudgetExceeded(
-                    "even with every layer but one in floating point, quantising costs too much", report
+                    f"even with every layer but one in floating point, quantising costs too much{self._failure}", report
                 )
             manifest = self._assemble(fragments, kept, folder)
             report = self._confirm(report, manifest, gathered.samples, folder, budget)
             if not report.confirmed:
-                raise BudgetExceeded("what was chosen on one half of the images costs too much on the other", report)
+                raise BudgetExceeded(self._unconfirmed(report, budget), report, most_sensitive(report))
             write_manifest(folder, manifest.model_copy(update={"calibration": report.calibration}))
         return report
 
     def _choose(self, exclude: tuple[str, ...]) -> dict[str, tuple[Layer, ...]]:
         """By graph, the layers that may be quantised."""
         for pattern in exclude:
-            if not any(True for graph in self.graphs.values() for _ in matching(graph.layers, (pattern,))):
+            if not any(True for graph in self.graphs.values() for _ in matching(graph.layers, (pattern,), graph.name)):
                 some = ", ".join(graph.layers[0].name for graph in self.graphs.values())
                 raise UsageError(f"exclude {pattern!r}: no layer is called so; layers have names such as {some}")
         chosen = {}
         for name, graph in self.graphs.items():
-            excluded = set(matching(graph.layers, exclude))
+            excluded = set(matching(graph.layers, exclude, name))
             recipe = self.recipes[name]
             chosen[name] = tuple(layer for layer in graph.layers if layer not in excluded and recipe.takes(layer))
             if not chosen[name]:
@@ -270,7 +250,7 @@ class Calibrator:
             self._assemble(fragments, kept, Path(trial))
             asked = self.questions.search
             before = self._ask(self.source.path, asked, "original bundle")
-            after = self._ask(Path(trial), asked, f"quantised bundle, {len(kept)} layers kept")
+            after = self._ask_quantised(before, Path(trial), asked, f"quantised bundle, {len(kept)} layers kept")
         changes, overlap = accuracy_changes(before, after, self._seed), kept_overlap(before, after)
         return Trial(
             kept=tuple(f"{error.graph}: {error.layer}" for error in kept),
@@ -284,7 +264,8 @@ class Calibrator:
     ) -> PrecisionReport:
         asked = self.questions.confirmation
         before = self._ask(self.source.path, asked, "original bundle, other images")
-        after = self._ask(folder, asked, "quantised bundle, other images")
+        after = self._ask_quantised(before, folder, asked, "quantised bundle, other images")
+        self.pictures = len(set(before.images))
         changes, overlap = accuracy_changes(before, after, self._seed), kept_overlap(before, after)
         old = self.source.manifest.graphs
         return report.model_copy(
@@ -303,9 +284,19 @@ class Calibrator:
                     accuracy=changes,
                     kept_overlap=overlap,
                 ),
-                "confirmed": budget.allows(changes, overlap),
+                "confirmed": budget.allows(changes, overlap) and budget.is_shown_by(changes),
             }
         )
+
+    def _unconfirmed(self, report: PrecisionReport, budget: Budget) -> str:
+        """Why, in words."""
+        found = report.calibration
+        assert found is not None
+        if not budget.allows(found.accuracy, found.kept_overlap):
+            return f"what was chosen on one half of the images costs too much on the other{self._failure}"
+        lost = 100 * possible_loss(found.accuracy)
+        about = counted(found.questions, self.pictures)
+        return f"{about} do not confirm it: it may have cost {lost:.1f} points (95 % confidence)"
 
     def _assemble(self, fragments: Mapping[str, Fragments], kept: Sequence[LayerError], folder: Path) -> Manifest:
         left_out = {(error.graph, error.layer) for error in kept}
@@ -314,6 +305,17 @@ class Calibrator:
             for graph, found in fragments.items()
         }
         return assemble(self.source, folder, self.graphs, self.recipes, chosen, self._method)
+
+    def _ask_quantised(self, before: Answers, folder: Path, questions: Sequence[Question], what: str) -> Answers:
+        """Where it can't answer, because what it computes is no number, it has no question right."""
+        self._failure = ""
+        try:
+            return self._ask(folder, questions, what)
+        except UsageError:
+            raise
+        except CatpError as error:
+            self._failure = f" (quantised, it could not answer: {error})"
+            return no_answers(before)
 
     def _ask(self, folder: Path, questions: Sequence[Question], what: str) -> Answers:
         """Of the original bundle once for the same questions."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ class Answers:
     ratios: tuple[float, ...]
     images: tuple[str, ...]  # of each question
     accuracy: np.ndarray  # [questions, ratios]
-    kept: np.ndarray  # int64 [pictures, k], at the last ratio that prunes
+    kept: np.ndarray  # int64 [pictures, k], at the last ratio that prunes; -1 where scores were no numbers
 
 
 def tested_ratios(pruning: PruningSpec) -> tuple[float, ...]:
@@ -80,12 +80,18 @@ def ask(
         raise CatpError("none of the questions could be asked; catp-eval on the same data says why")
     scores = np.concatenate(pipeline.scores)
     kept = top_indices(scores, num_kept(ratios[-1], pruning.num_query_tokens))
+    kept[~np.isfinite(scores).all(axis=1)] = -1
     return Answers(ratios, tuple(images), np.array(accuracy), kept)
+
+
+def no_answers(before: Answers) -> Answers:
+    """Of a bundle that can't answer the questions that another one did."""
+    return replace(before, accuracy=np.zeros_like(before.accuracy), kept=np.full_like(before.kept, -1))
 
 
 def kept_overlap(before: Answers, after: Answers) -> float:
     """Mean share of the tokens kept by one that the other keeps too."""
-    both = [len(np.intersect1d(a, b)) for a, b in zip(before.kept, after.kept, strict=True)]
+    both = [len(np.intersect1d(a, b[b >= 0])) for a, b in zip(before.kept, after.kept, strict=True)]
     return float(np.mean(both)) / before.kept.shape[1]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -83,9 +84,21 @@ def find_layers(model: ir.Model, graph: str) -> tuple[Layer, ...]:
     )
 
 
-def matching(layers: tuple[Layer, ...], patterns: tuple[str, ...]) -> Iterator[Layer]:
-    """The layers whose name fits one of the patterns, as shells match file names."""
-    return (layer for layer in layers if any(fnmatchcase(layer.name, pattern) for pattern in patterns))
+def matching(layers: tuple[Layer, ...], patterns: tuple[str, ...], graph: str = "") -> Iterator[Layer]:
+    """The layers whose name fits one of the patterns, as shells match file names.
+
+    Args:
+        graph: theirs; "GRAPH: LAYER", as reports have it, fits as well.
+    """
+    for layer in layers:
+        names = (layer.name, f"{graph}: {layer.name}")
+        if any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns for name in names):
+            yield layer
+
+
+def exclude_options(names: Iterable[str]) -> str:
+    """The options of catp-calibrate precision that leave layers of those names in floating point."""
+    return " ".join(f"--exclude {quote(name)}" for name in names)
 
 
 def _as_layer(node: ir.Node, opset: int) -> Layer | None:

@@ -24,6 +24,9 @@ from catp.runtime.pruning import num_kept
 SAVE_EVERY = 32
 """Questions; as many, at most, are asked again after an interruption."""
 
+_RULES = 2
+"""Of what ranges are chosen by: those chosen by others, in the cache, are not used."""
+
 GraphRanges = dict[str, dict[str, Range]]
 """By graph and tensor."""
 
@@ -76,7 +79,11 @@ def gather_ranges(
     if (known := _read(finished)) is not None:
         advance(len(sampling.questions))
         return known
-    statistics = Statistics(sampling.method, sampling.percentile)
+    readers: dict[str, list[str]] = {}
+    for graph, chosen in layers.items():
+        for layer in chosen:
+            readers.setdefault(f"{graph}: {layer.input}", []).append(layer.name)
+    statistics = Statistics(sampling.method, sampling.percentile, readers)
     done = _resume(statistics, unfinished)
     advance(done)
     observer = Gather(lambda graph, tensor, values: statistics.add(f"{graph}: {tensor}", values))
@@ -111,6 +118,7 @@ def gather_ranges(
 def _key(bundle: Bundle, layers: Mapping[str, Sequence[Layer]], sampling: Sampling) -> str:
     specs = bundle.manifest.graphs.values()
     content = (
+        _RULES,
         [(spec.file.sha256, spec.external_data.sha256 if spec.external_data else "") for spec in specs],
         bundle.manifest.pruning.model_dump(mode="json"),
         {graph: sorted({layer.input for layer in chosen}) for graph, chosen in layers.items()},

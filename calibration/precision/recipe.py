@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import onnx
 
 from catp.calibration.precision.formats.base import Range
@@ -16,10 +17,10 @@ from catp.calibration.precision.formats.fp8 import fp8
 from catp.calibration.precision.formats.int4 import int4
 from catp.calibration.precision.formats.int8_rows import int8_rows
 from catp.calibration.precision.formats.static_int8 import static_int8
-from catp.calibration.precision.layers import Layer
+from catp.calibration.precision.layers import Layer, exclude_options
 from catp.runtime.bundle.chains import DECODE_GRAPH, made_from
 from catp.runtime.bundle.manifest import Format, GraphSpec, Purpose
-from catp.runtime.errors import UsageError
+from catp.runtime.errors import CatpError, UsageError
 
 Activations = Literal["static", "dynamic", "float"]
 BLOCK_SIZE = 128
@@ -75,7 +76,19 @@ class Recipe:
         return self.format != "int4" or self.purpose == "cpu" or layer.depth % self.block_size == 0
 
     def fragment(self, layer: Layer, ranges: Mapping[str, Range]) -> onnx.GraphProto:
-        """The layer, quantised. `ranges`: by tensor, where activations are static."""
+        """The layer, quantised.
+
+        Args:
+            ranges: by tensor, where activations are static.
+
+        Raises:
+            CatpError: a weight is no number, or infinite.
+        """
+        if not np.isfinite(layer.weight()).all():
+            raise CatpError(
+                f"{layer.name}: it has weights that are no number, or infinite, so it can't be quantised (fp16 "
+                f"overflows where fp32 does not); mend the checkpoint, or leave it out: {exclude_options([layer.name])}"
+            )
         if layer.is_table:
             return int8_rows(layer)
         with _silent():

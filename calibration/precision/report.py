@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from catp.calibration.precision.sensitivity import LayerError
 from catp.runtime.bundle.manifest import AccuracyChange, CalibrationSpec, ModelSpec, Quantization
 from catp.runtime.bundle.strict import Strict
 
 
-class Trial(Strict):
+class _Record(Strict):
+    """A record that may hold infinite errors, which JSON has no numbers for: they are "Infinity"."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
+class Trial(_Record):
     """A choice of layers that stay in floating point, and what it costs on the searching half of the images."""
 
     kept: tuple[str, ...] = Field(description="layers, as GRAPH: LAYER")
@@ -20,7 +26,7 @@ class Trial(Strict):
     fits: bool = Field(description="into the budget")
 
 
-class GraphSize(Strict):
+class GraphSize(_Record):
     """Bytes on disk, and how a graph was quantised (None: it was not)."""
 
     before: int
@@ -28,18 +34,20 @@ class GraphSize(Strict):
     quantization: Quantization | None
 
 
-class PrecisionReport(Strict):
+class PrecisionReport(_Record):
     """The whole of it; what is None was not reached."""
 
     schema_version: Literal[1] = 1
     model: ModelSpec
     max_accuracy_drop: float
     min_kept_overlap: float
-    errors: tuple[LayerError, ...] = Field(description="of single layers, the largest first; empty where not measured")
+    errors: tuple[LayerError, ...] = Field(
+        description="of single layers, the largest first, infinite where an output is no number; empty: not measured"
+    )
     trials: tuple[Trial, ...]
     graphs: dict[str, GraphSize] | None = None
     calibration: CalibrationSpec | None = Field(default=None, description="cost on the confirming half of the images")
-    confirmed: bool = False
+    confirmed: bool = Field(default=False, description="within the budget, and more than too few pictures can say")
 
     @property
     def kept(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from catp.calibration.precision.graph import FloatGraph, serialized
 from catp.calibration.precision.observation import Inputs
 from catp.runtime.bundle.chains import made_from
 from catp.runtime.bundle.manifest import Purpose
+from catp.runtime.errors import CatpError
 from catp.runtime.providers.onnx_runtime import OrtProvider
 
 COMPARED = {
@@ -28,7 +30,7 @@ class LayerError:
 
     graph: str
     layer: str
-    error: float  # root mean square of the change, relative to the output's standard deviation; the worst output's
+    error: float  # of the worst output, see relative_change
     megabytes: float  # of the weight in floating point
 
     @property
@@ -47,8 +49,16 @@ def layer_errors(
 
     Args:
         calls: what the graph is given, with all query tokens kept, so that outputs stay comparable.
+
+    Raises:
+        CatpError: in floating point, an output is no number, or infinite: nothing can be compared with it.
     """
     wanted = _outputs(graph, {}, purpose, calls)
+    if not all(np.isfinite(output).all() for output in wanted):
+        raise CatpError(
+            f"{graph.name}: in floating point it puts out what is no number, or infinite, so an error can't be "
+            "measured; check that catp-run gives sensible answers with this bundle (fp16 overflows where fp32 does not)"
+        )
     sizes = {layer.name: layer.nbytes for layer in graph.layers}
     for name, fragment in fragments.items():
         found = _outputs(graph, {name: fragment}, purpose, calls)
@@ -58,8 +68,13 @@ def layer_errors(
 
 
 def relative_change(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Root mean square of the change, relative to the standard deviation of `wanted`."""
+    """Root mean square of the change, relative to the standard deviation of `wanted`.
+
+    Infinite where a number became none, or infinite: no error is worse, and none sorts before it.
+    """
     found, wanted = found.astype(np.float64), wanted.astype(np.float64)
+    if not np.isfinite(found).all():
+        return math.inf
     return float(np.sqrt(np.mean((found - wanted) ** 2)) / max(wanted.std(), 1e-30))
 
 

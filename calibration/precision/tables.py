@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 
 from rich.markup import escape
 from rich.table import Table
@@ -57,7 +58,7 @@ def layer_table(report: PrecisionReport) -> Table | None:
         table.add_row(
             error.graph,
             escape(error.layer),
-            f"{100 * error.error:.2f} %",
+            f"{100 * error.error:.2f} %" if isfinite(error.error) else "no number",
             f"{error.megabytes:,.2f} MB",
             "kept in floating point" if stays else "",
         )

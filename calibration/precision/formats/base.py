@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,18 @@ from catp.calibration.precision.layers import Layer
 
 @dataclass(frozen=True)
 class Range:
-    """What a layer's input was between, in calibration."""
+    """What a layer's input was between, in calibration.
+
+    Raises:
+        ValueError: an end is no number or infinite, or they are the wrong way round.
+    """
 
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise ValueError(f"no range: {self.low} to {self.high}")
 
     @property
     def largest(self) -> float:

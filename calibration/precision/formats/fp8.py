@@ -8,6 +8,7 @@ from ml_dtypes import finfo, float8_e4m3fn
 from onnx import helper, numpy_helper
 
 from catp.calibration.precision.formats.base import Range, single_layer
+from catp.calibration.precision.formats.steps import step_size
 from catp.calibration.precision.layers import Layer
 
 LARGEST = float(finfo(float8_e4m3fn).max)  # 448
@@ -22,10 +23,10 @@ def fp8(layer: Layer, seen: Range) -> onnx.GraphProto:
     model = single_layer(layer)
     weight = layer.weight()
     x, w = f"{layer.input}_fp8", f"{layer.node}.weight_fp8"
-    scale = np.maximum(np.abs(weight).max(axis=0) / LARGEST, np.finfo(weight.dtype).tiny).astype(weight.dtype)
+    scale = step_size(np.abs(weight).max(axis=0), LARGEST, weight.dtype)
     stored = np.clip(weight / scale, -LARGEST, LARGEST).astype(float8_e4m3fn)
     tensors = {
-        f"{x}_scale": np.array(seen.largest / LARGEST, weight.dtype),
+        f"{x}_scale": step_size(seen.largest, LARGEST, weight.dtype),
         f"{x}_zero": np.zeros((), float8_e4m3fn),
         w: stored,
         f"{w}_scale": scale,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnxruntime.quantization import QuantFormat
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from catp.calibration.precision.formats.base import single_layer
+from catp.calibration.precision.formats.steps import step_size
 from catp.calibration.precision.layers import Layer
 from catp.runtime.bundle.manifest import Purpose
 
@@ -21,7 +24,8 @@ _INT8_SUMS = 4
 def int4(layer: Layer, block_size: int, purpose: Purpose) -> onnx.GraphProto:
     """One MatMulNBits for ONNX Runtime on a CPU; for TensorRT a DequantizeLinear of symmetric int4 before the MatMul.
 
-    Library: onnxruntime.quantization's MatMulNBitsQuantizer.
+    Library: onnxruntime.quantization's MatMulNBitsQuantizer, but for blocks of the smallest numbers: it stores them
+    by scales that the graph's type then rounds, or has not.
 
     Args:
         block_size: weights along a column that share a scale.
@@ -36,4 +40,43 @@ def int4(layer: Layer, block_size: int, purpose: Purpose) -> onnx.GraphProto:
         quant_format=QuantFormat.QOperator if for_cpu else QuantFormat.QDQ,
     )
     quantizer.process()
-    return quantizer.model.model.graph
+    graph: onnx.GraphProto = quantizer.model.model.graph
+    weights, scales, *_ = graph.initializer
+    if for_cpu:
+        _leave_out_small_blocks(scales)
+    else:
+        _store_small_blocks(weights, scales, layer.weight(), block_size)
+    return graph
+
+
+def _leave_out_small_blocks(scales: onnx.TensorProto) -> None:
+    """Scales below float32's normal numbers become 0: what was stored by them is noise."""
+    sizes = numpy_helper.to_array(scales)
+    small = np.abs(sizes) < np.finfo(sizes.dtype).tiny
+    if small.any():
+        scales.CopyFrom(numpy_helper.from_array(np.where(small, sizes.dtype.type(0), sizes), scales.name))
+
+
+def _store_small_blocks(
+    weights: onnx.TensorProto, scales: onnx.TensorProto, weight: np.ndarray, block_size: int
+) -> None:
+    """Blocks with scales below the type's normal numbers are stored anew, in steps that it has.
+
+    As in the other blocks, the largest number becomes -8, whatever its sign.
+
+    Args:
+        weights, scales: [K, N] and [blocks, N] of the quantised layer.
+        weight: [K, N] in floating point.
+    """
+    sizes = numpy_helper.to_array(scales)
+    small = np.abs(sizes) < np.finfo(sizes.dtype).tiny
+    if small.any():
+        starts = np.arange(0, len(weight), block_size)
+        low, high = np.minimum.reduceat(weight, starts, axis=0), np.maximum.reduceat(weight, starts, axis=0)
+        anew = step_size(np.maximum(-low, high), 8, weight.dtype)
+        sizes = np.where(small, np.where(high > -low, -anew, anew), sizes)
+        small, each = (np.repeat(array, block_size, axis=0)[: len(weight)] for array in (small, sizes))
+        stored = numpy_helper.to_array(weights)
+        steps = np.clip(np.rint(weight / each), -8, 7).astype(stored.dtype)
+        weights.CopyFrom(numpy_helper.from_array(np.where(small, steps, stored), weights.name))
+        scales.CopyFrom(numpy_helper.from_array(sizes, scales.name))

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from catp.calibration.precision.formats.steps import step_size
 from catp.calibration.precision.layers import Layer
 
 LARGEST = 127
@@ -17,7 +18,7 @@ def int8_rows(table: Layer) -> onnx.GraphProto:
     In standard operators, for ONNX Runtime; nothing is multiplied in integers, so there is no kernel to find.
     """
     weight = table.weight()
-    scale = np.maximum(np.abs(weight).max(axis=1, keepdims=True) / LARGEST, np.finfo(weight.dtype).tiny)
+    scale = step_size(np.abs(weight).max(axis=1, keepdims=True), LARGEST, weight.dtype)
     stored = np.clip(np.rint(weight / scale), -LARGEST, LARGEST).astype(np.int8)
     kind = helper.np_dtype_to_tensor_dtype(weight.dtype)
     name = table.node
@@ -34,7 +35,7 @@ def int8_rows(table: Layer) -> onnx.GraphProto:
         [helper.make_tensor_value_info(product, kind, ["rows", weight.shape[1]])],
         [
             numpy_helper.from_array(stored, f"{name}.int8"),
-            numpy_helper.from_array(scale.astype(weight.dtype), f"{name}.scale"),
+            numpy_helper.from_array(scale, f"{name}.scale"),
         ],
     )
 

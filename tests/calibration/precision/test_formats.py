@@ -12,9 +12,11 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from catp.calibration.precision.formats.base import Range, initializer_bytes
+from catp.calibration.precision.formats.base import Range, initializer_bytes, single_layer
+from catp.calibration.precision.formats.steps import step_size
 from catp.calibration.precision.layers import Layer
 from catp.calibration.precision.recipe import make_recipe
+from catp.runtime.errors import CatpError
 from catp.runtime.providers.onnx_runtime import OrtProvider
 
 DEPTH, WIDTH, ROWS = 96, 40, 6
@@ -267,9 +269,7 @@ _CASES = [
     ("int4", "tensorrt", None, np.float32),
     ("int4", "tensorrt", None, np.float16),
     ("fp8", "tensorrt", None, np.float32),
-    pytest.param(
-        "fp8", "tensorrt", None, np.float16,
-    ),
+    ("fp8", "tensorrt", None, np.float16),
 ]  # fmt: skip
 
 
@@ -289,6 +289,128 @@ def test_an_output_that_nothing_contributes_to_stays_0(
     assert not found[:, 3].any()
     wanted = x.astype(np.float64) @ weight.astype(np.float64)
     assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.15 * wanted.std()
+
+
+def error(fragment: onnx.GraphProto, purpose: str, x: np.ndarray, weight: np.ndarray) -> float:
+    """Root mean square, relative to the product's own, in float64."""
+    wanted = x.astype(np.float64) @ weight.astype(np.float64)
+    found = compute(fragment, purpose, x).astype(np.float64)
+    return float(np.sqrt(np.mean((found - wanted) ** 2)) / max(np.sqrt(np.mean(wanted**2)), 1e-300))
+
+
+HALF_CASES = [case for case in _CASES if case[3] == np.float16]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("factor", [3e-3, 1e-4, 1e-5, 1e-6, 1e-7])
+@pytest.mark.parametrize(("format", "purpose", "activations", "kind"), HALF_CASES)
+def test_tiny_weights_in_half_precision_are_as_close_as_others(
+    format: str, purpose: str, activations: str | None, kind: Any, factor: float
+) -> None:
+    """All of them, and those of some columns only: scales of 1e-10 are none in float16."""
+    for columns in (slice(None), slice(1, 9)):
+
+        def edit(weight: np.ndarray, columns: slice = columns) -> np.ndarray:
+            weight[:, columns] *= 2 * factor
+            return weight
+
+        layer, weight, x = make(kind, edit=edit)
+        fragment = quantise(layer, format, purpose, activations, **({"block_size": 32} if format == "int4" else {}))
+        found = [t for name, t in stored(fragment).items() if "scale" in name]
+        assert all(np.isfinite(scale).all() and scale.all() for scale in found)
+        # The columns alone, or the others would hide them; the product itself has steps of 6e-8.
+        narrow = np.clip(x, -2.5, 2.5)
+        own = compute(fragment, purpose, narrow)[:, columns].astype(np.float64)
+        exact = narrow.astype(np.float64) @ weight[:, columns].astype(np.float64)
+        limit = {"int8": 0.02, "fp8": 0.05, "int4": 0.15}[format] * np.sqrt(np.mean(exact**2)) + 2.0**-25
+        assert np.sqrt(np.mean((own - exact) ** 2)) < limit < 0.9 * exact.std()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("largest", [1e-3, 2e-5, 1e-6, 2e-7])
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+def test_tiny_inputs_in_half_precision_are_read(format: str, largest: float) -> None:
+    """What a nearly dead layer puts out: whole multiples of float16's smallest number, which survive."""
+    layer, weight, x = make(np.float16)
+    x = (x * (largest / np.abs(x).max())).astype(np.float16)
+    recipe = make_recipe(format, "tensorrt")  # type: ignore[arg-type]
+    fragment = recipe.fragment(layer, {"x": Range(float(x.min()), float(x.max()))})
+    scale = next(t for name, t in stored(fragment).items() if name in ("x_scale", "x_fp8_scale"))
+    assert scale > 0 and np.isfinite(scale) and float(scale) * {"int8": 127, "fp8": 448}[format] >= np.abs(x).max()
+    exact = x.astype(np.float64) @ weight.astype(np.float64)
+    plain = compute(single_layer(layer).graph, "tensorrt", x)  # rounds the product as well
+    found = compute(fragment, "tensorrt", x)
+    rms = np.sqrt(np.mean((found - exact) ** 2))
+    assert rms <= np.sqrt(np.mean((plain - exact) ** 2)) + {"int8": 0.03, "fp8": 0.06}[format] * exact.std()
+
+
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_an_input_that_was_always_0_stays_0(format: str, kind: Any) -> None:
+    layer, _, x = make(kind)
+    fragment = make_recipe(format, "tensorrt").fragment(layer, {"x": Range(0.0, 0.0)})  # type: ignore[arg-type]
+    assert not compute(fragment, "tensorrt", np.zeros_like(x)).any()
+    assert np.isfinite(compute(fragment, "tensorrt", x)).all()
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-6, 1e-30])
+def test_inputs_of_any_size_scaled_call_by_call(factor: float) -> None:
+    layer, weight, x = make()
+    fragment = quantise(layer, "int8", "cpu")
+    assert error(fragment, "cpu", (x * factor).astype(np.float32), weight) < 0.02
+    assert not compute(fragment, "cpu", np.zeros_like(x)).any()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("format", "purpose", "activations", "kind"), _CASES)
+def test_a_matrix_of_zeros(format: str, purpose: str, activations: str | None, kind: Any) -> None:
+    layer, _, x = make(kind, edit=np.zeros_like)
+    found = compute(quantise(layer, format, purpose, activations, block_size=32), purpose, x)
+    assert found.shape == (ROWS, WIDTH) and not found.any()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e-37, 1e-39, 1e-44])
+@pytest.mark.parametrize(("format", "purpose", "activations"), [c[:3] for c in _CASES if c[3] == np.float32])
+def test_numbers_at_the_end_of_float32_are_no_noise(
+    format: str, purpose: str, activations: str | None, size: float
+) -> None:
+    """Where a scale would no longer be a normal number, steps are as coarse as they have to be, or all is 0."""
+    layer, weight, x = make(edit=lambda w: w * (size / np.abs(w).max()))
+    found = compute(quantise(layer, format, purpose, activations, block_size=32), purpose, x).astype(np.float64)
+    exact = x.astype(np.float64) @ weight.astype(np.float64)
+    assert np.isfinite(found).all()
+    assert np.sqrt(np.mean((found - exact) ** 2)) <= 1.3 * np.sqrt(np.mean(exact**2))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_steps_against_float64(kind: Any) -> None:
+    info, dtype = np.finfo(kind), np.dtype(kind)
+    largest = np.concatenate([[0.0], 10.0 ** np.linspace(np.log10(float(info.smallest_subnormal)), 4, 400)])
+    for steps in (8, 127, 448):
+        sizes = step_size(largest, steps, dtype).astype(np.float64)
+        exact = largest / steps
+        assert (sizes > 0).all() and step_size(largest, steps, dtype).dtype == dtype
+        normal = exact >= float(info.tiny)
+        np.testing.assert_array_equal(sizes[normal], exact[normal].astype(kind).astype(np.float64))
+        if kind == np.float16:  # the next one that reaches as far
+            smallest = float(info.smallest_subnormal)
+            np.testing.assert_array_equal(sizes[~normal], np.maximum(np.ceil(exact[~normal] / smallest), 1) * smallest)
+        else:
+            assert (sizes[~normal] == float(info.tiny)).all()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize(("format", "purpose", "activations", "kind"), _CASES)
+def test_weights_that_are_no_number_are_refused(
+    format: str, purpose: str, activations: str | None, kind: Any, wrong: float
+) -> None:
+    layer, weight, _ = make(kind)
+    weight[5, 7] = wrong
+    with pytest.raises(CatpError, match=r"module: it has weights that are no number, or infinite.*--exclude module"):
+        quantise(layer, format, purpose, activations)
+    with pytest.raises(CatpError, match="module: it has weights"):
+        quantise(replace(layer, is_table=True), "int8", "cpu")
 
 
 def test_a_transposed_weight_is_the_same_layer() -> None:

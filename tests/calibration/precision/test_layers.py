@@ -1,6 +1,8 @@
 """Layers are found by the modules that they came from, and only where they depend on what the graph is given."""
 
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from catp.calibration.precision.formats.base import single_layer
 from catp.calibration.precision.graph import FloatGraph
-from catp.calibration.precision.layers import Layer, matching
+from catp.calibration.precision.layers import Layer, exclude_options, matching
 from catp.calibration.precision.recipe import make_recipe
 from catp.export.writing.external_data import save_model
 from catp.runtime import UsageError
@@ -138,6 +140,17 @@ def test_patterns_are_those_of_file_names(demo_bundle: Path, float_graphs: Graph
     ]  # fmt: skip
     assert fitting("mlp.fc2") == fitting("*.MLP.fc2") == fitting() == []
     assert fitting("*") == fitting("*", "*.fc1") and len(fitting("*")) == 16
+
+
+def test_names_as_reports_and_messages_have_them_are_patterns(demo_bundle: Path, float_graphs: Graphs) -> None:
+    for name, graph in float_graphs(demo_bundle).items():
+        for layer in graph.layers:
+            options = shlex.split(exclude_options([layer.name]))
+            assert options[0] == "--exclude" and list(matching(graph.layers, (options[1],), name)) == [layer]
+            assert list(matching(graph.layers, (f"{name}: {layer.name}",), name)) == [layer]
+            assert not list(matching(graph.layers, (f"other: {layer.name}",), name))
+    odd = replace(layer, name="blocks[0].fc")
+    assert list(matching((odd,), ("blocks[0].fc",))) == [odd]
 
 
 def test_a_layer_of_its_own_is_the_product(demo_bundle: Path, float_graphs: Graphs) -> None:

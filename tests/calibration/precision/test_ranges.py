@@ -1,5 +1,6 @@
 """Ranges are those of the real chain, gathered once, and the same after an interruption."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -240,7 +241,15 @@ def test_a_damaged_intermediate_result_is_gathered_again(
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda text: text[:-10], lambda _: "[]", lambda _: "null", lambda _: '{"vision": {}}']
+    "damage",
+    [
+        lambda text: text[:-10],
+        lambda _: "[]",
+        lambda _: "null",
+        lambda _: '{"vision": {}}',
+        lambda text: re.sub(r": \[[^,]*,", ": [NaN,", text, count=1),
+        lambda text: re.sub(r"[-.0-9e]+\]", "-Infinity]", text, count=1),
+    ],
 )
 def test_a_damaged_result_is_gathered_again(
     damage: Callable[[str], str], gather: Setup, questions: Callable, tmp_path: Path

@@ -15,6 +15,7 @@ from catp.calibration.precision.observation import Examples, Inputs, ObservingPr
 from catp.calibration.precision.sensitivity import COMPARED, layer_errors, relative_change
 from catp.runtime import Pipeline
 from catp.runtime.bundle.folder import open_bundle
+from catp.runtime.errors import CatpError
 
 
 def test_relative_change_by_hand() -> None:
@@ -28,6 +29,16 @@ def test_relative_change_by_hand() -> None:
         1e-3, rel=0.1
     )
     assert relative_change(np.zeros(3), np.zeros(3)) == 0
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_no_error_is_worse_than_what_is_no_number(wrong: float) -> None:
+    wanted = np.array([1.0, -1.0, 1.0, -1.0])
+    found = wanted.copy()
+    found[2] = wrong
+    assert relative_change(found, wanted) == np.inf
+    assert relative_change(wanted * np.float32(3e38), wanted) < np.inf
+    assert relative_change(np.full(4, 0.5), np.ones(4)) > 1e20  # what never changes has no spread to compare with
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +86,19 @@ def test_a_coarse_layer_has_the_largest_error(
     worst = max(errors, key=lambda error: error.error)
     assert worst.key == (graph, coarse.name) and worst.megabytes == weight.nbytes / 1e6
     assert all(error.error < 1e-5 for error in errors if error is not worst)
+
+    nan = np.full_like(weight, np.nan)
+    fragments[coarse.name] = single_layer(replace(coarse, _weight=ir.tensor(nan), _transposed=False)).graph
+    broken = list(layer_errors(found, fragments, "cpu", calls[graph]))
+    assert [e.layer for e in broken if e.error == np.inf] == [coarse.name]
+    assert {e.key: e.error for e in broken if e.layer != coarse.name} == {
+        e.key: e.error for e in errors if e is not worst
+    }
+    bad = [
+        {k: v * np.float32(np.nan) if v.dtype == np.float32 else v for k, v in call.items()} for call in calls[graph]
+    ]
+    with pytest.raises(CatpError, match=f"{graph}: in floating point it puts out what is no number"):
+        list(layer_errors(found, fragments, "cpu", bad))
 
     # The same graph with the rounded weight in place of the layer's, by onnx alone.
     model = onnx.load(demo_bundle / f"{graph}.onnx")

@@ -92,6 +92,60 @@ def test_what_never_changes_is_refused(method: RangeMethod) -> None:
     assert statistics.ranges()["dead"].high <= 0.5
 
 
+def test_advice_names_layers_as_exclude_takes_them() -> None:
+    readers = {"vision_encoder: gelu_1": ["layers.1.mlp.fc2", "layers.1.mlp: node(2)"]}
+    advice = r"leave out what reads it: --exclude layers\.1\.mlp\.fc2 --exclude 'layers\.1\.mlp: node\(2\)'$"
+    statistics = Statistics("minmax", readers=readers)
+    statistics.add("vision_encoder: gelu_1", np.zeros((2, 3), np.float32))
+    with pytest.raises(CatpError, match=f"vision_encoder: gelu_1: it was 0 everywhere .*{advice}"):
+        statistics.ranges()
+    with pytest.raises(CatpError, match=f"no number, or infinite.*{advice}"):
+        statistics.add("vision_encoder: gelu_1", np.full(3, np.nan, np.float32))
+
+
+@pytest.mark.parametrize("method", ["entropy", "percentile"])
+@pytest.mark.parametrize("largest", [0.5, 1e-6, 1e-30])
+def test_a_range_without_the_rare_values_is_none(method: RangeMethod, largest: float) -> None:
+    """A nearly dead layer: 99.999 % zeros. Cut off, its scale would be 0."""
+    statistics = Statistics(method, 99.9)
+    values = np.zeros(200_000, np.float32)
+    values[:2] = largest * np.array([1, 0.3])
+    statistics.add("x", values)
+    found = statistics.ranges()["x"]
+    assert found.low <= 0 < found.high == pytest.approx(largest, rel=0.02)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("first", [0.0, 1e-44, 1e-37, 1e-12, 1e-3])
+def test_histograms_do_not_grow_without_bounds(method: RangeMethod, first: float) -> None:
+    """Values may begin next to nothing beside the later ones."""
+    rng = np.random.default_rng(1)
+    statistics = Statistics(method, 99.0)
+    statistics.add("x", (rng.normal(0, 1, (50, 40)) * first).astype(np.float32))
+    values = rng.normal(0, 2, (100, 100)).astype(np.float32)
+    statistics.add("x", values)
+    found = statistics.ranges()["x"]
+    share = np.mean((values < found.low) | (values > found.high))
+    assert share < 0.05 and found.largest <= float(np.abs(values).max()) * 1.001
+    statistics.add("x", 0 * values)
+    assert statistics.ranges()["x"].largest > 0
+
+
+def test_an_empty_tensor_says_nothing() -> None:
+    statistics = Statistics("percentile")
+    statistics.add("x", np.empty((1, 0, 8), np.float32))
+    statistics.add("x", np.arange(8, dtype=np.float32))
+    assert statistics.ranges()["x"].high == pytest.approx(7, abs=0.01)
+
+
+@pytest.mark.parametrize("ends", [(np.nan, 1.0), (0.0, np.inf), (-np.inf, 0.0), (1.0, 0.5)])
+def test_what_is_no_range(ends: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="no range"):
+        Range(*ends)
+    with pytest.raises(ValueError, match="no range"):
+        from_json({"x": list(ends)})
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_was_saved_goes_on_as_if_nothing_had_happened(method: RangeMethod, tmp_path: Path) -> None:
     parts = batches()
