@@ -110,6 +110,7 @@ def calibrate_ratio(
         settings = [Setting(method, mode, ratio) for method in tried for ratio in wanted]
         searched = _measure(pipeline, asked, "search", settings, seed, batch_size)
         console.print(search_table(searched, wanted, tried, max_accuracy_drop))
+        advice = _few(searched, max_accuracy_drop)
         found = RatioReport(
             manifest.model.id,
             asked.name,
@@ -121,24 +122,35 @@ def calibrate_ratio(
         )
         if found.chosen is not None:
             setting = found.chosen.setting
-            confirmation = _measure(pipeline, asked, "confirmation", [setting], seed, batch_size).drops[0]
+            confirming = _measure(pipeline, asked, "confirmation", [setting], seed, batch_size)
             learned = _learn(pipeline, asked, setting, seed, batch_size) if learn_layer_weights else None
-            found = replace(found, confirmation=confirmation, layer_weights=learned)
+            found = replace(found, confirmation=confirming.drops[0], layer_weights=learned)
+            advice = _few(confirming, max_accuracy_drop)
     if report is not None:
         write_file(report, lambda: report.write_text(json.dumps(found.to_dict(), indent=1) + "\n"))
     if json_output:
         print_json_line(json.dumps(found.to_dict()))
-    _check(found)
+    _check(found, advice)
     _apply(source, pipeline, of_bundle, setting, output, overwrite)
 
 
-def _check(found: RatioReport) -> None:
-    """Raises CatpError where there is nothing to apply."""
+def _check(found: RatioReport, advice: str) -> None:
+    """Raises CatpError where there is nothing to apply.
+
+    Args:
+        advice: where there were too few pictures.
+    """
     budget = found.max_accuracy_drop
+    if not found.search.full_accuracy:
+        raise CatpError(
+            f"data {found.data}: none of {found.search.questions:,} questions is answered right without pruning, "
+            "so that nothing can be lost and accuracy says nothing about a ratio; nothing was changed. Give questions "
+            "that this model can answer (--data)"
+        )
     if found.chosen is None:
         raise CatpError(
             f"no ratio stays within {budget:g} of the accuracy {found.search.full_accuracy:.3f}; nothing was changed. "
-            f"{_few(found.search, budget)}Try smaller --ratios, or a larger --max-accuracy-drop"
+            f"{advice}Try smaller --ratios, or a larger --max-accuracy-drop"
         )
     if found.layer_weights is not None:
         console.print(str(found.layer_weights), soft_wrap=True)
@@ -152,7 +164,8 @@ def _check(found: RatioReport) -> None:
     if not found.is_confirmed:
         raise CatpError(
             f"ratio {setting.ratio:g} is not confirmed: it may cost {points(confirmed.low)} points, the budget is "
-            f"{100 * budget:g}; nothing was changed. Try more questions or a larger --max-accuracy-drop"
+            f"{100 * budget:g}; nothing was changed. {advice}Try questions about more pictures, or a larger "
+            "--max-accuracy-drop"
         )
 
 
@@ -199,7 +212,10 @@ def _few(measured: Measured, budget: float) -> str:
     needed = images_needed(budget)
     if measured.images >= needed:
         return ""
-    return f"{measured.images} images can't show that so little is lost: give {2 * needed} or more. "
+    return (
+        f"{measured.images} pictures can't show that so little is lost: give {2 * needed} or more pictures, half of "
+        "them to search and half to confirm. "
+    )
 
 
 def _apply(

@@ -12,7 +12,7 @@ from catp.runtime.bundle.manifest import AccuracyChange
 from catp.runtime.errors import CatpError, UsageError
 
 SAYS_NOTHING = 0.5
-"""A loss that an interval has to exclude, of 1: reaching so far it confirms nothing, unless the budget goes further."""
+"""A loss that an interval has to exclude, of 1: one that reaches so far confirms no budget that does not."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,16 @@ class Budget:
         return lost <= self.max_accuracy_drop + 1e-9 and kept_overlap >= self.min_kept_overlap - 1e-9
 
     def is_shown_by(self, accuracy: Sequence[AccuracyChange]) -> bool:
-        """Whether intervals exclude what would have to be refused, or at least losses of half of all answers."""
-        return possible_loss(accuracy) <= self._most + 1e-9
+        """Whether intervals exclude a loss of half of all answers, unless the budget allows that much."""
+        return self.max_accuracy_drop >= SAYS_NOTHING or possible_loss(accuracy) <= SAYS_NOTHING + 1e-9
 
     def check_pictures(self, data: str, questions: int, pictures: int) -> None:
         """Raises UsageError where so few could not confirm anything, even if no answer changed."""
-        fewest = images_needed(self._most)
-        if pictures < fewest:
+        fewest = images_needed(SAYS_NOTHING)
+        if pictures < fewest and self.max_accuracy_drop < SAYS_NOTHING:
             raise UsageError(
                 f"data {data}: what is found would be confirmed by {counted(questions, pictures)}, too few to tell it "
-                f"from what loses {100 * self._most:g} % of the answers; give at least {fewest} pictures in each half, "
+                f"from what loses half of the answers; give at least {fewest} pictures in each half, "
                 f"and --questions {fewest} or more{self._enough(pictures)}"
             )
 
@@ -61,10 +61,6 @@ class Budget:
             f"confidence), more than the {100 * self.max_accuracy_drop:g} that it may; ask about more pictures "
             f"(--questions, --data){self._enough(pictures)}"
         )
-
-    @property
-    def _most(self) -> float:
-        return max(SAYS_NOTHING, self.max_accuracy_drop)
 
     def _enough(self, pictures: int) -> str:
         """How many pictures could show that the budget is kept, where these could not."""

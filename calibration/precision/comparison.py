@@ -27,7 +27,7 @@ Advance = Callable[[int], None]
 
 
 class WatchedPipeline(Pipeline):
-    """A pipeline that remembers the scores of every image it was asked about."""
+    """A pipeline that remembers the scores of every image it was asked about; no numbers where tokens are none."""
 
     def __init__(self, bundle: Bundle, provider: Provider) -> None:
         super().__init__(bundle, provider)
@@ -35,7 +35,9 @@ class WatchedPipeline(Pipeline):
 
     def votes(self, encoded: Encoded) -> Votes:
         found = super().votes(encoded)
-        self.scores.append(found.scores)
+        # Comparisons make finite votes of what is no number.
+        computed = np.isfinite(found.embeds).all(axis=(1, 2))
+        self.scores.append(np.where(computed[:, None], found.scores, np.nan))
         return found
 
 

@@ -74,7 +74,12 @@ class Measured:
     drops: tuple[Drop, ...]
 
     def best(self, budget: float) -> Drop | None:
-        """The largest ratio within the budget; of several at that ratio the most accurate."""
+        """The largest ratio within the budget; of several at that ratio the most accurate.
+
+        None as well where no question is answered right without pruning: then nothing can be lost, whatever is pruned.
+        """
+        if not self.full_accuracy:
+            return None
         within = [drop for drop in self.drops if drop.is_within(budget)]
         return max(within, key=lambda drop: (drop.setting.ratio or 0, drop.accuracy), default=None)
 
@@ -110,7 +115,8 @@ def measure(
                 skipped += 1
         advance(len(batch))
     if not rows:
-        raise CatpError(f"none of {skipped} questions could be asked; catp-eval on the same data says why")
+        advice = "catp-eval on the same data says why" if skipped else "halves share no image: ask about more pictures"
+        raise CatpError(f"none of {skipped} questions could be asked; {advice}")
     accuracy = np.array(rows)
     drops = []
     for setting, values in zip(settings, accuracy.T[1:]):

@@ -4,10 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from catp.calibration.commands.calibrate import app
+from catp.export.demo import scenes
 from catp.runtime import Pipeline
 from catp.runtime.bundle.folder import open_bundle
 
@@ -71,7 +74,36 @@ def test_what_can_not_be_changes_nothing(copy: Path, arguments: list[str], code:
 def test_too_few_images_are_said_to_be_too_few(copy: Path) -> None:
     result = RUNNER.invoke(app, ["ratio", str(copy), "--limit", "20", "--ratios", "0.1", "--max-accuracy-drop", "0.01"])
     assert result.exit_code == 1
-    assert "give 762 or more" in " ".join(result.stderr.split())
+    assert "give 762 or more pictures" in " ".join(result.stderr.split())
+
+
+def test_questions_about_one_picture_confirm_nothing(copy: Path, tmp_path: Path) -> None:
+    """However many they are: halves share no picture."""
+    before = (copy / "catp.json").read_bytes()
+    image, data = Path(__file__).parents[2] / "export/demo/images/scene-a.png", tmp_path / "one.jsonl"
+    line = {"image": str(image), "question": "what is in the bottom right?", "answer": "a black diamond"}
+    data.write_text("".join(json.dumps(line) + "\n" for _ in range(40)))
+    result = RUNNER.invoke(app, ["ratio", str(copy), "--data", str(data), "--ratios", "0.1"])
+    printed = " ".join(result.stderr.split())
+    assert result.exit_code == 1 and "more pictures" in printed and "Traceback" not in result.output
+    assert (copy / "catp.json").read_bytes() == before
+
+
+def test_where_nothing_is_right_nothing_is_confirmed(copy: Path, tmp_path: Path) -> None:
+    before = (copy / "catp.json").read_bytes()
+    data, report = tmp_path / "foreign.jsonl", tmp_path / "report.json"
+    lines = []
+    for index, example in enumerate(scenes.examples(40, 3)):
+        Image.fromarray(np.asarray(example.image)).save(tmp_path / f"{index}.png")
+        lines.append({"image": f"{index}.png", "question": "welche Farbe?", "answer": "keine von diesen"})
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ["--data", str(data), "--ratios", "0.5", "--max-accuracy-drop", "0.6", "--report", str(report)]
+    result = RUNNER.invoke(app, ["ratio", str(copy), *arguments])
+    printed = " ".join(result.stderr.split())
+    assert result.exit_code == 1 and "is answered right without pruning, so that nothing can be lost" in printed
+    assert (copy / "catp.json").read_bytes() == before
+    written = json.loads(report.read_text())
+    assert not written["confirmed"] and written["chosen"] is None and written["search"]["full_accuracy"] == 0
 
 
 def test_a_checkpoint_needs_an_output(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from catp.calibration.precision import comparison
-from catp.calibration.precision.comparison import Answers, accuracy_changes, ask, kept_overlap
+from catp.calibration.precision.comparison import Answers, accuracy_changes, ask, kept_overlap, no_answers
 from catp.runtime import CatpError, Pipeline
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.bundle.manifest import PruningSpec
@@ -28,6 +28,15 @@ def test_kept_overlap_by_hand() -> None:
     assert kept_overlap(one, answers([[1, 1]], [[4, 5, 6, 7], [0, 1, 2, 3]])) == 0
     with pytest.raises(ValueError):
         kept_overlap(one, answers([[1, 1]], [[0, 1, 2, 3]]))
+
+
+def test_what_is_no_number_keeps_nothing_alike() -> None:
+    one = answers([[1, 1]], [[0, 1, 2, 3], [4, 5, 6, 7]])
+    broken = answers([[1, 1]], [[0, 1, 2, 3], [-1, -1, -1, -1]])
+    assert kept_overlap(one, broken) == kept_overlap(broken, one) == kept_overlap(broken, broken) == 1 / 2
+    nothing = no_answers(one)
+    assert kept_overlap(one, nothing) == 0 and not nothing.accuracy.any() and nothing.images == one.images
+    assert [change.difference for change in accuracy_changes(one, nothing, 0)] == [-1]
 
 
 def test_accuracy_changes_by_hand() -> None:

@@ -1,5 +1,7 @@
 """A ratio is chosen where the loss is within the budget with confidence, on halves that share no image."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,8 @@ def test_the_largest_ratio_within_the_budget_is_best() -> None:
     best = measured.best(0.01)
     assert best is not None and best.setting.ratio == 0.5 and best.accuracy == 0.95
     assert measured.best(0.0001) is None
+    assert replace(measured, full_accuracy=0.0).best(0.01) is None  # where nothing is right, nothing can be lost
+    assert not drop(0.5, float("nan")).is_within(0.5)
 
 
 def test_measured_losses_are_those_of_answering_one_by_one(pipeline: Pipeline) -> None:
@@ -58,7 +62,7 @@ def test_measured_losses_are_those_of_answering_one_by_one(pipeline: Pipeline) -
 
 
 def test_nothing_to_ask_is_an_error(pipeline: Pipeline) -> None:
-    with pytest.raises(CatpError, match="none of 0 questions"):
+    with pytest.raises(CatpError, match=r"none of 0 questions .* ask about more pictures"):
         measure(pipeline, [], [Setting("catp", "original", 0.5)], "exact match", 0, 8)
 
 
