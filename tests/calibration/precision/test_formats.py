@@ -326,6 +326,17 @@ def test_tiny_weights_in_half_precision_are_as_close_as_others(
         assert np.sqrt(np.mean((own - exact) ** 2)) < limit < 0.9 * exact.std()
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_int4_has_all_multiples_of_the_smallest_number(sign: int) -> None:
+    """Up to 8 of them, whatever the sign of the largest."""
+    multiples = np.random.default_rng(0).integers(-7, 8, (64, WIDTH))
+    multiples[::32] = 8
+    weight = (sign * multiples * float(np.finfo(np.float16).smallest_subnormal)).astype(np.float16)
+    layer = Layer("module", "node", "x", 24, ir.tensor(weight), False)
+    eye = np.eye(64, dtype=np.float16)
+    np.testing.assert_array_equal(compute(quantise(layer, "int4", "tensorrt", block_size=32), "tensorrt", eye), weight)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("largest", [1e-3, 2e-5, 1e-6, 2e-7])
 @pytest.mark.parametrize("format", ["int8", "fp8"])
