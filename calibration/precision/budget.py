@@ -1,4 +1,4 @@
-"""What calibration may cost, and what shows that it costs no more."""
+"""Budgets of a calibration: how much it may cost, shown by how many pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAYS_NOTHING = 0.5
 
 @dataclass(frozen=True)
 class Budget:
-    """What calibration may cost.
+    """The largest cost of a calibration.
 
     Raises:
         UsageError: a number is out of range.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -67,13 +68,12 @@ def gather_ranges(
         advance: called with the number of questions done since the last call.
 
     Raises:
-        CatpError: activations that no scale can be chosen for, or no question could be asked.
+        CatpError: activations that no scale can be chosen for, no question could be asked, or the cache can't be
+            written.
     """
     folder = cache_folder("ranges")
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CatpError(f"{folder}: can't be written ({error.strerror}); name another with CATP_CACHE_DIR") from None
     key = _key(bundle, layers, sampling)
     finished, unfinished = folder / f"{key}.json", folder / f"{key}.npz"
     if (known := _read(finished)) is not None:
@@ -97,7 +97,8 @@ def gather_ranges(
         done = behind
         statistics.asked += 1
         if done - saved >= SAVE_EVERY:
-            statistics.save(unfinished, done)
+            with _writing(folder, unfinished.with_suffix(".part")):
+                statistics.save(unfinished, done)
             saved = done
     if not statistics.asked:
         raise CatpError(
@@ -109,10 +110,22 @@ def gather_ranges(
         found[graph][tensor] = seen
     temporary = finished.with_suffix(".part")
     by_graph = {graph: to_json(ranges) for graph, ranges in found.items()}
-    temporary.write_text(json.dumps({"samples": statistics.asked, "ranges": by_graph}))
-    temporary.replace(finished)
+    with _writing(folder, temporary):
+        temporary.write_text(json.dumps({"samples": statistics.asked, "ranges": by_graph}))
+        temporary.replace(finished)
     unfinished.unlink(missing_ok=True)
     return Gathered(found, statistics.asked)
+
+
+@contextmanager
+def _writing(folder: Path, part: Path | None = None) -> Iterator[None]:
+    """Where it can't be written, the cache is named, which may be on another disk than the output; no part is left."""
+    try:
+        yield
+    except OSError as error:
+        if part is not None:
+            part.unlink(missing_ok=True)
+        raise CatpError(f"{folder}: can't be written ({error.strerror}); name another with CATP_CACHE_DIR") from None
 
 
 def _key(bundle: Bundle, layers: Mapping[str, Sequence[Layer]], sampling: Sampling) -> str:

@@ -1,6 +1,7 @@
 """Ranges are those of the real chain, gathered once, and the same after an interruption."""
 
 import re
+import resource
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -276,3 +277,21 @@ def test_a_cache_that_can_not_be_written_is_named(
     monkeypatch.setenv("CATP_CACHE_DIR", str(tmp_path / "file"))
     with pytest.raises(CatpError, match=r"file/ranges: can't be written .*CATP_CACHE_DIR"):
         gather(questions(1), graph="vision_encoder")
+
+
+@pytest.mark.parametrize("save_every", [1, 32])
+def test_a_cache_that_fills_up_is_named_and_keeps_no_part(
+    save_every: int, gather: Setup, questions: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SAVE_EVERY", save_every)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(_: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+
+    try:
+        with pytest.raises(CatpError, match=r"cache/ranges: can't be written .*CATP_CACHE_DIR"):
+            gather(questions(2), advance=full, graph="vision_encoder")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files(tmp_path) == []
