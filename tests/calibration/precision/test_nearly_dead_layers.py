@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from catp.calibration.commands.calibrate import app
 from catp.calibration.precision.recipe import Recipe
 from catp.calibration.precision.report import PrecisionReport
-from catp.runtime.bundle.folder import open_bundle, sha256
+from catp.runtime.bundle.folder import open_bundle
+from catp.runtime.files import sha256
 
 RUNNER = CliRunner()
 LAYER = "vision_model.encoder.layers.2.mlp"
