@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Unpack, get_args
 
 import numpy as np
-from PIL import Image
 
 from catp.runtime.answers import Answer, Timings
 from catp.runtime.bundle.folder import Bundle, open_bundle
@@ -21,7 +20,7 @@ from catp.runtime.generation.result import Generation
 from catp.runtime.generation.stopping import Ending, StopStrings
 from catp.runtime.image_sides import open_image_side
 from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
-from catp.runtime.inputs.images import ImageSource
+from catp.runtime.inputs.image_files import ACCEPTED, ImageSource, identity_of, is_one
 from catp.runtime.inputs.text import TextCodec
 from catp.runtime.inputs.text_stream import TextStream
 from catp.runtime.inputs.videos import VideoSource, frames_of
@@ -40,7 +39,7 @@ class Pipeline:
         self.bundle = bundle
         self.provider = provider
         self.image_side = open_image_side(bundle, provider)
-        self._text = TextCodec(bundle.path / "tokenizer.json", manifest.text)
+        self._text = TextCodec(bundle.path / "tokenizer.json", manifest.text, manifest.text.image_token_id)
         self.language_model = open_language_model(bundle, provider)
         self._matching = Matching(bundle, provider) if manifest.model.language == "none" else None
 
@@ -84,7 +83,8 @@ class Pipeline:
         An image that is given several times (the same path, the same object) is encoded and voted on once.
 
         Args:
-            images: files or PIL images; of a model of videos, sequences of these or folders, equally many frames each.
+            images: files, their bytes, PIL images, or uint8 arrays [H, W, 3] or [H, W], see `load_image`; of a model of
+                videos, sequences of these, folders or animations, equally many frames each.
             prompts: as many; an empty one asks for a caption.
             ratio: fraction of query tokens removed, 0 <= ratio < 1; None: the bundle's default.
             positions: "original" or "compact"; None: the bundle's default.
@@ -227,13 +227,14 @@ class Pipeline:
         """The frames of each, equally many; an image is one frame."""
         if self.manifest.model.frames is None:
             for source in sources:
-                if isinstance(source, Sequence) and not isinstance(source, str):
+                if isinstance(source, Sequence) and not is_one(source):
                     raise UsageError(
                         f"image: a sequence of {len(source)}, and {self.manifest.model.family} takes one image a "
-                        "prompt; accepted: a file or a PIL image"
+                        f"prompt; accepted: {ACCEPTED}"
                     )
             return [(source,) for source in sources]  # type: ignore[misc]
-        videos = [frames_of(source) for source in sources]
+        once = {identity_of(source): frames_of(source) for source in {identity_of(s): s for s in sources}.values()}
+        videos = [once[identity_of(source)] for source in sources]
         lengths = sorted({len(frames) for frames in videos})
         if len(lengths) > 1:
             raise UsageError(
@@ -264,7 +265,7 @@ class Pipeline:
         """How well each text fits its image, by a bundle of a retrieval model.
 
         Args:
-            images: files or PIL images.
+            images: as in `generate`.
             texts: as many.
             ratio: fraction of query tokens removed, before the text is read and of those that are compared with it.
 
@@ -399,7 +400,7 @@ class Pipeline:
 def _distinct(videos: Sequence[tuple[ImageSource, ...]], prompts: Sequence[str] | None) -> tuple[list[int], list[int]]:
     """Where each image or video is first given, and which of these every given one is.
 
-    Paths are compared by name, pictures in memory by identity.
+    Paths are compared by name, other sources by identity.
 
     Args:
         prompts: of a Q-Former that reads them too: then an image with another prompt is another one.
@@ -408,8 +409,7 @@ def _distinct(videos: Sequence[tuple[ImageSource, ...]], prompts: Sequence[str] 
     first: list[int] = []
     which = []
     for row, frames in enumerate(videos):
-        pictures = tuple(id(frame) if isinstance(frame, Image.Image) else os.fspath(frame) for frame in frames)
-        key = (pictures, prompts[row] if prompts else "")
+        key = (tuple(identity_of(frame) for frame in frames), prompts[row] if prompts else "")
         if key not in found:
             found[key] = len(first)
             first.append(row)

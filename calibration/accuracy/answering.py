@@ -13,7 +13,7 @@ from catp.calibration.accuracy.settings import RANDOM, Setting, score_outputs
 from catp.calibration.data.dataset import Question
 from catp.calibration.data.metrics import JUDGES, Metric
 from catp.runtime.bundle.manifest import Positions
-from catp.runtime.errors import ImageError
+from catp.runtime.errors import ImageError, UsageError
 from catp.runtime.image_sides.query_tokens import Votes
 from catp.runtime.pipeline import Pipeline
 
@@ -47,13 +47,18 @@ def read_images(pipeline: Pipeline, batch: Sequence[Question]) -> tuple[dict[str
     return pixels, errors
 
 
-def too_long(pipeline: Pipeline, token_ids: Sequence[int]) -> str | None:
-    """Why a prompt can't be asked; None where it fits."""
+def read_prompt(pipeline: Pipeline, question: Question) -> tuple[list[int], str | None]:
+    """Token ids of a question's prompt, and why it can't be asked; None where it can."""
+    try:
+        token_ids = pipeline.tokenize(question.prompt)
+    except UsageError as error:
+        return [], str(error)
     manifest = pipeline.manifest
     if manifest.text.max_positions is None:
-        return None
+        return token_ids, None
     room = manifest.text.max_positions - manifest.pruning.num_query_tokens
-    return f"prompt of {len(token_ids)} tokens: this model takes {room}" if len(token_ids) > room else None
+    too_long = f"prompt of {len(token_ids)} tokens: this model takes {room}"
+    return token_ids, too_long if len(token_ids) > room else None
 
 
 class Answerer:
@@ -82,9 +87,9 @@ class Answerer:
         Raises:
             UsageError: the engines were built for one ratio, or for smaller batches.
         """
-        prompts = [self._pipeline.tokenize(question.prompt) for question in batch]
+        prompts, unread = zip(*(read_prompt(self._pipeline, question) for question in batch))
         pixels, errors = read_images(self._pipeline, batch)
-        reasons = [errors.get(q.image_key) or too_long(self._pipeline, ids) for q, ids in zip(batch, prompts)]
+        reasons = [errors.get(q.image_key) or reason for q, reason in zip(batch, unread)]
         rows = [row for row, reason in enumerate(reasons) if reason is None]
         cases: list[list[Case]] = []
         answers: dict[Case, str] = {}

@@ -9,7 +9,8 @@ import numpy as np
 from catp.runtime.bundle.image_spec import ImageSpec
 from catp.runtime.bundle.manifest import QUERY_ATTENTION, Manifest, Positions
 from catp.runtime.errors import BundleError, UsageError
-from catp.runtime.inputs.images import ImageSource, load_image, resize
+from catp.runtime.inputs.image_files import ImageSource
+from catp.runtime.inputs.images import load_image, resize
 from catp.runtime.pipeline import Pipeline
 
 

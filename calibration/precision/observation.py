@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from catp.calibration.accuracy.answering import too_long
+from catp.calibration.accuracy.answering import read_prompt
 from catp.calibration.data.dataset import Question
 from catp.calibration.precision.graph import TAP, FloatGraph, serialized
 from catp.calibration.precision.layers import Layer
@@ -97,8 +97,8 @@ def answer_each(
         kept: how many query tokens the language model reads, in turns.
     """
     for index, question in enumerate(questions[start:], start):
-        token_ids = pipeline.tokenize(question.prompt)
-        if too_long(pipeline, token_ids):
+        token_ids, unread = read_prompt(pipeline, question)
+        if unread:
             continue
         try:
             pixel_values = pipeline.preprocess([question.image])

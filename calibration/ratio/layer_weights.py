@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from catp.calibration.accuracy.answering import in_batches, read_images, too_long
+from catp.calibration.accuracy.answering import in_batches, read_images, read_prompt
 from catp.calibration.data.dataset import Question
 from catp.calibration.data.metrics import JUDGES, Metric
 from catp.runtime.bundle.manifest import LAYER_POINTS, Positions
@@ -115,7 +115,7 @@ class LayerWeights:
 
     def _read(self, batch: list[Question]) -> list[_Case]:
         """Every image once, as Answerer does; what it skips is skipped here."""
-        prompts = [self._pipeline.tokenize(question.prompt) for question in batch]
+        prompts = [read_prompt(self._pipeline, question) for question in batch]
         pixels, _ = read_images(self._pipeline, batch)
         if not pixels:
             return []
@@ -124,6 +124,6 @@ class LayerWeights:
         row = {key: index for index, key in enumerate(pixels)}
         return [
             _Case(ids, q.answers, q.image_key, votes.embeds[row[q.image_key]], points[row[q.image_key]])
-            for q, ids in zip(batch, prompts)
-            if q.image_key in row and too_long(self._pipeline, ids) is None
+            for q, (ids, unread) in zip(batch, prompts)
+            if q.image_key in row and unread is None
         ]

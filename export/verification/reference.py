@@ -120,14 +120,17 @@ class Reference:
         self._model = checkpoint.model
 
     def tokenize(self, prompt: str) -> list[int]:
-        return self._checkpoint.tokenizer(prompt).input_ids
+        """Token ids of a prompt, which is text, also where it looks like a special token."""
+        return self._checkpoint.tokenizer(prompt, split_special_tokens=True).input_ids
 
     def instructions(self, prompts: Sequence[str]) -> Instructions | None:
         """Prompts as the Q-Former reads them; None where it doesn't."""
         tokenizer = self._checkpoint.instruction_tokenizer
         if tokenizer is None:
             return None
-        encoded = tokenizer(list(prompts), padding=True, padding_side="right", return_tensors="pt")
+        encoded = tokenizer(
+            list(prompts), padding=True, padding_side="right", return_tensors="pt", split_special_tokens=True
+        )
         return Instructions(encoded.input_ids, encoded.attention_mask)
 
     def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:

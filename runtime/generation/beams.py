@@ -137,7 +137,11 @@ class _Search:
         )
 
     def _continuations(self, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Beam, last token, score of the best continuations, or drawn ones, best first; totals: float32 [beams, V]."""
+        """Beam, last token and score of the best continuations, or of some drawn, best first.
+
+        Args:
+            totals: float32 [beams, V].
+        """
         every = totals.ravel()
         count = min(self._looked_at, every.size)
         if self._settings.do_sample:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
-from catp.runtime.inputs.images import ImageSource
+from catp.runtime.inputs.image_files import ImageSource
 
 
 class ImageSide(Protocol):

@@ -7,16 +7,14 @@ that a bundle sees the pixels its checkpoint was trained on.
 from __future__ import annotations
 
 import contextlib
-import os
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from catp.runtime.bundle.image_spec import ImageSpec
 from catp.runtime.errors import ImageError
+from catp.runtime.inputs.image_files import ImageSource, opened
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused from their header, before a byte of pixels is decoded (decompression bombs)."""
@@ -24,69 +22,92 @@ MAX_PIXELS = 100_000_000
 MAX_ASPECT = 500
 """A picture more stretched than this has nothing left to see at the encoder's square input."""
 
-ImageSource = str | os.PathLike[str] | Image.Image
+ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF", "FLI")
+"""Formats whose further pictures are frames; those of others are pages, previews or layers."""
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """An upright 8-bit RGB picture from a file or a PIL image.
+    """An upright 8-bit RGB picture.
 
     EXIF rotation is applied, transparency is laid on white, 16-bit greys are scaled (not clipped) to 8 bits,
     and palettes, greyscale and CMYK are converted.
 
+    Args:
+        source: a file, an open one, its bytes, a PIL image, or a uint8 array [H, W, 3] or [H, W].
+
     Raises:
-        ImageError: the file is missing, empty, not an image, truncated, or larger than `MAX_PIXELS`.
+        ImageError: it is none of these, missing, empty, not an image, truncated, larger than `MAX_PIXELS`, or an
+            animation.
     """
-    if isinstance(source, Image.Image):
-        _check_size(source, "given as an object")
-        return _to_rgb(source)
-    path = Path(source)
-    try:
-        if path.is_dir():
-            raise ImageError(f"image {path}: it is a folder; give a file")
-        if path.exists() and not path.is_file():
-            raise ImageError(f"image {path}: it is a device or a pipe; give a regular file")
-        if path.stat().st_size == 0:
-            raise ImageError(f"image {path}: the file is empty")
-    except (OSError, ValueError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else f"can't be opened ({error})"
-        raise ImageError(f"image {str(path)[:200]}: {reason}") from None
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns at a threshold of its own; ours is checked below, before anything is decoded.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                _check_size(image, path)
+    with opened(source) as (image, name):
+        _check_size(image, name)
+        if is_animation(image):
+            raise ImageError(
+                f"image {name}: it is an animation, and one picture is needed; give one of its frames, in Python such "
+                "as image.convert('RGB')"
+            )
+        image.load()
+    return _to_rgb(image, name)
+
+
+def load_frames(source: ImageSource) -> list[Image.Image]:
+    """The frames of an animation (GIF, WebP, ...), each as `load_image` gives a picture; a picture is its only frame.
+
+    Raises:
+        ImageError: as `load_image`; or all frames together have more than `MAX_PIXELS`.
+    """
+    with opened(source) as (image, name):
+        _check_size(image, name)
+        if is_animation(image):
+            frames = image.n_frames  # type: ignore[attr-defined]
+            width, height = image.size
+            if frames * width * height > MAX_PIXELS:
+                raise ImageError(
+                    f"image {name}: refused, {frames} frames of {width} x {height} are more than {MAX_PIXELS:,} pixels"
+                    "; give some of them, as files"
+                )
+            before, found = image.tell(), []
+            for frame in range(frames):
+                image.seek(frame)
                 image.load()
-                return _to_rgb(image)
-    except UnidentifiedImageError:
-        raise ImageError(f"image {path}: not an image Pillow can read (PNG, JPEG, WebP, TIFF, BMP, GIF, ...)") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"image {path}: refused, more than {MAX_PIXELS:,} pixels") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on broken data
-        raise ImageError(f"image {path}: broken or truncated ({error})") from None
+                found.append(_to_rgb(image, name))
+            image.seek(before)
+            return found
+        image.load()
+    return [_to_rgb(image, name)]
 
 
-def _check_size(image: Image.Image, path: Path | str) -> None:
+def is_animation(image: Image.Image) -> bool:
+    """Whether a picture is but the first of several that are shown one after another."""
+    return image.format in ANIMATIONS and getattr(image, "is_animated", False)
+
+
+def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ImageError(f"image {path}: refused, {width} x {height} is more than {MAX_PIXELS:,} pixels")
+        raise ImageError(f"image {name}: refused, {width} x {height} is more than {MAX_PIXELS:,} pixels")
     if min(width, height) == 0 or max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageError(f"image {path}: refused, {width} x {height} is stretched more than {MAX_ASPECT}:1")
+        raise ImageError(f"image {name}: refused, {width} x {height} is stretched more than {MAX_ASPECT}:1")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     with contextlib.suppress(Exception):  # broken EXIF data says nothing about the pixels; they are shown as they lie
         image = ImageOps.exif_transpose(image)
-    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+    if image.mode.startswith("I") or image.mode == "F":
         # Pillow's own conversion clips at 255, which turns most 16-bit pictures white.
         values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
         top = 65535.0 if image.mode.startswith("I") else max(float(values.max(initial=0.0)), 1.0)
         image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8))
+    if image.mode == "La":  # what Pillow converts to nothing else
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    try:
+        return image.convert("RGB")
+    except ValueError:
+        raise ImageError(f"image {name}: its mode {image.mode} has no colours known here; give it as RGB") from None
 
 
 def resize(image: Image.Image, spec: ImageSpec) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +18,17 @@ _ANCHOR = "abcdef"
 
 
 class TextCodec:
-    """The tokenizer of a bundle, with its prompt template."""
+    """The tokenizer of a bundle, with its prompt template.
 
-    def __init__(self, tokenizer_file: Path, spec: TextSpec) -> None:
+    A prompt is text: what looks like a special token in it (`<image>`, `</s>`, `[SEP]`) is read letter by letter, or
+    refused where the tokenizer can't. The template's own special tokens are tokens.
+
+    Args:
+        placeholder: the id that stands for an image, whose token is no word of a prompt even where the tokenizer does
+            not call it special.
+    """
+
+    def __init__(self, tokenizer_file: Path, spec: TextSpec, placeholder: int | None = None) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         except Exception as error:  # tokenizers raises bare Exception
@@ -28,18 +37,54 @@ class TextCodec:
         self._tokenizer.no_truncation()
         self._spec = spec
         self._pieces: dict[int, bytes] = {}
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        self._marks = {id: token.content for id, token in added if token.special or id == placeholder}
+        self._written = re.compile(
+            "|".join(map(re.escape, sorted(self._marks.values(), key=len, reverse=True))) or "(?!)"
+        )
+        parts = spec.prompt_template.split("{prompt}")
+        self._of_template = [mark for part in parts for mark, _ in self._read(part)[1]]
+        # Where the template has none, they need not be looked for: then a prompt that has some can be read, too.
+        self._tokenizer.encode_special_tokens = not self._of_template
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt, special tokens included. An empty prompt asks for a caption.
+        """Token ids of a prompt, those that the tokenizer adds included. An empty prompt asks for a caption.
 
         Raises:
-            UsageError: it is not valid Unicode, or nothing is left to feed the language model.
+            UsageError: it is not valid Unicode, has a special token that can't be read as text, or nothing is left to
+                feed the language model.
         """
         check_unicode("prompt", prompt)
-        ids = self._tokenizer.encode(self._spec.prompt_template.replace("{prompt}", prompt)).ids
+        ids, marks = self._read(self._spec.prompt_template.replace("{prompt}", prompt))
+        if [mark for mark, _ in marks] != self._of_template:
+            written = self._written.search(prompt)
+            raise UsageError(
+                f"prompt: {written[0] if written else marks[0][1]!r} is a special token of this model's tokenizer, "
+                "which can't read it as text; leave it out (an image needs no mark in the prompt)"
+            )
         if not ids:
             raise UsageError("prompt: it is empty, and this model's tokenizer adds no begin token; give a text")
         return ids
+
+    def _read(self, text: str) -> tuple[list[int], list[tuple[int, str]]]:
+        """Token ids of a text, and those of them that are no text though something in it became them, each with that:
+        special tokens, and the unknown one in what looks like a special token."""
+        encoding = self._tokenizer.encode(text)
+        written = [match.span() for match in self._written.finditer(text)]
+        marks = []
+        for token, added, (start, end) in zip(encoding.ids, encoding.special_tokens_mask, encoding.offsets):
+            looks = any(first < end and start < last for first, last in written)
+            special = token in self._marks and token != self._unknown
+            if not added and (special or (looks and token == self._unknown)):
+                marks.append((token, text[start:end]))
+        return encoding.ids, marks
+
+    @functools.cached_property
+    def _unknown(self) -> int | None:
+        """What stands for text that the vocabulary lacks."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        unknown = model.get("unk_token")
+        return model.get("unk_id") if unknown is None else self._tokenizer.token_to_id(unknown)
 
     def decode(self, token_ids: Sequence[int], stop_strings: Sequence[str] = ()) -> str:
         """The text of generated tokens, without special tokens, and up to the first of the stop strings."""
