@@ -25,7 +25,7 @@ class GenerationSettings(BaseModel):
     early_stopping: bool | Literal["never"] = Field(default=False, description="of beam search")
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     top_k: int = Field(default=50, ge=0, description="0: all tokens")
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, ge=0, le=1, description="0: the likeliest token, whatever is drawn")
     seed: int | None = Field(default=None, ge=0, description="of sampling; None: another one every time")
     repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     no_repeat_ngram_size: int = Field(default=0, ge=0)

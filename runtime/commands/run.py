@@ -67,7 +67,10 @@ def run(
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Draw one of the likeliest tokens with this probability together.", rich_help_panel=_CHOICE),
+        typer.Option(
+            help="Draw one of the likeliest tokens with this probability together (0: one).",
+            rich_help_panel=_CHOICE,
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Draw the same tokens every time.", rich_help_panel=_CHOICE)] = None,
     num_beams: Annotated[

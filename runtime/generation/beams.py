@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from catp.runtime.bundle.generation_settings import GenerationSettings
+from catp.runtime.errors import UsageError
+from catp.runtime.generation.failures import check_logits, check_scores, not_finite, quietly
 from catp.runtime.generation.processors import Processor, process
 from catp.runtime.generation.sampling import draw_several, generators, warp
 from catp.runtime.generation.stopping import Answers, Ending
@@ -25,7 +28,12 @@ def generate_with_beams(
     decoding: Decoding, answers: Answers, settings: GenerationSettings, processors: Sequence[Processor]
 ) -> Iterator[None]:
     """Fill `answers` with the best of each prompt; yields after every step, and what is there before the end is the
-    best finished answer so far, if any."""
+    best finished answer so far, if any.
+
+    Raises:
+        CatpError: logits are not finite.
+        UsageError: the settings leave no answer whose score is above that of none.
+    """
     beams, prompts = settings.num_beams, len(answers.contexts)
     searches = [
         _Search(context, limit, answers.ending, settings, processors, rng)
@@ -99,6 +107,7 @@ class _Search:
         """The finished answer with the highest score; empty where none is."""
         return self._finished[0].token_ids
 
+    @quietly
     def extend(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Continue every beam by one token.
 
@@ -107,9 +116,16 @@ class _Search:
 
         Returns:
             int64 [beams] each: which beam each new one continues, and its last token.
+
+        Raises:
+            CatpError: the logits are not finite.
+            UsageError: the settings make scores of them that are not, or the search ends without an answer.
         """
+        check_logits(logits)
         settings, beams = self._settings, self._settings.num_beams
         totals = np.stack([self._score(row, ids) for row, ids in zip(logits, self._beams)]) + self._scores[:, None]
+        if np.isnan(totals).any():
+            raise not_finite(settings, len(self._beams[0]))
         parents, tokens, scores = self._continuations(totals)
         candidates = [[*self._beams[parent], token] for parent, token in zip(parents.tolist(), tokens.tolist())]
         length = len(candidates[0])
@@ -120,10 +136,18 @@ class _Search:
         self._beams = [candidates[index] for index in chosen]
         self._scores = going_on[chosen]
 
-        self._finish(candidates, scores / np.float32(length**settings.length_penalty), ends)
+        worth = self._by_length(scores, length)
+        if np.isnan(worth).any():
+            raise not_finite(settings, length - 1)
+        self._finish(candidates, worth, ends)
         full = all(answer.ended for answer in self._finished)
         self._improvable = self._improvable and self._can_improve(length, full)
         self.running = self._improvable and not (full and settings.early_stopping is True) and not ends.all()
+        if not self.running and not self._finished[0].ended:
+            raise UsageError(
+                f"{settings.describe()}: the search ends after {length} tokens without an answer, for none scores "
+                f"above {_NEVER:g}; give settings that forbid less or are less extreme"
+            )
         return parents[chosen], tokens[chosen]
 
     def _score(self, logits: np.ndarray, ids: list[int]) -> np.ndarray:
@@ -145,6 +169,7 @@ class _Search:
         every = totals.ravel()
         count = min(self._looked_at, every.size)
         if self._settings.do_sample:
+            check_scores(every, self._settings, len(self._beams[0]))
             chosen = draw_several(every, count, self._rng)
         else:
             chosen = np.sort(np.argpartition(-every, count - 1)[:count])
@@ -162,6 +187,13 @@ class _Search:
         merged = [*self._finished, *(_Finished(*new) for new in zip(candidates, worth, ended.tolist()))]
         self._finished = sorted(merged, key=lambda answer: -answer.score)[:beams]
 
+    def _by_length(self, scores: Any, length: int) -> Any:
+        """Scores with the length penalty."""
+        try:
+            return scores / np.float32(length**self._settings.length_penalty)
+        except OverflowError:
+            raise not_finite(self._settings, length) from None
+
     def _can_improve(self, length: int, full: bool) -> bool:
         """Whether the best running beam may still become better than the worst finished answer.
 
@@ -169,6 +201,6 @@ class _Search:
         """
         settings = self._settings
         hoped = self._limit if settings.early_stopping == "never" and settings.length_penalty > 0 else length
-        best = self._scores[0] / np.float32(hoped**settings.length_penalty)
+        best = self._by_length(self._scores[0], hoped)
         worst = min(answer.score for answer in self._finished) if full else _NEVER
         return bool(best > worst)

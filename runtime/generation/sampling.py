@@ -21,7 +21,7 @@ def warp(scores: np.ndarray, settings: GenerationSettings, least: int = 1) -> np
         scores = np.where(scores < smallest, np.float32(-np.inf), scores)
     if settings.top_p < 1:
         ascending = np.argsort(scores, kind="stable")
-        left_out = ascending[np.cumsum(softmax(scores[ascending])) <= np.float32(1 - settings.top_p)]
+        left_out = ascending[_cumulated(softmax(scores[ascending])) <= np.float32(1 - settings.top_p)]
         scores = scores.copy()
         scores[np.setdiff1d(left_out, ascending[scores.size - least :])] = -np.inf
     return scores
@@ -31,6 +31,12 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     """Probabilities float32 [V]."""
     powers = np.exp(scores - scores.max())
     return powers / powers.sum()
+
+
+def _cumulated(probabilities: np.ndarray) -> np.ndarray:
+    """Sums float32 [V] of all up to each, added up in float64 as PyTorch does: without rounding, no sum but
+    the last is over 1."""
+    return np.cumsum(probabilities, dtype=np.float64).astype(np.float32)
 
 
 def draw(scores: np.ndarray, rng: np.random.Generator) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from catp.runtime.bundle.generation_settings import GenerationSettings
+from catp.runtime.generation.failures import check_logits, check_scores, not_finite, quietly
 from catp.runtime.generation.processors import Processor, process
 from catp.runtime.generation.sampling import draw, generators, warp
 from catp.runtime.generation.stopping import Answers
@@ -22,10 +23,37 @@ def generate_singly(
     logits = decoding.prefill()
     while True:
         for row in np.flatnonzero(answers.running).tolist():
-            scores = process(processors, logits[row], answers.ids(row), len(answers.token_ids[row]))
-            tokens[row] = draw(warp(scores, settings), rngs[row]) if settings.do_sample else scores.argmax()
+            answered = len(answers.token_ids[row])
+            tokens[row] = _choose(logits[row], answers.ids(row), answered, settings, processors, rngs[row])
         answers.append(tokens)
         yield
         if not answers.running.any():
             return
         logits = decoding.step(tokens)
+
+
+@quietly
+def _choose(
+    logits: np.ndarray,
+    ids: Sequence[int],
+    answered: int,
+    settings: GenerationSettings,
+    processors: Sequence[Processor],
+    rng: np.random.Generator,
+) -> int:
+    """The token after `ids`, of which the answer has `answered`.
+
+    Raises:
+        CatpError: the logits float32 [V] are not finite.
+        UsageError: the settings make scores of them that are not, or, of tokens to draw from, leave none. The likeliest
+            of none is token 0, as in transformers.
+    """
+    check_logits(logits)
+    scores = process(processors, logits, ids, answered)
+    if np.isnan(scores).any():
+        raise not_finite(settings, answered)
+    if not settings.do_sample:
+        return int(scores.argmax())
+    scores = warp(scores, settings)
+    check_scores(scores, settings, answered)
+    return draw(scores, rng)
