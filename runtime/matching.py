@@ -37,7 +37,8 @@ class Scores:
     def probability(self) -> np.ndarray:
         """float64 [B]: of yes."""
         no, yes = self.logits.astype(np.float64).T
-        return 1 / (1 + np.exp(no - yes))
+        with np.errstate(over="ignore"):  # then it is 0
+            return 1 / (1 + np.exp(no - yes))
 
 
 class Matching:

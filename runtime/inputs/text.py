@@ -60,7 +60,7 @@ class TextCodec:
             written = self._written.search(prompt)
             raise UsageError(
                 f"prompt: {written[0] if written else marks[0][1]!r} is a special token of this model's tokenizer, "
-                "which can't read it as text; leave it out (an image needs no mark in the prompt)"
+                "which can't read it as text; leave it out (images need no mark in a prompt)"
             )
         if not ids:
             raise UsageError("prompt: it is empty, and this model's tokenizer adds no begin token; give a text")

@@ -27,6 +27,7 @@ def test_none_leaves_a_setting_as_it_is() -> None:
         ({"num_beams": 0}, "num_beams 0: "),
         ({"temperature": 0.0}, "temperature 0.0: "),
         ({"top_p": 1.5}, "top_p 1.5: "),
+        ({"top_p": -0.1}, "top_p -0.1: "),
         ({"top_k": -1}, "top_k -1: "),
         ({"repetition_penalty": 0.0}, "repetition_penalty 0.0: "),
         ({"length_penalty": float("nan")}, "length_penalty nan: "),
@@ -88,5 +89,7 @@ def test_a_bundle_s_own_settings_are_the_default(pipeline: Pipeline, demo_bundle
 
 
 def test_lengths_that_leave_nothing(pipeline: Pipeline) -> None:
-    with pytest.raises(UsageError, match="max_length 40: image and prompt alone have 44 tokens"):
-        pipeline.generate([samples()[0].image], [samples()[0].prompt], max_length=40)
+    for length in (40, 44):
+        with pytest.raises(UsageError, match=f"max_length {length}: image and prompt alone have 44 tokens"):
+            pipeline.generate([samples()[0].image], [samples()[0].prompt], max_length=length)
+    assert len(pipeline.generate([samples()[0].image], [samples()[0].prompt], max_length=45)[0].token_ids) == 1

@@ -155,8 +155,8 @@ def test_pruned_beams(demo: Both, settings: dict[str, Any]) -> None:
 
 
 def test_a_sampled_search_is_drawn_from_hugging_face_s_distribution(odd: Both) -> None:
-    """Two beams of two tokens: how often each answer comes, here and there (chi-square of two samples)."""
-    count, settings = 400, {"num_beams": 2, "do_sample": True, "top_k": 3, "temperature": 3.0, "max_new_tokens": 2}
+    """Two beams of three tokens: how often each answer comes, here and there (chi-square of two samples)."""
+    count, settings = 400, {"num_beams": 2, "do_sample": True, "top_k": 4, "temperature": 4.0, "max_new_tokens": 3}
     config = odd.model.config
     ids = [config.image_token_index] * config.num_query_tokens + odd.reference.tokenize(PROMPTS[0])
     torch.manual_seed(0)

@@ -13,7 +13,8 @@ from catp.runtime.generation.sampling import draw, draw_several, generators, war
 
 @pytest.mark.parametrize("least", [1, 3])
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), [(1, 0, 1), (0.7, 5, 1), (1.5, 0, 0.8), (2, 9, 0.5), (1, 50, 0.01), (3, 1, 0.9)]
+    ("temperature", "top_k", "top_p"),
+    [(1, 0, 1), (0.7, 5, 1), (1.5, 0, 0.8), (2, 9, 0.5), (1, 50, 0.01), (3, 1, 0.9), (9, 0, 0)],
 )
 def test_what_is_left_is_what_hugging_face_leaves(temperature: float, top_k: int, top_p: float, least: int) -> None:
     settings = GREEDY.override(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -26,6 +27,12 @@ def test_what_is_left_is_what_hugging_face_leaves(temperature: float, top_k: int
         if top_p < 1:
             wanted = TopPLogitsWarper(top_p, min_tokens_to_keep=least)(None, wanted)
         np.testing.assert_array_equal(warp(scores, settings, least), wanted[0].numpy())
+
+
+def test_no_share_at_all_is_the_likeliest_token_however_flat_the_scores_are() -> None:
+    scores = np.random.default_rng(0).normal(0, 1e-3, 50_000).astype(np.float32)
+    left = warp(scores, GREEDY.override(top_p=0.0))
+    assert np.flatnonzero(np.isfinite(left)).tolist() == [scores.argmax()]
 
 
 def test_a_token_is_as_likely_as_its_score_says() -> None:

@@ -7,7 +7,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from catp.runtime import ImageError, UsageError
 from catp.runtime.bundle.image_spec import ImageSpec
-from catp.runtime.inputs.images import MAX_PIXELS, load_image, preprocess
+from catp.runtime.inputs.images import MAX_ASPECT, MAX_PIXELS, load_image, preprocess
 
 RNG = np.random.default_rng(0)
 
@@ -48,7 +48,14 @@ def test_sixteen_bit_greys_are_scaled_not_clipped(tmp_path: Path) -> None:
     values = np.linspace(0, 65535, 64 * 4).reshape(4, 64).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
     loaded = np.asarray(load_image(tmp_path / "deep.png"))[..., 0]
-    assert np.abs(loaded.astype(int) - np.round(values / 257).astype(int)).max() <= 1
+    assert np.array_equal(loaded, np.round(values / 257))
+
+
+def test_floats_above_one_are_scaled_by_the_largest_and_those_below_by_one() -> None:
+    values = np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
+    for factor, wanted in ((8, values), (1, values), (0.5, values / 2)):
+        found = np.asarray(load_image(Image.fromarray(values * np.float32(factor))))[..., 1]
+        assert np.array_equal(found, np.round(wanted.astype(np.float64) * 255))
 
 
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
@@ -95,6 +102,11 @@ def test_a_decompression_bomb_is_refused_from_its_header(tmp_path: Path) -> None
 def test_a_wide_picture_is_fine_and_a_thread_is_not(tmp_path: Path) -> None:
     Image.new("RGB", (20_000, 100)).save(tmp_path / "wide.png")
     assert load_image(tmp_path / "wide.png").size == (20_000, 100)
+    for shape in ((MAX_ASPECT, 1), (1, MAX_ASPECT), (2 * MAX_ASPECT, 2)):
+        assert load_image(Image.new("RGB", shape)).size == shape
+    for width, height in ((MAX_ASPECT + 1, 1), (1, MAX_ASPECT + 1), (2 * MAX_ASPECT + 1, 2)):
+        with pytest.raises(ImageError, match=f"{width} x {height} is stretched more than {MAX_ASPECT}:1"):
+            load_image(Image.new("RGB", (width, height)))
     Image.new("RGB", (20_000, 1)).save(tmp_path / "thread.png")
     with pytest.raises(ImageError, match="stretched"):
         load_image(tmp_path / "thread.png")

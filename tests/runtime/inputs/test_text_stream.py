@@ -17,6 +17,8 @@ from catp.runtime.inputs.text_stream import TextStream
 
 SPEC = TextSpec(pad_token_id=0, eos_token_ids=(), max_positions=9)
 TEXT = "naïve 🙂 日本 end. "
+EVERY_BYTE = "".join(map(chr, range(0x21, 0x180))) + "\u07ff\u0800\uffff\U0001f642"
+"""Characters whose UTF-8 has every byte from 0x80 to 0xBF, the gap of byte-level tables at 0xAD among them."""
 
 
 def byte_level(file: Path) -> TextCodec:
@@ -61,6 +63,16 @@ def test_characters_are_never_split(codec: TextCodec) -> None:
     assert "🙂" in "".join(found) and sum(bool(piece) for piece in found) > 10  # it really streams
 
 
+def test_special_tokens_are_no_pieces(pipeline: Pipeline) -> None:
+    """Wherever they come: what a stream tells is what is decoded in the end."""
+    codec = pipeline._text
+    end, pad = (codec._tokenizer.token_to_id(name) for name in ("</s>", "<pad>"))
+    words = codec.encode("a black diamond")[1:]
+    ids = [pad, *words[:2], pad, end, *words[2:], end]
+    assert "".join(pieces(codec, ids)) == codec.decode(ids) == "a black diamond"
+    assert codec.piece(end) == b"</s>"  # which a stop string may be
+
+
 def test_what_may_become_a_stop_string_is_held_back(codec: TextCodec) -> None:
     ids = codec.encode("an end of it")
     assert [piece for piece in pieces(codec, ids, "end.", "of it all") if piece][-1] == " of it"
@@ -72,6 +84,12 @@ def test_what_may_become_a_stop_string_is_held_back(codec: TextCodec) -> None:
 def test_bytes_of_tokens_make_the_text(codec: TextCodec) -> None:
     ids = codec.encode("x" + TEXT)
     assert b"".join(codec.piece(token) for token in ids).decode().strip() == "x" + TEXT.strip()
+
+
+def test_every_byte_of_a_byte_level_table_is_itself(tmp_path: Path) -> None:
+    codec = byte_level(tmp_path / "tokenizer.json")
+    for character in EVERY_BYTE:
+        assert b"".join(codec.piece(token) for token in codec.encode(character)) == character.encode()
 
 
 def test_a_stop_string_is_found_where_its_last_byte_comes(codec: TextCodec) -> None:

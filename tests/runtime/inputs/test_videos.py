@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 from typer.testing import CliRunner
 
 from catp.export.checkpoints.loading import load_checkpoint
@@ -13,6 +15,7 @@ from catp.export.verification.reference import Reference
 from catp.runtime import ImageError, Pipeline, UsageError
 from catp.runtime.commands.run import app
 from catp.runtime.inputs.images import load_image
+from catp.runtime.inputs.videos import frames_of
 
 PICTURES = [load_image(sample.image) for sample in samples()]
 PROMPT = samples()[0].prompt
@@ -54,6 +57,46 @@ def test_as_many_frames_as_one_likes(pipeline: Pipeline, folder: Path, expected:
     assert pipeline.ask(folder, [PROMPT], **settings)[0].token_ids == three
     pieces = pipeline.stream(folder, PROMPT, **settings)
     assert "".join(pieces).strip() == pipeline.detokenize(three)
+
+
+def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    wanted = [
+        "9.png",
+        "10.png",
+        "b007.png",
+        "b7.png",
+        "b10.png",
+        "frame_1.png",
+        "frame_2.png",
+        "frame_10.png",
+        "x2y9",
+        "x2y10",
+    ]
+    for name in sorted(wanted):
+        (tmp_path / name).touch()
+    assert [Path(str(frame)).name for frame in frames_of(tmp_path)] == wanted
+
+
+@pytest.mark.parametrize("form", ["WEBP", "PNG"])
+def test_an_animation_is_its_frames(
+    pipeline: Pipeline, tmp_path: Path, expected: Callable[[int], list[int]], form: str
+) -> None:
+    path = tmp_path / "x"
+    PICTURES[0].save(path, form, save_all=True, append_images=PICTURES[1:3], lossless=True)
+    three = expected(3)
+    for source in (path, path.read_bytes(), Image.open(path)):
+        answers = pipeline.ask(source, [PROMPT, PROMPT], ratio=0.0, max_new_tokens=6)
+        assert [answer.token_ids for answer in answers] == [three] * 2
+    with pytest.raises(ImageError, match="it is an animation, and one picture is needed"):
+        pipeline.ask([PICTURES[0], path], [PROMPT])
+
+
+def test_a_gif_is_its_frames_as_pillow_shows_them(tmp_path: Path) -> None:
+    PICTURES[0].save(tmp_path / "x.gif", save_all=True, append_images=PICTURES[1:3])
+    with Image.open(tmp_path / "x.gif") as gif:
+        wanted = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(gif)]
+    found = [np.asarray(frame) for frame in frames_of(tmp_path / "x.gif")]
+    assert len(found) == 3 and np.array_equal(found, wanted)
 
 
 def test_every_frame_keeps_its_own(pipeline: Pipeline) -> None:
