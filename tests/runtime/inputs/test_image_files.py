@@ -89,31 +89,7 @@ def test_a_pil_image_with_a_broken_file_behind_it(tmp_path: Path) -> None:
         load_image(closed)
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        "1",
-        "L",
-        "P",
-        "RGB",
-        "RGBA",
-        "RGBX",
-        "RGBa",
-        "CMYK",
-        "YCbCr",
-        "LAB",
-        "HSV",
-        "I",
-        "F",
-        "LA",
-        "La",
-        "PA",
-        "I;16",
-        "I;16L",
-        "I;16B",
-        "I;16N",
-    ],
-)
+@pytest.mark.parametrize("mode", MODES)
 def test_every_mode_that_pillow_has(mode: str) -> None:
     assert load_image(Image.new(mode, (5, 4))).mode == "RGB"
 
