@@ -24,8 +24,10 @@ from catp.export.commands.export import app as export_command
 from catp.export.demo import CHECKPOINT
 from catp.export.exporter import export_bundle
 from catp.runtime import Pipeline
+from catp.runtime.commands import console
 
 torch.set_num_threads(1)  # the models are small, and the tests run in two processes
+console.ANNOUNCED_AFTER = 3600  # what a command prints must not depend on how busy the machine is
 
 Shared = Callable[[str, Callable[[Path], object]], Path]
 

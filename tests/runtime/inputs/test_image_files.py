@@ -57,6 +57,52 @@ SOURCES: dict[str, Callable[[], Any]] = {
     "pipe": lambda: Pipe(CONTENT),
     "array": lambda: np.asarray(Image.open(PATH).convert("RGB")),
     "strided array": lambda: np.flip(np.asarray(load_image(PATH).rotate(180)), (0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_has_the_same_pixels_and_answer(pipeline: Pipeline, name: str) -> None:
+    wanted = np.asarray(load_image(PATH))
+    assert np.array_equal(load_image(SOURCES[name]()), wanted)
+    assert np.array_equal(load_frames(SOURCES[name]())[0], wanted)
+    answer = pipeline.generate([PATH], [PROMPT])[0]
+    source = SOURCES[name]()
+    found = pipeline.generate([source, source], [PROMPT, PROMPT])
+    assert [(a.token_ids, a.kept_indices) for a in found] == [(answer.token_ids, answer.kept_indices)] * 2
+    assert "".join(pipeline.stream(SOURCES[name](), PROMPT)) == answer.answer
+
+
+def test_a_source_that_is_read_once_serves_several_prompts_of_a_q_former(instructblip_bundle: Path) -> None:
+    pipeline = Pipeline.load(instructblip_bundle)
+    prompts = ["what is red?", "where?"]
+    wanted = [a.token_ids for a in pipeline.ask(PATH, prompts, max_new_tokens=3)]
+    assert [a.token_ids for a in pipeline.ask(Pipe(CONTENT), prompts, max_new_tokens=3)] == wanted  # type: ignore[arg-type]
+
+
+def test_grey_arrays_are_grey() -> None:
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    assert np.array_equal(load_image(grey), np.stack([grey] * 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "given as NoneType: no picture; accepted: a PIL image, a path, bytes"),
+        (7, "given as int: no picture"),
+        (torch.zeros(3, 8, 8), "given as Tensor: no picture"),
+        (np.zeros((8, 8, 3), np.float32), r"given as ndarray: float32 of shape \[8, 8, 3\]; accepted"),
+        (np.zeros((3, 8, 8), np.uint8), r"uint8 of shape \[3, 8, 8\]; accepted"),
+        (np.zeros((8, 8, 4), np.uint8), r"uint8 of shape \[8, 8, 4\]"),
+        (np.zeros((8, 8, 1), np.uint8), r"uint8 of shape \[8, 8, 1\]"),
+        (np.zeros((1, 8, 8, 3), np.uint8), r"uint8 of shape \[1, 8, 8, 3\]"),
+        (np.zeros(8, np.uint8), r"uint8 of shape \[8\]"),
+        (np.zeros((0, 8, 3), np.uint8), "8 x 0 is stretched"),
+        (b"", "given as bytes: the file is empty"),
+        (b"no picture", "given as bytes: not an image Pillow can read"),
+        (CONTENT[:200], "broken or truncated"),
+        (io.BytesIO(CONTENT[:200]), "given as a file object: broken or truncated"),
+        (io.StringIO("text"), "opened as text; open it in binary mode"),
+    ],
     ids=str,
 )
 def test_what_is_no_picture_is_refused_by_name(pipeline: Pipeline, source: Any, message: str) -> None:
