@@ -7,21 +7,21 @@ PEFT (https://github.com/huggingface/peft) writes `adapter_config.json` and `ada
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
+from catp.export.checkpoints.adapter_config import CONFIG, AdapterConfig, read_config
+from catp.export.checkpoints.reading import reading
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.files import is_dir
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _PAIRS = ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B"))
 
@@ -33,14 +33,14 @@ def merge_adapter(model: torch.nn.Module, adapter: str) -> None:
         adapter: a local folder or a Hub id.
 
     Raises:
-        UsageError: it is no adapter, another kind than LoRA, or one of another model.
+        UsageError: it is no adapter, another kind than plain LoRA, or one of another model.
         CatpError: its weights are broken.
     """
     config, tensors = _read(adapter)
     _resize_vocabulary(model, tensors)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
-        for name, value in _merged(config, tensors, parameters, adapter).items():
+        for name, value in _merged(config, tensors, model, parameters).items():
             _check_shape(name, value, parameters[name], adapter)
             # In this module alone: an adapter of a head that was tied to the embeddings leaves those as they were.
             module, _, leaf = name.rpartition(".")
@@ -56,27 +56,19 @@ def _resize_vocabulary(model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         model.resize_token_embeddings(len(saved), mean_resizing=False)
 
 
-def _read(adapter: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _read(adapter: str) -> tuple[AdapterConfig, dict[str, torch.Tensor]]:
     config_path, weights_path = adapter_file(adapter, CONFIG), adapter_file(adapter, WEIGHTS)
     if config_path is None or weights_path is None:
         missing = CONFIG if config_path is None else WEIGHTS
+        if not is_dir(Path(adapter)):
+            raise UsageError(
+                f"adapter {adapter}: no such folder here, and the Hub gave no {missing} of it; "
+                "check the name and the network, or give a folder that PEFT's save_pretrained() wrote"
+            )
         raise UsageError(f"adapter {adapter}: it has no {missing}; give a folder that PEFT's save_pretrained() wrote")
-    try:
-        config = json.loads(config_path.read_text())
-        kind = config["peft_type"]
-        float(config["lora_alpha"]) if kind == "LORA" else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"adapter {adapter}: {CONFIG} is not one of PEFT's ({error!r})") from None
-    unknown = [name for name in ("use_dora", "lora_bias", "use_qalora", "trainable_token_indices") if config.get(name)]
-    if kind != "LORA" or unknown:
-        found = f"peft_type {kind!r}" + "".join(f", {name}" for name in unknown)
-        raise UsageError(
-            f"adapter {adapter}: it is {found}; accepted: plain LoRA; merge it with PEFT's merge_and_unload()"
-        )
-    try:
+    config = read_config(adapter, config_path)
+    with reading(f"adapter {adapter}: its weights are broken", "fetch or save them again"):
         tensors = load_file(weights_path)
-    except (OSError, SafetensorError) as error:
-        raise CatpError(f"adapter {adapter}: its weights are broken ({error}); fetch or save them again") from None
     return config, {_plain(name): value for name, value in tensors.items() if ".original_module." not in name}
 
 
@@ -92,39 +84,53 @@ def adapter_file(adapter: str, name: str) -> Path | None:
         return path if path.is_file() else None
     try:
         found = cached_file(adapter, name)
-    except OSError:
+    except (OSError, ValueError):  # there is none, or the name can't be one
         return None
     return None if found is None else Path(found)
 
 
 def _merged(
-    config: Mapping[str, Any],
+    config: AdapterConfig,
     tensors: Mapping[str, torch.Tensor],
+    model: torch.nn.Module,
     parameters: Mapping[str, torch.Tensor],
-    adapter: str,
 ) -> dict[str, torch.Tensor]:
     """Parameters by name, float32, as they are with the adapter."""
+    adapter = config.adapter
     halves = tuple(suffix for pair in _PAIRS for suffix in pair)
     changed = {name: tensor.float() for name, tensor in tensors.items() if not name.endswith(halves)}
     for name in changed:
         _known(name, parameters, adapter)
-    for name in tensors:
-        for suffix_a, suffix_b in _PAIRS:
-            if not name.endswith(suffix_a):
-                continue
-            module = name.removesuffix(suffix_a)
+    for suffix_a, suffix_b in _PAIRS:
+        with_a = {name.removesuffix(suffix_a) for name in tensors if name.endswith(suffix_a)}
+        with_b = {name.removesuffix(suffix_b) for name in tensors if name.endswith(suffix_b)}
+        for module in sorted(with_a ^ with_b):
+            there, lacks = (suffix_a, suffix_b) if module in with_a else (suffix_b, suffix_a)
+            raise CatpError(f"adapter {adapter}: {module + there} has no {module + lacks} beside it; save it again")
+        for module in sorted(with_a):
             weight = f"{module}.weight"
             base = changed.get(weight, _known(weight, parameters, adapter)).float()
-            if module + suffix_b not in tensors:
-                raise CatpError(f"adapter {adapter}: {name} has no {module + suffix_b} beside it; save it again")
-            a, b = tensors[name].float(), tensors[module + suffix_b].float()
-            delta = _scale(config, module, len(a)) * (b.flatten(1) @ a.flatten(1))
-            # Embeddings are [words, width], and fan_in_fan_out ones [in, out].
-            if suffix_a.endswith("embedding_A") or config.get("fan_in_fan_out"):
-                delta = delta.T
-            _check_shape(weight, delta, base.flatten(1), adapter)
+            a, b = tensors[module + suffix_a].float(), tensors[module + suffix_b].float()
+            _check_rank(config, module, a, b)
+            delta = config.scale(module) * (b.flatten(1) @ a.flatten(1))
+            if isinstance(model.get_submodule(module), torch.nn.Embedding | Conv1D):
+                delta = delta.T  # these are [words, width] and [in, out]
+            _check_shape(weight, delta, base.reshape(len(base), -1), adapter)
             changed[weight] = base + delta.reshape(base.shape)
     return changed
+
+
+def _check_rank(config: AdapterConfig, module: str, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Raises UsageError where PEFT would not give these matrices to that module."""
+    if a.ndim < 2 or b.ndim < 2 or not len(a) == b.shape[1] == config.rank(module):
+        raise UsageError(
+            f"adapter {config.adapter}: {module} has matrices of {list(a.shape)} and {list(b.shape)}, and its rank in "
+            f"{CONFIG} is {config.rank(module)}; save the adapter again"
+        )
+    if not config.targets(module):
+        raise UsageError(
+            f"adapter {config.adapter}: {CONFIG} leaves out {module}, for which it has weights; save the adapter again"
+        )
 
 
 def _known(name: str, parameters: Mapping[str, torch.Tensor], adapter: str) -> torch.Tensor:
@@ -137,13 +143,3 @@ def _check_shape(name: str, found: torch.Tensor, wanted: torch.Tensor, adapter: 
     if found.shape != wanted.shape:
         shapes = f"{list(found.shape)} there and {list(wanted.shape)} in the model"
         raise UsageError(f"adapter {adapter}: {name} is {shapes}; is it for another one?")
-
-
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) where the adapter is rank-stabilised."""
-    patterns = config.get("alpha_pattern") or {}
-    alpha = next(
-        (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)),
-        config["lora_alpha"],
-    )
-    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
