@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as hf_logging
 
-from catp.export.checkpoints.adapter import CONFIG as ADAPTER_CONFIG
 from catp.export.checkpoints.adapter import adapter_file, merge_adapter
-from catp.export.checkpoints.weight_files import stored_dtype
-from catp.export.families import Family, family_of
+from catp.export.checkpoints.adapter_config import CONFIG as ADAPTER_CONFIG
+from catp.export.checkpoints.reading import cause, reading
+from catp.export.checkpoints.weight_files import pickled, stored_dtype, weight_files
+from catp.export.families import Family, check_not_quantised, family_of
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.files import is_dir
 
@@ -44,7 +44,12 @@ class Checkpoint:
     @property
     def placeholder_id(self) -> int:
         """What stands for a query token among a prompt's ids."""
-        return getattr(self.model.config, _placeholder(self.family))
+        return getattr(self.model.config, self.placeholder_name)
+
+    @property
+    def placeholder_name(self) -> str:
+        """The field of the configuration that has it."""
+        return _placeholder(self.family)
 
 
 def load_checkpoint(
@@ -80,44 +85,58 @@ def load_checkpoint(
     except Exception as error:  # a configuration can be wrong in as many ways as it has fields
         raise UsageError(_not_found(model, folder, error)) from None
     family = family_of(config, model)
-    try:
-        loaded, info = family.model_class().from_pretrained(
-            model,
-            **source,
-            dtype=dtype or stored_dtype(model, revision),
-            attn_implementation="eager",
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        tokenizer = _tokenizer(model, source, adapter)
+    check_not_quantised(config, model)
+    files = weight_files(model, revision)
+    stored = stored_dtype(files)
+    tokenizer = _tokenizer(model, source, adapter)
+    with reading(f"model {model}: its image processor can't be loaded", "save its processor again"):
         image_processor = family.image_processor(model, source)
-        instruction_tokenizer = None
-        if family.reads_instruction:
-            instruction_tokenizer = AutoTokenizer.from_pretrained(model, **source, subfolder=INSTRUCTION_TOKENIZER)
-    except SafetensorError as error:
-        raise CatpError(f"model {model}: its weights are broken ({error}); fetch or save them again") from None
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, OSError) and "safetensors" in str(error):
-            raise UsageError(_pickled(model)) from None
-        raise CatpError(f"model {model}: it can't be loaded ({_first_line(error)})") from None
-    if info["missing_keys"]:
-        names = sorted(info["missing_keys"])
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise CatpError(f"model {model}: weights are missing: {', '.join(names[:3])}{more}; save the checkpoint again")
+    instruction_tokenizer = _instruction_tokenizer(model, source) if family.reads_instruction else None
+    loaded = _model(family, model, source, dtype or stored, files)
     if adapter is not None:
         merge_adapter(loaded, adapter)
     loaded.eval()
     family.check(loaded, model)
-    if not tokenizer("Question:").input_ids:
-        raise UsageError(f"model {model}: it has no tokenizer (tokenizer.json); save its processor beside the weights")
     if getattr(loaded.config, _placeholder(family)) is None:
-        # Checkpoints from before processors had an image token: any id will do that no prompt contains.
+        # Checkpoints from before processors had an image token: the one of the tokenizer, or a new one, as Hugging
+        # Face's processor adds. No prompt contains it, and its embedding, which there may be none of, is never read.
         known = tokenizer.get_vocab()
-        setattr(loaded.config, _placeholder(family), known.get(f"<{family.sees}>", tokenizer.pad_token_id))
+        setattr(loaded.config, _placeholder(family), known.get(f"<{family.sees}>", max(known.values()) + 1))
     revision = getattr(config, "_commit_hash", None) or revision
     checkpoint = Checkpoint(model, revision, family, loaded, tokenizer, image_processor, instruction_tokenizer)
     _check_vocabulary(checkpoint)
     return checkpoint
+
+
+def _model(family: Family, model: str, source: Mapping[str, Any], dtype: torch.dtype, files: Sequence[Path]) -> Any:
+    """The model with all of its weights, in `dtype`."""
+    try:
+        with reading(f"model {model}: it can't be loaded", "fetch or save the checkpoint again"):
+            loaded, info = family.model_class().from_pretrained(
+                model,
+                **source,
+                dtype=dtype,
+                attn_implementation="eager",
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are named below
+                output_loading_info=True,
+            )
+    except CatpError:
+        if not files:  # on the Hub there are none, and none that somebody has converted
+            raise UsageError(pickled(model)) from None
+        raise
+    if missing := sorted(info["missing_keys"]):
+        raise CatpError(f"model {model}: weights are missing: {_some(missing)}; save the checkpoint again")
+    if other := [f"{name} {list(found)} instead of {list(wanted)}" for name, found, wanted in info["mismatched_keys"]]:
+        raise CatpError(
+            f"model {model}: weights have other shapes than config.json says: {_some(sorted(other))}; "
+            "fetch or save the checkpoint again"
+        )
+    return loaded
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _placeholder(family: Family) -> str:
@@ -125,9 +144,31 @@ def _placeholder(family: Family) -> str:
 
 
 def _tokenizer(model: str, source: Mapping[str, Any], adapter: str | None) -> Any:
+    """The tokenizer of the prompts."""
+    own: dict[str, Any] = {"trust_remote_code": False}
+    where, name, given = ("model", model, {**own, **source})
     if adapter is not None and adapter_file(adapter, "tokenizer_config.json") is not None:
-        return AutoTokenizer.from_pretrained(adapter, trust_remote_code=False)
-    return AutoTokenizer.from_pretrained(model, **source)
+        where, name, given = ("adapter", adapter, own)
+    with reading(f"{where} {name}: its tokenizer can't be loaded", "save its tokenizer again"):
+        tokenizer = AutoTokenizer.from_pretrained(name, **given)
+        ids = tokenizer("Question:").input_ids
+    if not ids:
+        raise UsageError(f"{where} {name}: it has no tokenizer (tokenizer.json); save its processor beside the weights")
+    return tokenizer
+
+
+def _instruction_tokenizer(model: str, source: Mapping[str, Any]) -> Any:
+    """The tokenizer of what the Q-Former reads, which lies in a folder of its own."""
+    where = f"model {model}: the tokenizer of its Q-Former, in the folder {INSTRUCTION_TOKENIZER}/,"
+    advice = "save its processor (processor.save_pretrained(folder)) beside the weights"
+    if is_dir(Path(model)) and not is_dir(Path(model) / INSTRUCTION_TOKENIZER):
+        raise UsageError(f"{where} is missing; {advice}")
+    with reading(f"{where} can't be loaded", advice):
+        tokenizer = AutoTokenizer.from_pretrained(model, **source, subfolder=INSTRUCTION_TOKENIZER)
+        ids = tokenizer("Question:").input_ids
+    if not ids:
+        raise UsageError(f"{where} has no words (tokenizer.json is missing); {advice}")
+    return tokenizer
 
 
 def _check_vocabulary(checkpoint: Checkpoint) -> None:
@@ -151,28 +192,12 @@ def _check_folder(folder: Path) -> None:
         raise UsageError(
             f"model {folder}: the folder has no config.json; give a Hugging Face checkpoint folder or a Hub id"
         )
-    if not any(folder.glob("*.safetensors")):
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-            raise UsageError(_pickled(str(folder)))
-        raise UsageError(f"model {folder}: the folder has no *.safetensors weights")
-
-
-def _pickled(model: str) -> str:
-    return (
-        f"model {model}: it has no safetensors weights, and pickled ones (.bin) are refused: unpickling runs whatever "
-        "code they contain; convert them "
-        "where you trust them: from_pretrained(...).save_pretrained(folder, safe_serialization=True)"
-    )
 
 
 def _not_found(model: str, folder: Path, error: Exception) -> str:
     if is_dir(folder):
-        return f"model {model}: config.json is not a supported model's ({_first_line(error)})"
+        return f"model {model}: config.json is not a supported model's ({cause(error)})"
     return (
-        f"model {model}: no such folder here, and the Hub gave nothing ({_first_line(error)}); "
+        f"model {model}: no such folder here, and the Hub gave nothing ({cause(error)}); "
         "check the name and the network, or give a local checkpoint folder"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -47,6 +47,20 @@ def family_of(config: Any, model: str) -> Family:
     return family
 
 
+def check_not_quantised(config: Any, model: str) -> None:
+    """Raises UsageError where a configuration says that weights were quantised, wherever it says so."""
+    parts = [config, *(getattr(config, f"{part}_config", None) for part in ("text", "vision", "qformer"))]
+    for part in parts:
+        for name in ("quantization_config", "compression_config"):
+            if found := getattr(part, name, None):
+                given = found if isinstance(found, dict) else {}
+                by = given.get("quant_method") or ", ".join(key for key, value in given.items() if value is True)
+                raise UsageError(
+                    f"model {model}: its weights were quantised by {by or 'a library'} ({name} in config.json); "
+                    "give the unquantised checkpoint, and a quantised bundle with catp-calibrate"
+                )
+
+
 def _language_kind(config: Any) -> LanguageKind:
     # A retrieval model's configuration names a language model as well, which it doesn't have.
     if any(name.endswith("ForImageTextRetrieval") for name in config.architectures or ()):

@@ -40,6 +40,20 @@ class DecoderOnly:
                     "which the exported graph does not do; accepted: language models such as OPT and Llama"
                 )
 
+        if kind := _changing_rope(config):
+            raise UsageError(
+                f"model {name}: its language model {config.model_type!r} has rotary positions that change with the "
+                f"length at run time (rope_type {kind!r}), which the exported graph's do not; "
+                "accepted: fixed ones (default, linear, yarn, llama3)"
+            )
+        width, words = config.hidden_size, getattr(config, "word_embed_proj_dim", None)
+        if words not in (None, width):
+            raise UsageError(
+                f"model {name}: its language model {config.model_type!r} has words of {words} dimensions and computes "
+                f"in {width} (word_embed_proj_dim, hidden_size): transformers' BLIP-2 puts query tokens of {width} "
+                f"among words of {words}; accepted: language models in which both are the same"
+            )
+
     def check(self, lm: Any, name: str) -> None:
         if "position_ids" not in inspect.signature(lm.base_model.forward).parameters:
             raise UsageError(
@@ -66,6 +80,14 @@ class DecoderOnly:
 
     def max_positions(self, lm: Any) -> int | None:
         return lm.config.max_position_embeddings
+
+
+def _changing_rope(config: Any) -> str | None:
+    """The kind of rotary positions whose frequencies are computed anew as a sequence grows, of any kind of layer."""
+    given = getattr(config, "rope_parameters", None) or {}
+    of_layers = [given, *(value for value in given.values() if isinstance(value, dict))]
+    kinds = [str(one.get("rope_type", one.get("type"))) for one in of_layers]
+    return next((kind for kind in kinds if "dynamic" in kind or kind == "longrope"), None)
 
 
 @torch.no_grad()

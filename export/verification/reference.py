@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from catp.export.checkpoints.loading import Checkpoint
+from catp.export.checkpoints.placeholder import placeholder_without_embedding
 from catp.export.families.base import cross_attention
 from catp.export.image_encoders.attention_maps import attention_of
 from catp.export.verification.continuations import CONTINUE, Greedy, cache_of, generated
@@ -128,14 +129,15 @@ class Reference:
         tokenizer = self._checkpoint.instruction_tokenizer
         if tokenizer is None:
             return None
-        encoded = tokenizer(
-            list(prompts), padding=True, padding_side="right", return_tensors="pt", split_special_tokens=True
-        )
-        return Instructions(encoded.input_ids, encoded.attention_mask)
+        rows = [torch.tensor(ids) for ids in tokenizer(list(prompts), split_special_tokens=True).input_ids]
+        pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # masked: any will do
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        return Instructions(ids, mask)
 
     def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """float32 [B, 3, H, W]."""
-        return self._checkpoint.image_processor(list(images), return_tensors="pt").pixel_values
+        """float32 [B, 3, H, W]; a processor that neither rescales nor normalises leaves bytes."""
+        return self._checkpoint.image_processor(list(images), return_tensors="pt").pixel_values.float()
 
     def image_embeds(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 [B, I, Dv], and the image tokens' weights [B, I]."""
@@ -214,25 +216,26 @@ class Reference:
         instructions: Instructions | None = None,
     ) -> Greedy:
         """Hugging Face `generate()`, greedy, of one image [1, 3, H, W] or one video [F, 3, H, W], all query tokens."""
-        placeholders = [self._checkpoint.placeholder_id] * self._model.config.num_query_tokens * len(pixel_values)
-        ids = torch.tensor([placeholders + list(prompt_ids)])
-        output = self._model.generate(
-            pixel_values=pixel_values if self._checkpoint.family.frames is None else pixel_values[None],
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            # Greedily, whatever else the checkpoint's configuration asks for.
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            min_length=0,
-            min_new_tokens=0,
-            return_dict_in_generate=True,
-            output_logits=True,
-            **({} if instructions is None else {"qformer_input_ids": instructions.ids}),
-            **cache_of(self._checkpoint.family.language.kind),
-        )
+        with placeholder_without_embedding(self._model, self._checkpoint.placeholder_name) as placeholder:
+            placeholders = [placeholder] * self._model.config.num_query_tokens * len(pixel_values)
+            ids = torch.tensor([placeholders + list(prompt_ids)])
+            output = self._model.generate(
+                pixel_values=pixel_values if self._checkpoint.family.frames is None else pixel_values[None],
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                # Greedily, whatever else the checkpoint's configuration asks for.
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                min_length=0,
+                min_new_tokens=0,
+                return_dict_in_generate=True,
+                output_logits=True,
+                **({} if instructions is None else {"qformer_input_ids": instructions.ids}),
+                **cache_of(self._checkpoint.family.language.kind),
+            )
         return generated(output)
 
     @torch.no_grad()

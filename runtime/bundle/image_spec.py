@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from catp.runtime.errors import UsageError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""BLIP's defaults."""
+
+_SMALLEST, _LARGEST = 1e-12, 1e12
+"""What can be divided by and multiplied with in float32, and leaves room for pixels."""
+
+_RANGE = f"from {_SMALLEST} to {_LARGEST}"
+_ACCEPTED = {
+    "height": "a number of pixels",
+    "width": "a number of pixels",
+    # Of a name, transformers makes bilinear resizing with Pillow, whichever it is, and other things with torchvision.
+    "resample": "one of Pillow's numbers: 0 (nearest), 1 (lanczos), 2 (bilinear), 3 (bicubic), 4 (box), 5 (hamming)",
+    "rescale_factor": f"a number {_RANGE}",
+    "image_mean": f"a number, 0 or {_RANGE}, or one for each of three channels",
+    "image_std": f"a number {_RANGE}, or one for each of three channels",
+}
+
+_Mean = Annotated[float, Field(ge=0)]  # of values that are not negative
+_Deviation = Annotated[float, Field(gt=0)]
 
 
 class ImageSpec(BaseModel):
     """How pixels become `pixel_values`; the names are those of `preprocessor_config.json`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     height: int = Field(gt=0)
     width: int = Field(gt=0)
@@ -22,32 +43,61 @@ class ImageSpec(BaseModel):
     do_rescale: bool = True
     rescale_factor: float = Field(default=1 / 255, gt=0)
     do_normalize: bool = True
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
+    image_mean: tuple[_Mean, _Mean, _Mean]
+    image_std: tuple[_Deviation, _Deviation, _Deviation]
+
+    @field_validator("image_mean", "image_std", "rescale_factor")
+    @classmethod
+    def _in_float32(cls, numbers: float | tuple[float, ...]) -> float | tuple[float, ...]:
+        """Pixels are computed in it: a number that becomes infinite there, or a divisor that becomes 0, is none."""
+        for number in numbers if isinstance(numbers, tuple) else (numbers,):
+            if number and not _SMALLEST <= number <= _LARGEST:
+                raise ValueError(f"{number!r} is not {_RANGE}")
+        return numbers
 
     @classmethod
     def from_preprocessor_config(cls, config: Mapping[str, Any]) -> ImageSpec:
-        """Read the settings of a `preprocessor_config.json`.
+        """Read the settings of a `preprocessor_config.json`, as transformers' image processors do.
+
+        A step that is null is off, and what it would need is not looked at.
 
         Raises:
             UsageError: the configuration asks for something BLIP-2 processors don't do (center crop,
-                shortest-edge resizing, no resizing at all).
+                shortest-edge resizing, no resizing at all), or has a value that can't be used.
         """
-        size = config.get("size") or {}
-        if not {"height", "width"} <= set(size):
+        size = config.get("size", {"height": 384, "width": 384})
+        if isinstance(size, int) and not isinstance(size, bool):
+            size = {"height": size, "width": size}
+        if not isinstance(size, Mapping) or not {"height", "width"} <= set(size):
             raise UsageError(f"preprocessor_config.json: size is {size}; a BLIP-2 processor has height and width")
         for flag in ("do_center_crop", "do_pad"):
             if config.get(flag):
                 raise UsageError(f"preprocessor_config.json: {flag} is set; BLIP-2 processors only resize")
-        if config.get("do_resize") is False:
-            raise UsageError("preprocessor_config.json: do_resize is false; the vision encoder's input size is fixed")
-        return cls(
-            height=size["height"],
-            width=size["width"],
-            resample=config.get("resample", Image.Resampling.BICUBIC),
-            do_rescale=config.get("do_rescale", True),
-            rescale_factor=config.get("rescale_factor", 1 / 255),
-            do_normalize=config.get("do_normalize", True),
-            image_mean=tuple(config["image_mean"]),
-            image_std=tuple(config["image_std"]),
-        )
+        if not config.get("do_resize", True):
+            raise UsageError("preprocessor_config.json: do_resize is off; the vision encoder's input size is fixed")
+        rescales, normalizes = (bool(config.get(flag, True)) for flag in ("do_rescale", "do_normalize"))
+        settings = {
+            "height": size["height"],
+            "width": size["width"],
+            "resample": config.get("resample", Image.Resampling.BICUBIC),
+            "do_rescale": rescales,
+            "rescale_factor": config.get("rescale_factor", 1 / 255) if rescales else 1 / 255,
+            "do_normalize": normalizes,
+            "image_mean": _for_channels(config.get("image_mean", CLIP_MEAN)) if normalizes else CLIP_MEAN,
+            "image_std": _for_channels(config.get("image_std", CLIP_STD)) if normalizes else CLIP_STD,
+        }
+        if isinstance(settings["resample"], Image.Resampling):
+            settings["resample"] = settings["resample"].value
+        try:
+            return cls.model_validate(settings, strict=True)  # no text is taken for a number, no name for its number
+        except ValidationError as error:
+            name = str(error.errors()[0]["loc"][0])
+            value = repr(size[name] if name in size else config.get(name))[:100]
+            raise UsageError(f"preprocessor_config.json: {name} is {value}; accepted: {_ACCEPTED[name]}") from None
+
+
+def _for_channels(number: Any) -> Any:
+    """One number for all channels is three; of anything else its items."""
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        return (number,) * 3
+    return tuple(number) if isinstance(number, list | tuple) else number

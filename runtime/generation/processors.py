@@ -44,7 +44,7 @@ def _repetition_penalty(penalty: float) -> Processor:
     """Tokens that were there before are less likely (arXiv 1909.05858)."""
 
     def apply(scores: np.ndarray, ids: Sequence[int], answered: int) -> np.ndarray:
-        seen = np.unique(np.asarray(ids, np.int64))
+        seen = _scored(np.unique(np.asarray(ids, np.int64)), scores)
         scores = scores.copy()
         before = scores[seen]
         scores[seen] = np.where(before < 0, before * np.float32(penalty), before / np.float32(penalty))
@@ -62,7 +62,7 @@ def _no_repeat_ngram(size: int) -> Processor:
         every = np.lib.stride_tricks.sliding_window_view(np.asarray(ids, np.int64), size)
         begun = np.asarray(ids[len(ids) + 1 - size :], np.int64)  # what one more token would complete
         scores = scores.copy()
-        scores[every[(every[:, :-1] == begun).all(1), -1]] = -np.inf
+        scores[_scored(every[(every[:, :-1] == begun).all(1), -1], scores)] = -np.inf
         return scores
 
     return apply
@@ -79,3 +79,8 @@ def _least_length(length: int, new_tokens: int, ends: list[int]) -> Processor:
         return scores
 
     return apply
+
+
+def _scored(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Those ids that are tokens of the model; what stands for a query token need not be one."""
+    return ids[(ids >= 0) & (ids < len(scores))]

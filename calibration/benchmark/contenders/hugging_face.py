@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoImageProcessor, Blip2ForConditionalGeneration
 from transformers.utils import logging
 
 from catp.calibration.benchmark.contenders.subject import Case, Question, Sample
+from catp.export.checkpoints.placeholder import placeholder_without_embedding
 from catp.export.verification.continuations import cache_of
 from catp.runtime.errors import UsageError
 
@@ -67,8 +69,18 @@ class TransformersSubject:
     def run(self, question: Question, case: Case) -> Sample:
         self._began.clear()
         self._ended.clear()
-        config = self._model.config
-        prompt = [config.image_token_index] * config.num_query_tokens + question.prompt_ids
+        with self._placeholder() as placeholder:
+            return self._run(question, case, placeholder)
+
+    def _placeholder(self) -> AbstractContextManager[int]:
+        """What stands for a query token; the model is left as it is where it names one that has an embedding."""
+        found, rows = self._model.config.image_token_index, len(self._model.get_input_embeddings().weight)
+        if found is not None and 0 <= found < rows:
+            return nullcontext(found)
+        return placeholder_without_embedding(self._model, "image_token_index")
+
+    def _run(self, question: Question, case: Case, placeholder: int) -> Sample:
+        prompt = [placeholder] * self._model.config.num_query_tokens + question.prompt_ids
         ids = torch.tensor([prompt] * case.batch)
         started = time.perf_counter()
         pixel_values = self._processor(question.images[: case.batch], return_tensors="pt").pixel_values

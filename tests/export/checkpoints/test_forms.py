@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 from typer.testing import CliRunner
 
 from catp.export.checkpoints.loading import load_checkpoint
-from catp.export.checkpoints.weight_files import stored_dtype
+from catp.export.checkpoints.weight_files import stored_dtype, weight_files
 from catp.export.commands.export import app
 from catp.export.demo import CHECKPOINT, samples
 from catp.runtime import Pipeline, UsageError
@@ -47,7 +47,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_they_export_and_answer_as_hugging_face_does(tuned: Path, tmp_path: Path) -> None:
-    assert len(list(tuned.glob("model-*.safetensors"))) > 2 and stored_dtype(str(tuned)) == torch.bfloat16
+    assert len(list(tuned.glob("model-*.safetensors"))) > 2 and stored_dtype(weight_files(str(tuned))) == torch.bfloat16
     a, b = torch.randn(3, 128), 0.1 * torch.randn(128, 3)
     (adapter := tmp_path / "adapter").mkdir()
     names = {f"base_model.model.{VALUE}.lora_A.weight": a, f"base_model.model.{VALUE}.lora_B.weight": b}
@@ -95,6 +95,6 @@ def test_tokens_without_embeddings_are_refused(tmp_path: Path) -> None:
 
 def test_mixed_types_are_held_exactly(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2, dtype=torch.float16)}, tmp_path / "model-1.safetensors")
-    assert stored_dtype(str(tmp_path)) == torch.float16
+    assert stored_dtype(weight_files(str(tmp_path))) == torch.float16
     save_file({"b": torch.zeros(2)}, tmp_path / "model-2.safetensors")
-    assert stored_dtype(str(tmp_path)) == torch.float32
+    assert stored_dtype(weight_files(str(tmp_path))) == torch.float32

@@ -1,8 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from pydantic import ValidationError
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from catp.runtime import ImageError, UsageError
@@ -134,3 +136,68 @@ def test_unreadable_files_are_named(tmp_path: Path, content: bytes | str | None,
 def test_a_processor_that_does_something_else_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=r"preprocessor_config.json"):
         ImageSpec.from_preprocessor_config({**BlipImageProcessorPil().to_dict(), **change})
+
+
+SPELLINGS: dict[str, dict[str, Any]] = {
+    "one number for all channels": {"image_mean": 0.4, "image_std": 0.3},
+    "whole numbers": {"image_mean": 0, "image_std": 1},
+    "no mean": {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 0.5, 2.0]},
+    "no rescaling": {"do_rescale": False},
+    "no normalising": {"do_normalize": False},
+    "bytes": {"do_rescale": False, "do_normalize": False},
+    "to -1 and 1": {"rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": 1.0},
+    "a whole factor": {"rescale_factor": 2},
+    "steps that are null": {"do_rescale": None, "do_normalize": None},
+    "a zero for false": {"do_normalize": 0},
+    "a word for true": {"do_rescale": "no"},
+    "numbers that a step that is off would need": {
+        "do_rescale": False, "rescale_factor": float("nan"), "do_normalize": False, "image_mean": None, "image_std": 0,
+    },
+    "nearest": {"resample": 0},
+    "hamming, a square by its side": {"resample": 5, "size": 40},
+    "height and width in a row": {"size": [30, 50]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SPELLINGS.values(), ids=SPELLINGS)
+def test_settings_are_read_as_hugging_face_reads_them(settings: dict[str, Any]) -> None:
+    images = [Image.fromarray(noise(37, 81))]
+    processor = BlipImageProcessorPil(**settings)
+    expected = processor(images, return_tensors="np").pixel_values.astype(np.float32)
+    actual = preprocess(images, ImageSpec.from_preprocessor_config(processor.to_dict()))
+    assert actual.dtype == np.float32 and actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("image_mean", "image_std") for value in (NAN, INFINITE, -0.5, [0.5, NAN, 0.5])),
+        *(("image_std", value) for value in (0, [0.2, 0.0, 0.2], 1e-40, None, True, "0.5", [0.5], [0.5] * 4, {"r": 1})),
+        ("image_mean", None),
+        *(("rescale_factor", value) for value in (NAN, INFINITE, 0, -1 / 255, 1e-60, 10**400, "1/255", [1], None)),
+        *(("resample", value) for value in ("bicubic", 6, -1, 3.0, True, None)),
+        *(("size", {"height": value, "width": 96}) for value in ("96", 96.0, -1, 0, None, True)),
+        *(("size", value) for value in (None, "96", {"height": 96})),
+    ],
+    ids=str,
+)
+def test_a_value_that_can_not_be_used_is_named(name: str, value: Any) -> None:
+    config = {**BlipImageProcessorPil().to_dict(), name: value}
+    with pytest.raises(UsageError) as caught:
+        ImageSpec.from_preprocessor_config(config)
+    message = str(caught.value)
+    assert ("height" if name == "size" else name) in message and "\n" not in message and len(message) < 300
+
+
+@pytest.mark.parametrize("name", ["image_mean", "image_std", "rescale_factor"])
+@pytest.mark.parametrize("value", [NAN, INFINITE, -1.0, 1e-13, 1e13])
+def test_a_manifest_has_numbers_that_pixels_can_be_computed_with(name: str, value: float) -> None:
+    spec = ImageSpec.from_preprocessor_config(BlipImageProcessorPil().to_dict()).model_dump()
+    assert ImageSpec.model_validate(spec)
+    spec[name] = value if name == "rescale_factor" else (0.5, value, 0.5)
+    with pytest.raises(ValidationError, match=name):
+        ImageSpec.model_validate(spec)
