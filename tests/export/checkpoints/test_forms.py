@@ -94,7 +94,8 @@ def test_tokens_without_embeddings_are_refused(tmp_path: Path) -> None:
 
 
 def test_mixed_types_are_held_exactly(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(2, dtype=torch.float16)}, tmp_path / "model-1.safetensors")
-    assert stored_dtype(weight_files(str(tmp_path))) == torch.float16
-    save_file({"b": torch.zeros(2)}, tmp_path / "model-2.safetensors")
-    assert stored_dtype(weight_files(str(tmp_path))) == torch.float32
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    save_file({"a": torch.zeros(2, dtype=torch.float16)}, one)
+    assert stored_dtype([one]) == torch.float16
+    save_file({"b": torch.zeros(2)}, other)
+    assert stored_dtype([one, other]) == torch.float32

@@ -3,9 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from checkpoints import save_instructblip_checkpoint, save_odd_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import Blip2Config, Blip2ForConditionalGeneration, BloomConfig
 
@@ -87,19 +89,52 @@ def test_a_folder_without_a_tokenizer(copy: Path) -> None:
     assert "no tokenizer" in refusal(copy, UsageError)
 
 
-def test_checkpoints_from_before_image_tokens(copy: Path) -> None:
-    path = copy / "tokenizer.json"
+def edit_tokenizer(folder: Path, pad: str | None, image_id: int | None) -> None:
+    """Another pad token, or none, and another number for the placeholder, or none."""
+    path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["content"] != "<image>"]
+    tokenizer["model"]["vocab"].pop("<image>", None)
+    if image_id == 384:
+        tokenizer["model"]["vocab"]["<spare>"] = 383  # so that the next number is the first without an embedding
+    if image_id is not None:
+        tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "content": "<image>", "id": image_id})
     path.write_text(json.dumps(tokenizer))
-    edit_config(copy, image_token_index=None)
+    path = folder / "tokenizer_config.json"
+    settings = {name: value for name, value in json.loads(path.read_text()).items() if name != "pad_token"}
+    path.write_text(json.dumps(settings if pad is None else {**settings, "pad_token": pad}))
+
+
+@pytest.mark.parametrize(
+    ("configured", "pad", "image_id"),
+    [
+        (None, "<pad>", None),
+        (None, "</s>", None),  # with which prompts begin, too
+        (None, None, None),
+        (None, "</s>", 384),
+        (384, "<pad>", 384),
+        (9000, "<pad>", None),
+        (-200, None, None),
+        (2, "<pad>", None),  # </s>
+    ],
+)
+def test_a_placeholder_needs_no_embedding_and_no_number_of_its_own(
+    copy: Path, configured: int | None, pad: str | None, image_id: int | None
+) -> None:
+    edit_tokenizer(copy, pad, image_id)
+    edit_config(copy, image_token_index=configured)
+    (copy / "processor_config.json").unlink()
     checkpoint = load_checkpoint(str(copy))
     reference = Reference(checkpoint)
-    sample = samples()[0]
-    ids = reference.tokenize(sample.prompt)
-    assert checkpoint.model.config.image_token_index not in ids
-    tokens = reference.generate(reference.pixel_values([load_image(sample.image)]), ids, 8).token_ids
-    assert checkpoint.tokenizer.decode(tokens, skip_special_tokens=True).strip() == sample.answer
+    for sample in samples()[:2]:
+        ids = reference.tokenize(sample.prompt)
+        if configured is None:
+            assert checkpoint.placeholder_id == (image_id or 383) not in ids
+        tokens = reference.generate(reference.pixel_values([load_image(sample.image)]), ids, 8).token_ids
+        assert checkpoint.tokenizer.decode(tokens, skip_special_tokens=True).strip() == sample.answer
+    # Nothing of the run is left on the model.
+    assert checkpoint.model.config.image_token_index == checkpoint.placeholder_id != -1
+    assert not checkpoint.model.get_input_embeddings()._forward_pre_hooks
 
 
 def test_pickled_weights_are_refused_with_a_way_out(copy: Path) -> None:
@@ -126,7 +161,99 @@ def test_missing_weights_are_never_made_up(copy: Path) -> None:
 
 def test_weights_of_another_shape(copy: Path) -> None:
     edit_config(copy, "qformer_config", intermediate_size=256)
-    refusal(copy, CatpError)
+    message = refusal(copy, CatpError)
+    assert "intermediate.dense.bias" in message or "intermediate_query.dense" in message
+    assert "instead of [256" in message
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "named"),
+    [
+        (None, {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised by gptq"),
+        (None, {"quantization_config": {"load_in_4bit": True}}, "quantised by load_in_4bit"),
+        (None, {"quantization_config": {"quant_method": "of next year"}}, "quantised by of next year"),
+        ("text_config", {"quantization_config": {"quant_method": "awq"}}, "quantised by awq"),
+        ("vision_config", {"quantization_config": {"quant_method": "fp8"}}, "quantised by fp8"),
+        (None, {"compression_config": {"format": "pack-quantized"}}, "quantised by a library (compression_config"),
+    ],
+)
+def test_quantised_checkpoints_are_refused_before_their_weights_are_read(
+    copy: Path, part: str | None, settings: dict[str, Any], named: str
+) -> None:
+    edit_config(copy, part, **settings)
+    (copy / "model.safetensors").write_bytes(b"never read")
+    message = refusal(copy, UsageError)
+    assert named in message and "give the unquantised checkpoint" in message
+
+
+def test_a_quantisation_that_is_none(copy: Path) -> None:
+    edit_config(copy, quantization_config=None)
+    assert load_checkpoint(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("rope", "named"),
+    [
+        ({"rope_type": "dynamic", "factor": 2.0}, "rope_type 'dynamic'"),
+        ({"type": "dynamic", "factor": 4.0}, "rope_type 'dynamic'"),
+        ({"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [2.0] * 6, "factor": 2.0}, "'longrope'"),
+    ],
+)
+def test_positions_that_change_with_the_length_are_refused(tmp_path: Path, rope: dict[str, Any], named: str) -> None:
+    folder = save_odd_checkpoint(tmp_path / "odd")
+    edit_config(folder, "text_config", rope_parameters=None, rope_scaling=rope, rope_theta=10000.0)
+    message = refusal(folder, UsageError)
+    assert named in message and "linear, yarn, llama3" in message
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "linear", "factor": 2.0}, {"rope_type": "yarn", "factor": 2.0}])
+def test_positions_that_do_not_change_are_loaded(tmp_path: Path, rope: dict[str, Any]) -> None:
+    folder = save_odd_checkpoint(tmp_path / "odd")
+    edit_config(folder, "text_config", rope_parameters=None, rope_scaling=rope, rope_theta=10000.0)
+    assert load_checkpoint(str(folder)).model.config.text_config.rope_parameters["rope_type"] == rope["rope_type"]
+
+
+def test_words_of_another_width_than_the_language_model(copy: Path) -> None:
+    edit_config(copy, "text_config", word_embed_proj_dim=64)
+    message = refusal(copy, UsageError)
+    assert "words of 64 dimensions and computes in 128" in message and "word_embed_proj_dim" in message
+
+
+@pytest.mark.parametrize(
+    ("part", "settings"),
+    [
+        ("qformer_config", {"hidden_act": "gelu_of_next_year"}),
+        ("text_config", {"activation_function": "tanhh"}),
+        ("vision_config", {"hidden_act": 7}),
+        ("text_config", {"num_attention_heads": 7}),
+        ("vision_config", {"patch_size": 0}),
+        (None, {"num_query_tokens": "many"}),
+        (None, {"dtype": "float99"}),
+    ],
+)
+def test_what_transformers_can_not_make_a_model_of(copy: Path, part: str | None, settings: dict[str, Any]) -> None:
+    edit_config(copy, part, **settings)
+    with pytest.raises(CatpError) as caught:
+        load_checkpoint(str(copy))
+    assert "\n" not in str(caught.value) and str(copy) in str(caught.value)
+
+
+def test_an_image_processor_or_a_tokenizer_that_can_not_be_loaded(copy: Path) -> None:
+    given = (copy / "processor_config.json").read_text()
+    (copy / "processor_config.json").write_text(json.dumps({"image_processor": {"image_processor_type": "Unheard"}}))
+    (copy / "preprocessor_config.json").unlink()
+    assert "its image processor can't be loaded" in refusal(copy, CatpError)
+    (copy / "processor_config.json").write_text(given)
+    (copy / "tokenizer.json").write_text("{}")
+    assert "its tokenizer can't be loaded" in refusal(copy, CatpError)
+
+
+def test_a_q_former_without_its_tokenizer(tmp_path: Path) -> None:
+    folder = save_instructblip_checkpoint(tmp_path / "instructed")
+    (folder / "qformer_tokenizer" / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    assert "in the folder qformer_tokenizer/, " in refusal(folder, CatpError)
+    shutil.rmtree(folder / "qformer_tokenizer")
+    assert "in the folder qformer_tokenizer/, is missing; save its processor" in refusal(folder, UsageError)
 
 
 def test_a_hub_id_while_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
