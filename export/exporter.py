@@ -22,6 +22,7 @@ from catp.export.checkpoints.residency import one_part_in_memory
 from catp.export.checkpoints.weightless import without_weights
 from catp.export.demo import CHECKPOINT, MODEL_ID
 from catp.export.demo import samples as demo_samples
+from catp.export.verification.emulation import WIDER
 from catp.export.verification.expected import Sample, compute_expected
 from catp.export.verification.parity import check_parity
 from catp.export.verification.reference import Reference, eos_token_ids
@@ -225,6 +226,11 @@ def _write_graphs(
             with step(f"export {graph.name}"):
                 own = "fp32" if graph.keeps_float32 else precision
                 written[graph.name] = write_graph(graph, folder, own, stored)
+            if stored.not_held:
+                raise ParityError(
+                    f"{graph.name}: {', '.join(stored.not_held)}: weights beyond the largest number in {precision}; "
+                    f"nothing was published. Give --precision {WIDER[precision]}"
+                )
     return written
 
 

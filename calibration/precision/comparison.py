@@ -14,11 +14,13 @@ from catp.calibration.accuracy.statistics import paired_difference
 from catp.calibration.data.dataset import Question
 from catp.calibration.data.metrics import Metric
 from catp.calibration.ratio.search import unseen_losses
-from catp.runtime.bundle.folder import Bundle
+from catp.export.emulated import emulated
+from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import AccuracyChange, PruningSpec
 from catp.runtime.errors import CatpError
 from catp.runtime.image_sides.query_tokens import Encoded, Votes
 from catp.runtime.pipeline import Pipeline
+from catp.runtime.providers import open_provider
 from catp.runtime.providers.base import Provider
 from catp.runtime.pruning import num_kept, top_indices
 
@@ -59,13 +61,14 @@ def tested_ratios(pruning: PruningSpec) -> tuple[float, ...]:
 def ask(
     folder: Path, questions: Iterable[Question], metric: Metric, seed: int, batch_size: int, advance: Advance
 ) -> Answers:
-    """Ask a bundle every question at every tested ratio, on the CPU.
+    """Ask a bundle every question at every tested ratio, on the CPU, which emulates what a GPU would compute in fp16.
 
     Raises:
-        CatpError: no question could be asked.
+        CatpError: no question could be asked, or in fp16 an operator's result is beyond its range.
     """
-    pipeline = WatchedPipeline.load(folder)
-    assert isinstance(pipeline, WatchedPipeline)
+    bundle = open_bundle(folder)
+    half = bundle.manifest.precision == "fp16"
+    pipeline = WatchedPipeline(*emulated(bundle)) if half else WatchedPipeline(bundle, open_provider("cpu"))
     pruning = pipeline.manifest.pruning
     ratios = tested_ratios(pruning)
     settings = [Setting(pruning.method, pruning.positions, ratio=ratio) for ratio in ratios]

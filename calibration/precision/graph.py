@@ -98,6 +98,7 @@ def _insert(graph: ir.Graph, node: ir.Node, fragment: onnx.GraphProto, known: di
                 [ir.serde.deserialize_attribute(attribute) for attribute in proto.attribute],
                 outputs=[ir.Value(name=name) for name in proto.output],
                 name=proto.name,
+                metadata_props=node.metadata_props,  # the module that it came from
             )
             graph.insert_before(node, new)
             known |= {str(value.name): value for value in new.outputs}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -15,13 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from catp.calibration.precision.nodes import number
+from catp.export.scopes import SCOPES, module_of
 from catp.runtime.errors import UsageError
 
 _QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits"}
-_SCOPES = "pkg.torch.onnx.name_scopes"
-"""Where PyTorch's exporter notes the modules that a node came from, outermost first, then the node itself."""
-
-_SLICE = re.compile(r"\.slice\([^)]*\)")
 
 
 @dataclass(frozen=True)
@@ -124,10 +119,4 @@ def _as_layer(node: ir.Node, opset: int) -> Layer | None:
 
 def _module(node: ir.Node, weight: ir.Value) -> str:
     """The innermost module that the node came from; where that is not known, the one that its weight belongs to."""
-    try:
-        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-    except (ValueError, SyntaxError):
-        scopes = []
-    modules = [scope for scope in scopes[:-1] if scope]
-    # A slice of a module list (Llama's `layers[:n]`) is a scope too: its name is no part of the path.
-    return _SLICE.sub("", modules[-1]) if modules else str(weight.name).removesuffix(".weight")
+    return module_of(node.metadata_props.get(SCOPES, "")) or str(weight.name).removesuffix(".weight")

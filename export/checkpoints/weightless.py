@@ -17,9 +17,14 @@ from catp.export.checkpoints.residency import give_back
 
 
 class Stored:
-    """The weights that stand behind parameters without content."""
+    """The weights that stand behind parameters without content.
+
+    Attributes:
+        not_held: by name, the types that could not hold some of a weight's numbers: they were written as infinite.
+    """
 
     def __init__(self) -> None:
+        self.not_held: dict[str, torch.dtype] = {}
         self._tensors: dict[int, tuple[torch.nn.Parameter, torch.Tensor]] = {}
 
     def add(self, stand_in: torch.nn.Parameter, stored: torch.Tensor) -> None:
@@ -37,11 +42,14 @@ class Stored:
                 value.const_value = self._lazy(name, parameter)
                 self._fold_transpose(model, value, parameter)
 
-    def _lazy(self, name: str, parameter: torch.nn.Parameter, order: Sequence[int] | None = None) -> ir.LazyTensor:
+    def _lazy(
+        self, name: str, parameter: torch.nn.Parameter, order: Sequence[int] | None = None, tensor: str | None = None
+    ) -> ir.LazyTensor:
         """Stored weights in the type that `parameter` has now, read anew whenever they are looked at.
 
         Args:
             order: of the dimensions, where they are permuted.
+            tensor: what it is called in the graph, where not as in the module.
         """
         key, dtype = id(parameter), parameter.dtype
         shape = parameter.shape if order is None else [parameter.shape[i] for i in order]
@@ -51,9 +59,11 @@ class Stored:
             ordered = stored if order is None else stored.permute(*order)
             content = ordered.to(dtype, memory_format=torch.contiguous_format, copy=True)
             give_back(stored)
-            return TorchTensor(content, name=name)
+            if dtype != torch.float32 and not content.isfinite().all():
+                self.not_held[name] = dtype
+            return TorchTensor(content, name=tensor or name)
 
-        return ir.LazyTensor(read, dtype=from_torch_dtype(dtype), shape=ir.Shape(shape), name=name)
+        return ir.LazyTensor(read, dtype=from_torch_dtype(dtype), shape=ir.Shape(shape), name=tensor or name)
 
     def _fold_transpose(self, model: ir.Model, value: ir.Value, parameter: torch.nn.Parameter) -> None:
         """Weights that are only read transposed are stored so.
@@ -65,7 +75,7 @@ class Stored:
             return
         node = consumers[0]
         result = node.outputs[0]
-        tensor = self._lazy(str(result.name), parameter, node.attributes["perm"].as_ints())
+        tensor = self._lazy(str(value.name), parameter, node.attributes["perm"].as_ints(), result.name)
         folded = ir.Value(name=result.name, shape=result.shape, type=result.type, const_value=tensor)
         ir.convenience.replace_all_uses_with(result, folded)
         model.graph.remove(node, safe=True)

@@ -75,7 +75,7 @@ def export(
         Precision,
         typer.Option(
             help="Of vision encoder and language model; Q-Former and votes stay float32. bf16 is for GPUs (--provider "
-            "cuda, tensorrt or tensorrt-rtx), and verified by emulation in float32."
+            "cuda, tensorrt or tensorrt-rtx). Both are emulated to be verified, and refused where numbers exceed them."
         ),
     ] = "fp32",
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle.")] = Path("catp-bundle"),
@@ -173,9 +173,10 @@ def _report(bundle: Bundle) -> None:
     for check in manifest.parity:
         parity.add_row(check.subject, check.measure, f"{check.value:.2g}", f"{check.limit:.2g}")
     console.print(parity)
-    if manifest.precision == "bf16":
+    if manifest.precision != "fp32":
         console.print(
-            "The bf16 graphs were not executed: each operator was computed in float32, and its result rounded to bf16.",
+            f"No {manifest.precision} kernel was executed: each operator was computed in float32, and its result "
+            f"rounded to {manifest.precision}.",
             soft_wrap=True,
         )
     for check in manifest.parity:

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,8 +111,7 @@ def run_provider(path: Path, name: str, questions: int, iterations: int) -> dict
         before = free_memory()
         pipeline = Pipeline.load(path, provider=name)
         limits = LIMITS[pipeline.manifest.precision]
-        with reference(path) as cpu:
-            expected = answers(cpu, questions)
+        expected = answers(reference(path), questions)
         run["ratios"] = compare(expected, answers(pipeline, questions), limits)
         run["latency_ms"] = latency(pipeline, iterations)
         after = free_memory()
@@ -127,14 +125,14 @@ def run_provider(path: Path, name: str, questions: int, iterations: int) -> dict
     return run
 
 
-@contextmanager
-def reference(path: Path) -> Iterator[Pipeline]:
+def reference(path: Path) -> Pipeline:
     """The bundle on the CPU provider."""
-    from catp.export.verification.emulation import emulated
+    from catp.export.emulated import emulated
 
     bundle = open_bundle(path)
-    with emulated(bundle) if bundle.manifest.precision == "bf16" else nullcontext(bundle) as executed:
-        yield Pipeline(executed, open_provider("cpu"))
+    if bundle.manifest.precision == "bf16":
+        return Pipeline(*emulated(bundle))
+    return Pipeline(bundle, open_provider("cpu"))
 
 
 def device() -> dict[str, Any] | None:
@@ -205,9 +203,9 @@ def try_current_device(path: Path) -> dict[str, Any]:
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return {**run, "outcome": "a plan was built, and did not load"}
-    with reference(path) as cpu:
-        pixels = cpu.preprocess([next(iter(scenes.examples(1, SEED))).image])
-        wanted = cpu.encode(pixels)["image_embeds"].numpy().astype(np.float64)
+    cpu = reference(path)
+    pixels = cpu.preprocess([next(iter(scenes.examples(1, SEED))).image])
+    wanted = cpu.encode(pixels)["image_embeds"].numpy().astype(np.float64)
     got = TrtEngine(target.trt, engine, spec, gpu).bind({"pixel_values": pixels}).run()["image_embeds"].numpy()
     run["max_relative_error"] = relative_error(wanted, got)
     return {**run, "outcome": "a plan was built, loaded and run"}

@@ -1,6 +1,5 @@
 """What half precision changes on the demo's held-out questions: embeddings, votes, tokens."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +7,9 @@ import numpy as np
 import pytest
 
 from catp.calibration.data import open_data
-from catp.export.verification.emulation import emulated
+from catp.export.emulated import emulated
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.pipeline import Pipeline
-from catp.runtime.providers import open_provider
 from catp.runtime.providers.base import to_host
 
 QUESTIONS = 96
@@ -50,15 +48,8 @@ def full(pipeline: Pipeline) -> Results:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_held_out_questions(
-    precision: str, full: Results, half_bundle: Path, bf16_bundle: Path, tmp_path: Path
-) -> None:
-    if precision == "fp16":
-        found = results(Pipeline.load(half_bundle))
-    else:
-        shutil.copytree(bf16_bundle, tmp_path / "bundle")
-        with emulated(open_bundle(tmp_path / "bundle")) as stand_in:
-            found = results(Pipeline(stand_in, open_provider("cpu")))
+def test_held_out_questions(precision: str, full: Results, half_bundle: Path, bf16_bundle: Path) -> None:
+    found = results(Pipeline(*emulated(open_bundle({"fp16": half_bundle, "bf16": bf16_bundle}[precision]))))
     cosine, overlap, equal = LIMITS[precision]
     norms = np.linalg.norm(found.embeds, axis=-1) * np.linalg.norm(full.embeds, axis=-1)
     cosines = (found.embeds * full.embeds).sum(-1) / norms
