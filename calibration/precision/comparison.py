@@ -14,7 +14,7 @@ from catp.calibration.accuracy.statistics import paired_difference
 from catp.calibration.data.dataset import Question
 from catp.calibration.data.metrics import Metric
 from catp.calibration.ratio.search import unseen_losses
-from catp.export.emulated import emulated
+from catp.export.verification.emulated import emulated
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import AccuracyChange, PruningSpec
 from catp.runtime.errors import CatpError

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from catp.calibration.precision.nodes import number
-from catp.export.scopes import SCOPES, module_of
+from catp.export.graphs.scopes import SCOPES, module_of
 from catp.runtime.errors import UsageError
 
 _QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "MatMulNBits"}

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
-from catp.export.intended import reads_infinity
-from catp.export.scopes import SCOPES, module_of
+from catp.export.graphs.scopes import SCOPES, module_of
+from catp.export.verification.intended import reads_infinity
 
 HALF: dict[int, str] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 WIDER = {"fp16": "bf16 or fp32", "bf16": "fp32"}

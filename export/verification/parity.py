@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from catp.export.emulated import emulated
 from catp.export.verification.continuations import Greedy
+from catp.export.verification.emulated import emulated
 from catp.export.verification.expected import MAX_NEW_TOKENS, Expected, ExpectedMatches, ExpectedVotes
 from catp.export.verification.matching import check_matches
 from catp.export.verification.measures import check, relative_error

@@ -127,7 +127,7 @@ def run_provider(path: Path, name: str, questions: int, iterations: int) -> dict
 
 def reference(path: Path) -> Pipeline:
     """The bundle on the CPU provider."""
-    from catp.export.emulated import emulated
+    from catp.export.verification.emulated import emulated
 
     bundle = open_bundle(path)
     if bundle.manifest.precision == "bf16":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from catp.calibration.data import open_data
-from catp.export.emulated import emulated
+from catp.export.verification.emulated import emulated
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers.base import to_host
