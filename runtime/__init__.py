@@ -6,9 +6,10 @@ pipeline = Pipeline.load("bundle", provider="cpu")
 answers = pipeline.generate(["photo.jpg"], ["Question: what is this? Answer:"], ratio=0.5)
 """
 
+import catp.runtime.system.telemetry  # noqa: F401  first: what follows may import ONNX Runtime
 from catp.runtime.answers import Answer, Timings
 from catp.runtime.bundle.generation_settings import GenerationSettings
-from catp.runtime.errors import BundleError, CatpError, ImageError, UsageError
+from catp.runtime.errors import BundleError, CatpError, GraphError, ImageError, UsageError
 from catp.runtime.pipeline import Pipeline
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "BundleError",
     "CatpError",
     "GenerationSettings",
+    "GraphError",
     "ImageError",
     "Pipeline",
     "Timings",

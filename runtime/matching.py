@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from catp.runtime.bundle.folder import Bundle
-from catp.runtime.errors import UsageError
+from catp.runtime.errors import GraphError, UsageError
 from catp.runtime.inputs.padding import padded
 from catp.runtime.providers.base import Provider, Value, to_host
 
@@ -66,10 +66,13 @@ class Matching:
 
         Raises:
             UsageError: a text has more tokens than the Q-Former has positions.
+            GraphError: a graph fails, or its scores are not finite.
         """
         inputs = {"image_embeds": image_embeds, "kept_indices": kept_indices, **self._inputs(texts)}
         logits = to_host(self._head.bind(inputs).run()["match_logits"])
         similarity = np.einsum("bkd,bd->bk", to_host(kept_embeds), self.embed(texts)).max(1)
+        if logits.shape != (len(texts), 2) or not (np.isfinite(logits).all() and np.isfinite(similarity).all()):
+            raise GraphError("image_text_matching", "its scores are not finite (NaN or infinite), or not two a text")
         return Scores(logits, similarity)
 
     def _inputs(self, texts: Sequence[Sequence[int]]) -> dict[str, Value]:

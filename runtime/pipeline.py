@@ -28,7 +28,7 @@ from catp.runtime.language_models import open_language_model
 from catp.runtime.language_models.base import Batch
 from catp.runtime.matching import Match, Matching
 from catp.runtime.providers import open_provider
-from catp.runtime.providers.base import Provider, Value, to_host
+from catp.runtime.providers.base import Provider, Value
 
 
 class Pipeline:
@@ -51,6 +51,7 @@ class Pipeline:
         verify: bool = True,
         threads: int | None = None,
         engines: str | None = None,
+        verbose: bool = False,
     ) -> Pipeline:
         """Open a bundle and load its graphs.
 
@@ -60,12 +61,13 @@ class Pipeline:
             verify: compare every file with the manifest's sha256 first.
             threads: CPU threads within an operator; None leaves it to the provider.
             engines: name of an engine set (`catp-inspect` lists them); None: the newest that fits.
+            verbose: let ONNX Runtime write its log to standard error.
 
         Raises:
             UsageError: no such bundle or provider.
             BundleError: the bundle is incomplete or was altered.
         """
-        return cls(open_bundle(bundle, verify), open_provider(provider, threads, engines))
+        return cls(open_bundle(bundle, verify), open_provider(provider, threads, engines, verbose))
 
     def generate(
         self,
@@ -117,9 +119,7 @@ class Pipeline:
         clock.append(time.perf_counter())
         groups = self._prune(encoded, len(distinct), frames, *pruning)
         kept_indices = {
-            image: indices.tolist()
-            for group, pruned in groups
-            for image, indices in zip(group, to_host(pruned.kept_indices))
+            image: indices.tolist() for group, pruned in groups for image, indices in zip(group, pruned.indices)
         }
         clock.append(time.perf_counter())
         generations = []
@@ -257,8 +257,10 @@ class Pipeline:
     ) -> list[tuple[list[int], Pruned]]:
         """Images, or videos of so many frames, that keep equally many tokens, together."""
         if keep_mass is None:
-            pruned = self.prune(encoded, kept).joined(frames, self.manifest.pruning.num_query_tokens)
-            return [(list(range(images)), pruned)]
+            queries = self.manifest.pruning.num_query_tokens
+            pruned = self.prune(encoded, kept)
+            pruned.check(images * frames, kept, queries)
+            return [(list(range(images)), pruned.joined(frames, queries))]
         return self.image_side.by_mass(encoded, keep_mass)
 
     def match(self, images: Sequence[ImageSource], texts: Sequence[str], ratio: float | None = None) -> list[Match]:
@@ -279,8 +281,9 @@ class Pipeline:
         ids = [self._text.encode(text) for text in texts]
         encoded = self.encode(self.preprocess(images))
         pruned = self.prune(encoded, kept)
+        pruned.check(len(images), kept, self.manifest.pruning.num_query_tokens)
         scores = matching.score(encoded["image_embeds"], pruned.kept_indices, pruned.kept_embeds, ids)
-        rows = zip(scores.probability.tolist(), scores.similarity.tolist(), to_host(pruned.kept_indices).tolist())
+        rows = zip(scores.probability.tolist(), scores.similarity.tolist(), pruned.indices.tolist())
         return [Match(*row) for row in rows]
 
     @property

@@ -14,7 +14,8 @@ PACKAGES = ("export", "runtime", "calibration")
 FLOORS = {
     "runtime": (
         ("errors",),
-        ("files", "progress"),
+        ("limits", "progress", "system"),
+        ("files",),
         ("bundle",),
         ("providers", "inputs", "pruning"),
         ("language_models", "image_sides", "matching"),

@@ -149,11 +149,11 @@ def run(
         report = _measure(bundles, verified, weights, setup, positions, rounds, load_before, kernels)
     show(report)
     if output is not None:
-        write_file(output, lambda: output.write_text(report.model_dump_json() + "\n"))
+        write_file(output, lambda file: file.write_text(report.model_dump_json() + "\n"))
     if plot is not None:
         from catp.calibration.benchmark.results.plot import draw_latency
 
-        write_file(plot, lambda: draw_latency(report, plot))
+        write_file(plot, lambda file: draw_latency(report, file))
     if json_output:
         print_json_line(report.model_dump_json())
 

@@ -205,7 +205,7 @@ def _show(found: PrecisionReport, source: Bundle, report: Path | None, json_outp
     if found.calibration is not None and not any(change.before for change in found.calibration.accuracy):
         _note("the bundle answered no question right before, so its accuracy says nothing about the precision")
     if report is not None:
-        write_file(report, lambda: report.write_text(found.model_dump_json(indent=1) + "\n"))
+        write_file(report, lambda file: file.write_text(found.model_dump_json(indent=1) + "\n"))
     if json_output:
         print_json_line(found.model_dump_json())
 

@@ -127,7 +127,7 @@ def calibrate_ratio(
             found = replace(found, confirmation=confirming.drops[0], layer_weights=learned)
             advice = _few(confirming, max_accuracy_drop)
     if report is not None:
-        write_file(report, lambda: report.write_text(json.dumps(found.to_dict(), indent=1) + "\n"))
+        write_file(report, lambda file: file.write_text(json.dumps(found.to_dict(), indent=1) + "\n"))
     if json_output:
         print_json_line(json.dumps(found.to_dict()))
     _check(found, advice)
@@ -236,7 +236,7 @@ def _apply(
         pruning = manifest.pruning.model_copy(
             update={"ratio": ratio, "keep_mass": None, "positions": setting.positions}
         )
-        write_manifest(pipeline.bundle.path, manifest.model_copy(update={"vote": pruning}))
+        write_manifest(pipeline.bundle.path, manifest.model_copy(update={"vote": pruning}), replaces=manifest)
         console.print(
             f"{escape(source)}: by default it now keeps tokens at ratio {ratio:g}, {setting.positions} positions",
             soft_wrap=True,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -22,7 +21,7 @@ from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.plots import check_plot
 from catp.calibration.supported import check_image_votes
 from catp.runtime.bundle.manifest import Manifest, Positions
-from catp.runtime.commands.console import busy, console, make_app, print_json_line
+from catp.runtime.commands.console import busy, console, make_app, make_console, print_json_line
 from catp.runtime.errors import UsageError
 from catp.runtime.files import check_file_output, write_file
 from catp.runtime.pipeline import Pipeline
@@ -128,11 +127,11 @@ def evaluate_bundle(
             )
     _show(report)
     if output is not None:
-        write_file(output, lambda: output.write_text(report.model_dump_json(indent=2) + "\n"))
+        write_file(output, lambda file: file.write_text(report.model_dump_json(indent=2) + "\n"))
     if plot is not None:
         from catp.calibration.accuracy.curve import draw_curve
 
-        write_file(plot, lambda: draw_curve(report, plot))
+        write_file(plot, lambda file: draw_curve(report, file))
     if json_output:
         print_json_line(report.model_dump_json())
 
@@ -192,7 +191,7 @@ def _counted() -> Iterator[Callable[[int, int], None]]:
 
 def _show(report: Report) -> None:
     # A file has no width that rows would have to be folded to.
-    wide = console if console.is_terminal else Console(stderr=True, highlight=False, width=WIDTH)
+    wide = console if console.is_terminal else make_console(width=WIDTH)
     for table in (score_table(report), type_table(report), difference_table(report)):
         if table is not None:
             wide.print(table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +12,12 @@ from rich.markup import escape
 from catp.calibration.explanation.explanation import Explanation, explain
 from catp.calibration.supported import check_image_votes
 from catp.runtime.bundle.manifest import Positions
-from catp.runtime.commands.console import busy, console, make_app, print_json_line
-from catp.runtime.errors import CatpError, UsageError
+from catp.runtime.commands.console import busy, console, make_app, print_json_line, print_line
+from catp.runtime.errors import UsageError
+from catp.runtime.files import write_file
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
+from catp.runtime.system.optional_imports import reason_of
 
 
 def explain_bundle(
@@ -51,28 +52,21 @@ def explain_bundle(
     try:
         from catp.calibration.explanation.picture import draw
     except ImportError as error:
-        raise UsageError(f"catp-explain needs {error.name}, which is not installed; pip install '.[eval]'") from None
+        reason = reason_of(error, error.name)
+        raise UsageError(f"catp-explain needs {error.name}, which {reason}; pip install '.[eval]'") from None
     with busy("load the bundle"):
         pipeline = Pipeline.load(bundle, provider)
     check_image_votes(pipeline.bundle, "catp-explain")
     with busy("answer with all query tokens and with those kept"):
         explanation = explain(pipeline, image, prompt, ratio, keep_mass, positions)
     with busy("draw"):
-        # Beside its place and renamed: what is there already stays until the new picture is whole.
-        incomplete = target.with_name(f".catp-explain.incomplete-{os.getpid()}")
-        try:
-            draw(explanation, incomplete)
-            incomplete.replace(target)
-        except OSError as error:
-            raise CatpError(f"output {output}: can't write there ({error.strerror or error})") from None
-        finally:
-            incomplete.unlink(missing_ok=True)
+        write_file(target, lambda file: draw(explanation, file), overwrite)
     if json_output:
         print_json_line(json.dumps({**to_json(explanation), "image": str(image), "picture": str(output)}))
     else:
         total = len(explanation.scores)
-        typer.echo(f"all {total} query tokens: {explanation.full_answer}")
-        typer.echo(f"{len(explanation.kept)} of {total} ({explanation.kept_by}): {explanation.answer}")
+        print_line(f"all {total} query tokens: {explanation.full_answer}")
+        print_line(f"{len(explanation.kept)} of {total} ({explanation.kept_by}): {explanation.answer}")
     console.print(f"Wrote {escape(str(output))}", soft_wrap=True)
 
 

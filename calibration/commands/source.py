@@ -14,6 +14,7 @@ from catp.runtime.bundle.manifest import MANIFEST_NAME
 from catp.runtime.commands.console import busy, console
 from catp.runtime.errors import UsageError
 from catp.runtime.files import is_dir
+from catp.runtime.system.optional_imports import reason_of
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -49,7 +50,8 @@ def bundle_folder(source: str) -> Iterator[Path]:
         from catp.export.exporter import export_bundle
     except ImportError as error:
         raise UsageError(
-            f"{source}: not a bundle, and to export a checkpoint {error.name} is needed, which is not installed; "
+            f"{source}: not a bundle, and to export a checkpoint {error.name} is needed, which "
+            f"{reason_of(error, error.name)}; "
             "give a bundle that catp-export wrote, or pip install '.[export,cpu]'"
         ) from None
     console.print(

@@ -13,9 +13,10 @@ from rich.table import Table
 
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.bundle.plans import PlanSpec, Profile, Target
-from catp.runtime.commands.console import busy, console, make_app, print_json_line
+from catp.runtime.commands.console import busy, console, make_app, print_json_line, print_line
 from catp.runtime.errors import UsageError
 from catp.runtime.pruning import check_ratio
+from catp.runtime.system.optional_imports import reason_of
 
 
 def build(
@@ -64,7 +65,9 @@ def build(
         from catp.export.engines.profiles import Limits
         from catp.export.engines.targets import choose_capabilities, open_target
     except ImportError as error:
-        raise UsageError(f"catp-build needs {error.name}, which is not installed; pip install '.[build]'") from None
+        raise UsageError(
+            f"catp-build needs {error.name}, which {reason_of(error, error.name)}; pip install '.[build]'"
+        ) from None
     if fixed_ratio and ratio is None:
         ratio = open_bundle(bundle, verify=False).manifest.pruning.ratio
     if ratio is not None:
@@ -77,7 +80,7 @@ def build(
         chosen = choose_capabilities(opened, capabilities)
         for request in plan_requests(of_bundle, opened, chosen, limits, workspace_bytes):
             for line in commands(bundle, request):
-                typer.echo(line)
+                print_line(line)
         return
     built = build_engines(bundle, target, capabilities, limits, workspace_bytes, overwrite, busy)
     plans = built.engines.plans

@@ -14,9 +14,10 @@ from rich.table import Table
 from catp.export.demo import CHECKPOINT, samples
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import Method, Positions, Precision
-from catp.runtime.commands.console import busy, console, make_app, print_json_line
+from catp.runtime.commands.console import busy, console, make_app, print_json_line, print_line
 from catp.runtime.errors import UsageError
 from catp.runtime.pruning import check_ratio, describe_default
+from catp.runtime.system.optional_imports import reason_of
 
 EXAMPLE_MODEL = "Salesforce/blip2-opt-2.7b"
 
@@ -107,10 +108,10 @@ def export(
         from catp.export.families.listing import families_as_json, families_as_text
     except ImportError as error:
         raise UsageError(
-            f"catp-export needs {error.name}, which is not installed; pip install '.[export,cpu]'"
+            f"catp-export needs {error.name}, which {reason_of(error, error.name)}; pip install '.[export,cpu]'"
         ) from None
     if list_families:
-        print_json_line(json.dumps(families_as_json())) if json_output else typer.echo(families_as_text())
+        print_json_line(json.dumps(families_as_json())) if json_output else print_line(families_as_text())
         return
     if model is None:
         console.print(f"No --model: exporting the embedded demo. A real one: --model {EXAMPLE_MODEL}", soft_wrap=True)

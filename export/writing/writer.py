@@ -17,7 +17,9 @@ from catp.export.graphs import Graph, operators
 from catp.export.writing.external_data import save_model
 from catp.export.writing.float32_islands import float32_islands
 from catp.runtime.bundle.folder import file_spec
+from catp.runtime.bundle.graph_shape import refusal
 from catp.runtime.bundle.manifest import GraphSpec, Precision, TensorSpec
+from catp.runtime.errors import CatpError
 
 _MACHINE = "pkg.torch.onnx.stack_trace"
 """Metadata of nodes: names files of the machine that exported."""
@@ -33,6 +35,7 @@ def write_graph(graph: Graph, folder: Path, precision: Precision, stored: Stored
 
     Raises:
         onnx.checker.ValidationError: the result is not valid ONNX.
+        CatpError: it has an operator that no bundle may have.
     """
     path = folder / f"{graph.name}.onnx"
     with operators.onnx_attention(graph.module), warnings.catch_warnings(), torch.no_grad():
@@ -60,6 +63,8 @@ def write_graph(graph: Graph, folder: Path, precision: Precision, stored: Stored
     _rename_dimensions(model, graph.dimension_names)
     data = save_model(model, path)
     onnx.checker.check_model(path, full_check=True)
+    if reason := refusal(path.read_bytes(), data.name.encode()):
+        raise CatpError(f"{path.name} {reason}: a runtime would refuse the bundle; nothing was published")
     return GraphSpec(
         file=file_spec(folder, path),
         external_data=file_spec(folder, data) if data.exists() else None,

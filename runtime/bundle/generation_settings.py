@@ -7,6 +7,7 @@ from typing import Any, Literal, TypedDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from catp.runtime.errors import UsageError
+from catp.runtime.limits import BEAMS, POSITIONS, STOP_STRINGS, TEMPLATE_CHARACTERS
 
 
 class GenerationSettings(BaseModel):
@@ -20,7 +21,7 @@ class GenerationSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     do_sample: bool = False
-    num_beams: int = Field(default=1, ge=1)
+    num_beams: int = Field(default=1, ge=1, le=BEAMS)
     length_penalty: float = Field(default=1.0, allow_inf_nan=False, description="exponent of a beam's length")
     early_stopping: bool | Literal["never"] = Field(default=False, description="of beam search")
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
@@ -28,15 +29,18 @@ class GenerationSettings(BaseModel):
     top_p: float = Field(default=1.0, ge=0, le=1, description="0: the likeliest token, whatever is drawn")
     seed: int | None = Field(default=None, ge=0, description="of sampling; None: another one every time")
     repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    no_repeat_ngram_size: int = Field(default=0, ge=0)
-    min_new_tokens: int = Field(default=0, ge=0)
-    min_length: int = Field(default=0, ge=0, description="as max_length; an older way to say min_new_tokens")
+    no_repeat_ngram_size: int = Field(default=0, ge=0, le=POSITIONS)
+    min_new_tokens: int = Field(default=0, ge=0, le=POSITIONS)
+    min_length: int = Field(
+        default=0, ge=0, le=POSITIONS, description="as max_length; an older way to say min_new_tokens"
+    )
     max_length: int | None = Field(
         default=None,
         ge=1,
+        le=POSITIONS,
         description="tokens before the answer included, those of the image too; max_new_tokens comes before it",
     )
-    stop_strings: tuple[str, ...] = ()
+    stop_strings: tuple[str, ...] = Field(default=(), max_length=STOP_STRINGS)
 
     @field_validator("early_stopping", mode="before")
     @classmethod
@@ -53,6 +57,8 @@ class GenerationSettings(BaseModel):
     def _stop_strings_say_something(self) -> GenerationSettings:
         if "" in self.stop_strings:
             raise ValueError("stop_strings: one is empty and would end every answer before it begins")
+        if sum(map(len, self.stop_strings)) > TEMPLATE_CHARACTERS:
+            raise ValueError(f"stop_strings: at most {TEMPLATE_CHARACTERS:,} characters together")
         return self
 
     @property

@@ -10,8 +10,10 @@ from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_v
 from catp.runtime.bundle.chains import DECODE_GRAPH, Chain, LanguageKind, find_chain, made_from
 from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings
 from catp.runtime.bundle.image_spec import ImageSpec
+from catp.runtime.bundle.interfaces import check_interfaces
 from catp.runtime.bundle.strict import Strict
 from catp.runtime.errors import UsageError
+from catp.runtime.limits import COUNT, ENCODER_SIDE, PATH_CHARACTERS, POSITIONS, QUERY_TOKENS, TEMPLATE_CHARACTERS
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "catp.json"
@@ -45,18 +47,26 @@ def scores_of(method: str) -> str:
 def _inside(path: str) -> str:
     parts = PurePosixPath(path).parts
     if not parts or PurePosixPath(path).is_absolute() or ".." in parts or "\\" in path or ":" in path:
-        raise ValueError(f"{path!r} is not a path inside the bundle")
+        raise ValueError(f"{path[:PATH_CHARACTERS]!r} is not a path inside the bundle")
+    if len(path) > PATH_CHARACTERS or not path.isprintable():
+        raise ValueError(f"{path[:PATH_CHARACTERS]!r} is no path of a file that catp-export writes")
     return path
 
 
 PathInBundle = Annotated[str, AfterValidator(_inside)]
+
+Count = Annotated[int, Field(ge=0, le=COUNT)]
+"""Of bytes, elements, operators, questions."""
+
+Token = Annotated[int, Field(ge=0, lt=1 << 31)]
+"""Its id."""
 
 
 class FileSpec(Strict):
     """A file of the bundle and what it must contain."""
 
     path: PathInBundle
-    size: int = Field(ge=0, description="bytes")
+    size: Count = Field(description="bytes")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -65,7 +75,7 @@ class TensorSpec(Strict):
 
     name: str
     dtype: str = Field(description="as numpy names it")
-    shape: tuple[int | str, ...]
+    shape: tuple[Count | str, ...]
 
 
 class Quantization(Strict):
@@ -79,12 +89,12 @@ class Quantization(Strict):
     ranges: str | None = Field(default=None, description="method that chose the static ranges")
     block_size: int | None = Field(default=None, description="weights along a column that share a scale")
     others: dict[str, Format] = Field(default={}, description="layers that have another format")
-    layers: int = Field(ge=0, description="matrix products that were quantised")
+    layers: Count = Field(description="matrix products that were quantised")
     kept: tuple[str, ...] = Field(default=(), description="what could have been quantised and stayed in floating point")
-    bytes_before: int = Field(description="of the matrices")
-    bytes_after: int = Field(description="of the quantised matrices, scales and zero points included")
-    tables: int = Field(default=0, ge=0, description="tables of embeddings that are int8 by rows")
-    table_bytes: int = Field(default=0, description="of those tables, scales included")
+    bytes_before: Count = Field(description="of the matrices")
+    bytes_after: Count = Field(description="of the quantised matrices, scales and zero points included")
+    tables: Count = Field(default=0, description="tables of embeddings that are int8 by rows")
+    table_bytes: Count = Field(default=0, description="of those tables, scales included")
 
 
 class GraphSpec(Strict):
@@ -99,8 +109,8 @@ class GraphSpec(Strict):
     quantization: Quantization | None = None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    operators: int = Field(description="nodes of the graph")
-    parameters: int = Field(description="elements of the graph's weights")
+    operators: Count = Field(description="nodes of the graph")
+    parameters: Count = Field(description="elements of the graph's weights")
 
     def input(self, name: str) -> TensorSpec:
         return next(t for t in self.inputs if t.name == name)
@@ -131,6 +141,7 @@ class ModelSpec(Strict):
     frames: int | None = Field(
         default=None,
         ge=1,
+        le=POSITIONS,
         description="of the videos that it was made for, any other number works; none: it takes images",
     )
 
@@ -145,20 +156,24 @@ class PruningSpec(Strict):
         default=None, gt=0, le=1, description="default instead of the ratio: the share of the votes that is kept"
     )
     positions: Positions = "original"
-    num_query_tokens: int = Field(ge=1)
+    num_query_tokens: int = Field(ge=1, le=QUERY_TOKENS)
 
 
 class TextSpec(Strict):
     """How a prompt becomes tokens and where generation ends."""
 
-    prompt_template: str = "{prompt}"
-    pad_token_id: int
-    eos_token_ids: tuple[int, ...]
-    max_positions: int | None = Field(description="position ids that the language model has; none if it has no ids")
-    max_instruction: int | None = Field(default=None, description="positions of a Q-Former that reads the prompt too")
-    decoder_start_token_id: int | None = Field(default=None, description="what an encoder-decoder model begins with")
-    max_new_tokens: int = Field(default=20, ge=1, description="default")
-    image_token_id: int | None = Field(default=None, description="stands for a query token where ids are counted")
+    prompt_template: str = Field(default="{prompt}", max_length=TEMPLATE_CHARACTERS)
+    pad_token_id: Token
+    eos_token_ids: tuple[Token, ...]
+    max_positions: int | None = Field(
+        ge=1, le=POSITIONS, description="position ids that the language model has; none if it has no ids"
+    )
+    max_instruction: int | None = Field(
+        default=None, ge=1, le=POSITIONS, description="positions of a Q-Former that reads the prompt too"
+    )
+    decoder_start_token_id: Token | None = Field(default=None, description="what an encoder-decoder model begins with")
+    max_new_tokens: int = Field(default=20, ge=1, le=POSITIONS, description="default")
+    image_token_id: Token | None = Field(default=None, description="stands for a query token where ids are counted")
 
     @field_validator("prompt_template")
     @classmethod
@@ -170,6 +185,8 @@ class TextSpec(Strict):
 
 class ParityCheck(Strict):
     """One comparison of the exported graphs with the checkpoint run by PyTorch."""
+
+    model_config = ConfigDict(allow_inf_nan=True)  # a check that fails may find no number at all
 
     subject: str
     measure: str
@@ -194,10 +211,10 @@ class CalibrationSpec(Strict):
 
     source_sha256: dict[str, str] = Field(description="ONNX files of the bundle that it was made from, by graph")
     data: str
-    samples: int = Field(description="questions whose activations chose the ranges; 0 where no range was needed")
+    samples: Count = Field(description="questions whose activations chose the ranges; 0 where no range was needed")
     seed: int
     metric: str
-    questions: int = Field(description="other questions, on which both bundles were compared")
+    questions: Count = Field(description="other questions, on which both bundles were compared")
     accuracy: tuple[AccuracyChange, ...]
     kept_overlap: float = Field(description="mean share of kept tokens that both bundles keep, at the default ratio")
 
@@ -223,6 +240,9 @@ class Manifest(Strict):
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
         chain = find_chain(self.graphs, self.model.language)
+        known = {*chain.graphs, *([DECODE_GRAPH] if self.model.language == "decoder-only" else [])}
+        if unknown := sorted(set(self.graphs) - known):
+            raise ValueError(f"graphs: {unknown[0][:100]!r} is none of a {self.model.language} model's")
         if decode := self.graphs.get(DECODE_GRAPH):
             prefill = self.graphs.get(made_from(DECODE_GRAPH))
             if prefill is None or (decode.inputs, decode.outputs) != (prefill.inputs, prefill.outputs):
@@ -231,8 +251,17 @@ class Manifest(Strict):
         absent = needed - {spec.path for spec in self.files}
         if absent:
             raise ValueError(f"files: {', '.join(sorted(absent))} missing")
+        check_interfaces(self.graphs)
         for stage in chain.stages:
             stage.check(self)
+        if max(self.image.height, self.image.width) > ENCODER_SIDE:
+            raise ValueError(f"image: {self.image.width} x {self.image.height} pixels, at most {ENCODER_SIDE} a side")
+        outputs = {tensor.name: tensor.shape for graph in self.graphs.values() for tensor in graph.outputs}
+        vocabulary = outputs["logits"][1] if "logits" in outputs else None
+        for name in ("pad_token_id", "decoder_start_token_id"):
+            token = getattr(self.text, name)
+            if isinstance(vocabulary, int) and token is not None and token >= vocabulary:
+                raise ValueError(f"text.{name}: {token}, and the language model knows {vocabulary} tokens")
         return self
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import threading
 import time
@@ -16,8 +17,25 @@ from rich.console import Console
 from rich.markup import escape
 
 from catp.runtime.errors import CatpError
+from catp.runtime.system.printable import in_json, one_line, printable
 
-console = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    """Prints nothing that would steer a terminal, whatever a file's name or a manifest has."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(part) if isinstance(part, str) else part for part in objects), **options)
+
+    def render_str(self, text: str, **options: Any) -> Any:
+        return super().render_str(printable(text), **options)  # in tables
+
+
+def make_console(**options: Any) -> Console:
+    """On standard error; see rich.console.Console."""
+    return _Console(stderr=True, highlight=False, **options)
+
+
+console = make_console()
 """People read standard error; standard output is for results and for --json."""
 
 
@@ -29,7 +47,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except CatpError as error:
-            console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+            console.print(f"[bold red]error:[/] {escape(one_line(str(error)))}", soft_wrap=True)
             raise typer.Exit(error.exit_code) from None
 
     return run
@@ -46,7 +64,7 @@ def _one_line_errors(ctx: Any) -> Iterator[None]:
             raise
         said = " ".join(error.format_message().split())  # of choices it makes a list, line by line
         message = f"{said.rstrip('.')}; see {ctx.command_path} --help"
-        console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(one_line(message))}", soft_wrap=True)
         raise typer.Exit(2) from None
 
 
@@ -116,12 +134,32 @@ def busy(what: str) -> Iterator[None]:
             announcement.cancel()
         return
     started = time.monotonic()
-    with console.status(escape(what)):
+    with console.status(escape(one_line(what))):
         yield
     console.print(f"  [green]✓[/] {escape(what)} [dim]{time.monotonic() - started:.1f} s[/]")
 
 
+def print_line(text: str = "") -> None:
+    """A line on standard output, without what would steer a terminal."""
+    print_result(printable(text) + "\n")
+
+
 def print_json_line(text: str) -> None:
     """A machine-readable line on standard output."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    print_result(in_json(text) + "\n")
+
+
+def print_result(text: str) -> None:
+    """Text on standard output, there when this returns.
+
+    Raises:
+        CatpError: it can't be written; nothing more is.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # whoever read it has had enough: Typer ends silently
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  or else Python tries once more, and says so, in the end
+        raise CatpError(f"standard output: can't be written ({error.strerror})") from None

@@ -14,7 +14,7 @@ from catp.runtime.bundle.chains import DECODE_GRAPH, made_from
 from catp.runtime.bundle.engine_sets import EngineSet, open_set, set_folders
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import CalibrationSpec, TensorSpec
-from catp.runtime.commands.console import busy, make_app, print_json_line
+from catp.runtime.commands.console import busy, make_app, print_json_line, print_line
 from catp.runtime.errors import BundleError
 from catp.runtime.pruning import describe_default
 
@@ -68,28 +68,28 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
     pruning = manifest.pruning
     model = manifest.model
     adapter = f" with adapter {model.adapter}" if model.adapter else ""
-    typer.echo(f"{model.id}{adapter}: {model.family}, {manifest.image.width} x {manifest.image.height} images")
-    typer.echo(f"default: {pruning.method} keeps {describe_default(pruning)}, {pruning.positions} positions")
-    typer.echo(f"answers: {manifest.generation.describe()}, at most {manifest.text.max_new_tokens} tokens")
+    print_line(f"{model.id}{adapter}: {model.family}, {manifest.image.width} x {manifest.image.height} images")
+    print_line(f"default: {pruning.method} keeps {describe_default(pruning)}, {pruning.positions} positions")
+    print_line(f"answers: {manifest.generation.describe()}, at most {manifest.text.max_new_tokens} tokens")
     if manifest.calibration:
         for line in _cost(manifest.calibration):
-            typer.echo(line)
+            print_line(line)
     for name, graph in manifest.graphs.items():
         size = f"{graph.bytes / 1e6:,.1f} MB, {graph.operators:,} operators"
-        typer.echo(f"\n{name}: {graph.precision_label}, {size}")
+        print_line(f"\n{name}: {graph.precision_label}, {size}")
         if name == DECODE_GRAPH:
-            typer.echo(f"  for decode steps; inputs and outputs are those of {made_from(name)}")
+            print_line(f"  for decode steps; inputs and outputs are those of {made_from(name)}")
             continue
         for label, tensors in (("in ", graph.inputs), ("out", graph.outputs)):
             for line in _tensors(tensors):
-                typer.echo(f"  {label} {line}")
+                print_line(f"  {label} {line}")
     if not engines:
-        typer.echo("\nNo engines: the graphs run in ONNX Runtime; catp-build makes TensorRT engines.")
+        print_line("\nNo engines: the graphs run in ONNX Runtime; catp-build makes TensorRT engines.")
     for found in engines:
-        typer.echo(f"\nengines {found['name']}: {found['state']}")
+        print_line(f"\nengines {found['name']}: {found['state']}")
         if "plans" in found:
             baked = ", ".join(f"{name} {number}" for name, number in found["fixed"].items())
-            typer.echo(
+            print_line(
                 f"  for {found['target']} {found['target_version']} at compute capability "
                 f"{', '.join(found['compute_capabilities'])}; {found['bytes'] / 1e6:,.1f} MB; baked in: {baked}"
             )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from catp.runtime.commands.console import busy, make_app, print_json_line
+from catp.runtime.commands.console import busy, make_app, print_json_line, print_line
 from catp.runtime.errors import UsageError
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
@@ -23,6 +23,7 @@ def match(
     ] = None,
     provider: Annotated[str, typer.Option(help=f"What executes the graphs: {', '.join(PROVIDERS)}.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads within an operator.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="ONNX Runtime's log on standard error.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object per pair on standard output.")] = False,
 ) -> None:
     """Score texts against images: the probability that they belong together, and their contrastive similarity.
@@ -35,14 +36,14 @@ def match(
     if len(images) != len(text):
         raise UsageError(f"{len(image)} --image and {len(text)} --text: give one text per image, or one image for all")
     with busy("load the bundle"):
-        pipeline = Pipeline.load(bundle, provider, threads=threads)
+        pipeline = Pipeline.load(bundle, provider, threads=threads, verbose=verbose)
     with busy("score"):
         matches = pipeline.match(images, text, ratio)
     for path, words, found in zip(images, text, matches):
         if json_output:
             print_json_line(json.dumps({"image": str(path), "text": words, **found.to_dict()}))
         else:
-            typer.echo(f"match {found.probability:.4f}  similarity {found.similarity:+.4f}  {path}: {words}")
+            print_line(f"match {found.probability:.4f}  similarity {found.similarity:+.4f}  {path}: {words}")
 
 
 app = make_app(match)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,10 +10,11 @@ import typer
 
 from catp.runtime.bundle.generation_settings import Overrides
 from catp.runtime.bundle.manifest import Positions
-from catp.runtime.commands.console import busy, make_app, print_json_line
+from catp.runtime.commands.console import busy, make_app, print_json_line, print_line, print_result
 from catp.runtime.errors import UsageError
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
+from catp.runtime.system.printable import printable
 
 _CHOICE = "How tokens are chosen (default: as in generate() of Hugging Face)"
 
@@ -53,6 +53,7 @@ def run(
         str | None, typer.Option(help="Engine set, as catp-inspect names it. Default: the newest that fits.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads within an operator.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="ONNX Runtime's log on standard error.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer to one prompt while it grows.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object per prompt on standard output.")] = False,
     sample: Annotated[
@@ -133,12 +134,11 @@ def run(
         "stop_strings": stop or None,
     }
     with busy("load the bundle"):
-        pipeline = Pipeline.load(bundle, provider, threads=threads, engines=engines)
+        pipeline = Pipeline.load(bundle, provider, threads=threads, engines=engines, verbose=verbose)
     if stream:
         for piece in pipeline.stream(images[0], prompt[0], ratio, positions, max_new_tokens, keep_mass, **overrides):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        typer.echo()
+            print_result(printable(piece))
+        print_line()
         return
     with busy("answer"):
         answers = pipeline.generate(images, prompt, ratio, positions, max_new_tokens, keep_mass, **overrides)
@@ -146,9 +146,9 @@ def run(
         if json_output:
             print_json_line(json.dumps(answer.to_dict()))
         elif len(answers) == 1:
-            typer.echo(answer.answer)
+            print_line(answer.answer)
         else:
-            typer.echo(f"{path}: {answer.answer}" if len(image) > 1 else f"{text} {answer.answer}".lstrip())
+            print_line(f"{path}: {answer.answer}" if len(image) > 1 else f"{text} {answer.answer}".lstrip())
 
 
 app = make_app(run)

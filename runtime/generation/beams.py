@@ -15,6 +15,7 @@ import numpy as np
 from catp.runtime.bundle.generation_settings import GenerationSettings
 from catp.runtime.errors import UsageError
 from catp.runtime.generation.failures import check_logits, check_scores, not_finite, quietly
+from catp.runtime.generation.finite import check_finite
 from catp.runtime.generation.processors import Processor, process
 from catp.runtime.generation.sampling import draw_several, generators, warp
 from catp.runtime.generation.stopping import Answers, Ending
@@ -31,7 +32,7 @@ def generate_with_beams(
     best finished answer so far, if any.
 
     Raises:
-        CatpError: logits are not finite.
+        GraphError: scores are not finite.
         UsageError: the settings leave no answer whose score is above that of none.
     """
     beams, prompts = settings.num_beams, len(answers.contexts)
@@ -43,6 +44,7 @@ def generate_with_beams(
     first = True
     rows = np.arange(prompts * beams)
     while True:
+        check_finite(decoding.graph, logits, np.repeat(answers.running, beams))
         parents, tokens = rows.copy(), np.zeros(len(rows), np.int64)
         for prompt, search in enumerate(searches):
             if search.running:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from catp.runtime.errors import GraphError
 from catp.runtime.generation.beams import generate_with_beams
 from catp.runtime.generation.greedy import generate_greedily
 from catp.runtime.generation.processors import make_processors
@@ -22,6 +23,7 @@ def generate(model: LanguageModel, request: Request) -> Generation:
 
     Raises:
         UsageError: a prompt does not fit the model, or the batch does not fit the engine.
+        GraphError: a graph fails, or its scores are not finite; the message says in which step.
     """
     *_, result = generate_in_steps(model, request)
     return result
@@ -42,8 +44,19 @@ def generate_in_steps(model: LanguageModel, request: Request) -> Iterator[Genera
     else:
         steps = generate_with_beams(decoding, answers, settings, processors)
     result = Generation(answers.token_ids, decode_seconds=decoding.decode_seconds)
-    for _ in steps:
+    for _ in _naming_stages(steps):
         if not result.first_token_seconds:
             result.first_token_seconds = time.perf_counter() - began
             result.prefill_seconds = decoding.prefill_seconds
         yield result
+
+
+def _naming_stages(steps: Iterator[None]) -> Iterator[None]:
+    """The same steps; an error of a graph says in which it came."""
+    step = 0
+    try:
+        for _ in steps:
+            yield
+            step += 1
+    except GraphError as error:
+        raise error.during(f"decode step {step}" if step else "reading the prompts") from error

@@ -75,7 +75,7 @@ def _least_length(length: int, new_tokens: int, ends: list[int]) -> Processor:
         if len(ids) >= length and answered >= new_tokens:
             return scores
         scores = scores.copy()
-        scores[ends] = -np.inf
+        scores[[token for token in ends if token < scores.size]] = -np.inf
         return scores
 
     return apply

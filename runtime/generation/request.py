@@ -9,6 +9,7 @@ from catp.runtime.bundle.generation_settings import GenerationSettings
 from catp.runtime.errors import UsageError
 from catp.runtime.generation.stopping import Ending
 from catp.runtime.language_models.base import Batch
+from catp.runtime.limits import POSITIONS
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def limit_lengths(
         max_new_tokens: what was asked for; None: the settings' max_length, or else `default`.
 
     Raises:
-        UsageError: there would be none.
+        UsageError: there would be none, or more than any model has positions.
     """
     if max_new_tokens is None and settings.max_length is not None:
         longest = max(len(context) for context in contexts)
@@ -42,6 +43,6 @@ def limit_lengths(
             )
         return [settings.max_length - len(context) for context in contexts]
     limit = default if max_new_tokens is None else max_new_tokens
-    if limit < 1:
-        raise UsageError(f"max_new_tokens {limit}: at least 1")
+    if not 1 <= limit <= POSITIONS:
+        raise UsageError(f"max_new_tokens {limit}: at least 1, and at most {POSITIONS:,}")
     return [limit] * len(contexts)

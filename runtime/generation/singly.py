@@ -8,6 +8,7 @@ import numpy as np
 
 from catp.runtime.bundle.generation_settings import GenerationSettings
 from catp.runtime.generation.failures import check_logits, check_scores, not_finite, quietly
+from catp.runtime.generation.finite import check_finite
 from catp.runtime.generation.processors import Processor, process
 from catp.runtime.generation.sampling import draw, generators, warp
 from catp.runtime.generation.stopping import Answers
@@ -17,11 +18,16 @@ from catp.runtime.language_models.base import Decoding
 def generate_singly(
     decoding: Decoding, answers: Answers, settings: GenerationSettings, processors: Sequence[Processor]
 ) -> Iterator[None]:
-    """Fill `answers`; yields whenever each running row has one token more."""
+    """Fill `answers`; yields whenever each running row has one token more.
+
+    Raises:
+        GraphError: scores are not finite.
+    """
     rngs = generators(settings.seed, len(answers.running))
     tokens = np.zeros(len(answers.running), np.int64)
     logits = decoding.prefill()
     while True:
+        check_finite(decoding.graph, logits, answers.running)
         for row in np.flatnonzero(answers.running).tolist():
             answered = len(answers.token_ids[row])
             tokens[row] = _choose(logits[row], answers.ids(row), answered, settings, processors, rngs[row])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from catp.runtime.errors import GraphError
 from catp.runtime.providers.base import Value, to_host
 
 
@@ -18,6 +20,21 @@ class Pruned:
     kept_embeds: Value  # [B, k, Dl]
     frames: int = 1  # whose tokens stand one after another in each row
 
+    @functools.cached_property
+    def indices(self) -> np.ndarray:
+        """kept_indices in host memory."""
+        return to_host(self.kept_indices)
+
+    def check(self, rows: int, kept: int, queries: int) -> None:
+        """Raises GraphError where the indices are not those of `kept` query tokens of each row, ascending, or the
+        embeddings not theirs."""
+        indices = self.indices
+        sound = indices.shape == (rows, kept) and tuple(self.kept_embeds.shape[:2]) == (rows, kept)
+        if not sound or indices.min() < 0 or indices.max() >= queries or (np.diff(indices) <= 0).any():
+            raise GraphError(
+                "qformer_voting", f"it keeps not {kept} of {queries} query tokens for each of {rows} images"
+            )
+
     def joined(self, frames: int, queries: int) -> Pruned:
         """Rows of so many frames each, F x k tokens in a row; query token i of frame f becomes f * queries + i.
 
@@ -28,7 +45,7 @@ class Pruned:
         """
         if frames == 1:
             return self
-        indices, embeds = to_host(self.kept_indices), to_host(self.kept_embeds)
+        indices, embeds = self.indices, to_host(self.kept_embeds)
         rows, first = len(indices) // frames, np.arange(frames)[:, None] * queries
         return Pruned(
             (indices.reshape(rows, frames, -1) + first).reshape(rows, -1),

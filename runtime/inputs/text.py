@@ -8,10 +8,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from catp.runtime.bundle.manifest import TextSpec
-from catp.runtime.errors import BundleError, UsageError
+from catp.runtime.errors import UsageError
+from catp.runtime.inputs.tokenizer_file import load_tokenizer
+from catp.runtime.limits import PROMPT_CHARACTERS
 
 _ANCHOR = "abcdef"
 """Text before a token, so that what a tokenizer does at the beginning of a text is not taken for the token's."""
@@ -29,10 +29,7 @@ class TextCodec:
     """
 
     def __init__(self, tokenizer_file: Path, spec: TextSpec, placeholder: int | None = None) -> None:
-        try:
-            self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise BundleError(f"{tokenizer_file}: not a tokenizer ({error}); export the bundle again") from None
+        self._tokenizer = load_tokenizer(tokenizer_file)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._spec = spec
@@ -119,7 +116,9 @@ class TextCodec:
 
 
 def check_unicode(what: str, text: str) -> None:
-    """Raises UsageError where bytes of the command line were no text."""
+    """Raises UsageError where bytes of the command line were no text, or are too many."""
+    if len(text) > PROMPT_CHARACTERS:
+        raise UsageError(f"{what}: {len(text):,} characters, at most {PROMPT_CHARACTERS:,}; give a shorter one")
     try:
         text.encode()
     except UnicodeEncodeError:

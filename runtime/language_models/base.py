@@ -46,8 +46,18 @@ class Decoding(Protocol):
     decode_seconds: list[float]
     """Of each step, from the graph's call to its output in host memory."""
 
+    graph: str
+    """The name of the graph that puts out the tokens, for messages."""
+
+    vocabulary: int
+    """Tokens are 0 .. vocabulary - 1."""
+
     def prefill(self) -> np.ndarray:
         """Read the prompts; the output chosen in `begin`, one row per prompt. Valid until the next step."""
+        ...
+
+    def logits(self) -> np.ndarray:
+        """[R, V] of what was read last, whatever the output: brought to the host where it is not there."""
         ...
 
     def reorder(self, rows: np.ndarray) -> None:

@@ -7,7 +7,7 @@ must not see (`export/graphs/language_model.py` is the other side of this contra
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,8 +15,9 @@ from catp.runtime.bundle.manifest import GraphSpec, TextSpec
 from catp.runtime.errors import BundleError, UsageError
 from catp.runtime.inputs.padding import padded
 from catp.runtime.language_models.base import Batch, Output
-from catp.runtime.language_models.inputs import prefix_of_prompts
+from catp.runtime.language_models.inputs import check_vocabulary, prefix_of_prompts
 from catp.runtime.language_models.kv_cache import Cache
+from catp.runtime.language_models.outputs import read_output
 from catp.runtime.language_models.rows import place
 from catp.runtime.providers.base import DeviceTensor, Engine, Step, Value
 
@@ -52,6 +53,7 @@ class DecoderOnly:
     def begin(
         self, batch: Batch, new_tokens: int, beams: int = 1, output: Output = "next_token"
     ) -> DecoderOnlyDecoding:
+        check_vocabulary(batch.prompts, int(self.graph.output("logits").shape[1]))
         lengths = np.array([len(prompt) for prompt in batch.prompts], np.int64)
         room = self.max_positions - batch.text_start - lengths  # positions left after each prompt
         if room.min() < 0:
@@ -86,6 +88,8 @@ class DecoderOnlyDecoding:
         self.prefill_seconds = 0.0
         self.decode_seconds: list[float] = []
         self._model = model
+        self.graph = "language_model"
+        self.vocabulary = int(model.graph.output("logits").shape[1])
         self._engine = model.engine
         self._batch = batch
         self._output = output
@@ -99,12 +103,21 @@ class DecoderOnlyDecoding:
         self._cache = Cache(self._engine, model.graph, len(lengths), self._length if beams == 1 else read)
         self._places: np.ndarray | None = None  # int64 [R], where each row is in the cache; None: in order
         self._step: Step | None = None
+        self._outputs: Mapping[str, DeviceTensor] = {}
 
     def prefill(self) -> np.ndarray:
         started = time.perf_counter()
-        result = self._bind_prefill().run()[self._output].numpy()
+        self._outputs = self._bind_prefill().run()
+        result = self._read(self._output)
         self.prefill_seconds = time.perf_counter() - started
         return result
+
+    def logits(self) -> np.ndarray:
+        result = self._read("logits")
+        return result if self._places is None else result[self._places]
+
+    def _read(self, output: Output) -> np.ndarray:
+        return read_output(self.graph, self._outputs, output, len(self._slots), self.vocabulary)
 
     def _bind_prefill(self) -> Step:
         """The pass that reads the prompts, and their prefixes unless those have been read once per image before."""
@@ -161,7 +174,8 @@ class DecoderOnlyDecoding:
         self._step.update("position_start", self._positions)
         self._step.update("write_indices", self._slots)
         started = time.perf_counter()
-        result = self._step.run()[self._output].numpy()
+        self._outputs = self._step.run()
+        result = self._outputs[self._output].numpy()
         self.decode_seconds.append(time.perf_counter() - started)
         self._positions += 1
         np.minimum(self._positions, self._last_position, out=self._positions)

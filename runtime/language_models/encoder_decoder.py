@@ -15,8 +15,9 @@ from catp.runtime.bundle.manifest import GraphSpec, TextSpec
 from catp.runtime.errors import BundleError
 from catp.runtime.inputs.padding import padded
 from catp.runtime.language_models.base import Batch, Output
-from catp.runtime.language_models.inputs import prefix_of_prompts
+from catp.runtime.language_models.inputs import check_vocabulary, prefix_of_prompts
 from catp.runtime.language_models.kv_cache import Cache
+from catp.runtime.language_models.outputs import read_output
 from catp.runtime.language_models.rows import place
 from catp.runtime.providers.base import DeviceTensor, Engine, Step, Value
 
@@ -47,6 +48,7 @@ class EncoderDecoder:
     def begin(
         self, batch: Batch, new_tokens: int, beams: int = 1, output: Output = "next_token"
     ) -> EncoderDecoderDecoding:
+        check_vocabulary(batch.prompts, int(self.decoder_graph.output("logits").shape[1]))
         return EncoderDecoderDecoding(self, batch, new_tokens, output)
 
     def encode(self, batch: Batch) -> tuple[dict[str, DeviceTensor], np.ndarray]:
@@ -71,6 +73,8 @@ class EncoderDecoderDecoding:
         self.limits = np.full(rows, new_tokens, np.int64)
         self.prefill_seconds = 0.0
         self.decode_seconds: list[float] = []
+        self.graph = "text_decoder"
+        self.vocabulary = int(model.decoder_graph.output("logits").shape[1])
         self._model = model
         self._batch = batch
         self._output = output
@@ -82,6 +86,7 @@ class EncoderDecoderDecoding:
         self._encoded_lengths = np.zeros(rows, np.int64)
         self._places: np.ndarray | None = None  # int64 [R], where each row is in the cache; None: in order
         self._step: Step | None = None
+        self._outputs: Mapping[str, DeviceTensor] = {}
 
     def prefill(self) -> np.ndarray:
         started = time.perf_counter()
@@ -89,6 +94,10 @@ class EncoderDecoderDecoding:
         result = self._run(np.full(len(self._encoded_lengths), self._model.start_token, np.int64))
         self.prefill_seconds = time.perf_counter() - started
         return result
+
+    def logits(self) -> np.ndarray:
+        result = read_output(self.graph, self._outputs, "logits", len(self._encoded_lengths), self.vocabulary)
+        return result if self._places is None else result[self._places]
 
     def reorder(self, rows: np.ndarray) -> None:
         engine = self._model.decoder
@@ -140,6 +149,7 @@ class EncoderDecoderDecoding:
         self._step.update("write_indices", np.full(rows, self._slot, np.int64))
         self._slot += 1
         started = time.perf_counter()
-        result = self._step.run()[self._output].numpy()
+        self._outputs = self._step.run()
+        result = self._outputs[self._output].numpy()
         self._run_seconds = time.perf_counter() - started
         return result

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from catp.runtime.bundle.manifest import GraphSpec
+from catp.runtime.errors import UsageError
 from catp.runtime.providers.base import DeviceTensor, Engine
+from catp.runtime.system.memory import WORTH_A_LOOK, total_memory
 
 
 class Cache:
@@ -13,10 +15,14 @@ class Cache:
 
     They start as zeros, for every batch anew: a masked slot still enters a product, and 0 times uninitialised memory,
     or times what an overflow left behind, may be NaN.
+
+    Raises:
+        UsageError: the engine can't have that many slots, or the machine has not the memory.
     """
 
     def __init__(self, engine: Engine, graph: GraphSpec, batch: int, slots: int) -> None:
         self.slots = engine.cache_slots(slots)
+        _check_memory(graph, batch, self.slots)
         self.inputs: dict[str, DeviceTensor] = {}
         self.outputs: dict[str, DeviceTensor] = {}
         for spec in graph.inputs:
@@ -30,3 +36,21 @@ class Cache:
         """Copy the first `slots` slots of `rows` to `target_rows` of a cache, which may be this one; see Engine."""
         for name, buffer in self.inputs.items():
             engine.copy_rows(buffer, rows, target.inputs[name], target_rows, slots)
+
+
+def _check_memory(graph: GraphSpec, rows: int, slots: int) -> None:
+    """Raises UsageError where the machine could never hold the cache, or an answer's scores."""
+    needed = 0
+    for spec in (*graph.inputs, *graph.outputs):
+        if spec.name.startswith("past_key_values."):
+            needed += rows * slots * int(spec.shape[1]) * int(spec.shape[3]) * np.dtype(spec.dtype).itemsize
+        elif spec.name == "logits":
+            needed += rows * int(spec.shape[1]) * np.dtype(spec.dtype).itemsize
+    if needed < WORTH_A_LOOK:
+        return
+    there = total_memory()
+    if there is not None and needed > there:
+        raise UsageError(
+            f"{rows} rows of {slots} tokens: their cache takes {needed / 1e9:,.1f} GB, and this machine has "
+            f"{there / 1e9:,.1f}; give fewer prompts or beams, or a smaller max_new_tokens"
+        )

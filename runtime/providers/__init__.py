@@ -33,13 +33,14 @@ PROVIDERS = {
 """By the name that commands take."""
 
 
-def open_provider(name: str, threads: int | None = None, engines: str | None = None) -> Provider:
+def open_provider(name: str, threads: int | None = None, engines: str | None = None, verbose: bool = False) -> Provider:
     """The provider called `name`.
 
     Args:
         name: one of PROVIDERS.
         threads: CPU threads within an operator; None leaves it to the library.
         engines: name of the engine set, for the providers that run one; None: the newest that fits.
+        verbose: let ONNX Runtime write its log to standard error.
 
     Raises:
         UsageError: unknown, or what it needs is not installed.
@@ -52,5 +53,6 @@ def open_provider(name: str, threads: int | None = None, engines: str | None = N
             f"engines {engines!r}: provider {name} runs the ONNX graphs; engines are for tensorrt-rtx or tensorrt"
         )
     module = importlib.import_module(f"{__name__}.{entry.module}")
-    provider: Provider = getattr(module, entry.provider)(name, engines if entry.runs_plans else threads)
+    make = getattr(module, entry.provider)
+    provider: Provider = make(name, engines) if entry.runs_plans else make(name, threads, verbose)
     return provider

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,13 @@ from ml_dtypes import bfloat16
 
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import Purpose
-from catp.runtime.errors import BundleError, UsageError
+from catp.runtime.errors import BundleError, GraphError, UsageError
+from catp.runtime.limits import THREADS_PER_CORE
 from catp.runtime.providers.base import DeviceTensor, HostMoment, Value
 from catp.runtime.providers.row_copies import row_copies
+from catp.runtime.system.optional_imports import optional_import
 
-try:
-    import onnxruntime as ort
-except ImportError:
-    ort = None
+ort, _MISSING = optional_import("onnxruntime")
 
 _EXECUTION_PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
@@ -75,26 +75,33 @@ class OrtStep:
     """An IOBinding."""
 
     def __init__(self, engine: OrtEngine, inputs: Mapping[str, Value], outputs: Mapping[str, DeviceTensor]) -> None:
+        self._engine = engine
         self._session = engine.session
         self._device = engine.device
         self._binding = self._session.io_binding()
         self._inputs: dict[str, OrtTensor] = {}
-        for name, value in inputs.items():
-            tensor = value if isinstance(value, OrtTensor) else engine.upload(np.asarray(value))
-            self._inputs[name] = tensor
-            self._binding.bind_ortvalue_input(name, tensor.value)
         self._outputs = {name: tensor for name, tensor in outputs.items() if isinstance(tensor, OrtTensor)}
-        for name, tensor in self._outputs.items():
-            self._binding.bind_ortvalue_output(name, tensor.value)
+        try:
+            for name, value in inputs.items():
+                tensor = value if isinstance(value, OrtTensor) else engine.upload(np.asarray(value))
+                self._inputs[name] = tensor
+                self._binding.bind_ortvalue_input(name, tensor.value)
+            for name, tensor in self._outputs.items():
+                self._binding.bind_ortvalue_output(name, tensor.value)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
+            raise engine.failure(error) from error
         self._free = [name for name in engine.output_names if name not in self._outputs]
 
     def update(self, name: str, value: np.ndarray[Any, Any]) -> None:
         self._inputs[name].write(value)
 
     def run(self) -> dict[str, DeviceTensor]:
-        for name in self._free:
-            self._binding.bind_output(name, self._device)
-        self._session.run_with_iobinding(self._binding)
+        try:
+            for name in self._free:
+                self._binding.bind_output(name, self._device)
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise self._engine.failure(error) from error
         result: dict[str, DeviceTensor] = dict(self._outputs)
         if self._free:
             # Bound outputs come back in the order of binding; the free ones were bound last.
@@ -104,17 +111,29 @@ class OrtStep:
 
 
 class OrtEngine:
-    """One InferenceSession."""
+    """One InferenceSession.
+
+    Args:
+        graph: its name, for messages.
+    """
 
     only_profiles = False
 
-    def __init__(self, session: Any, device: str) -> None:
+    def __init__(self, session: Any, device: str, graph: str = "graph") -> None:
         self.session = session
         self.device = device
+        self.graph = graph
         self.output_names = [output.name for output in session.get_outputs()]
 
+    def failure(self, error: Exception) -> GraphError:
+        """What is to be said of an error of ONNX Runtime's."""
+        return GraphError(self.graph, f"ONNX Runtime can't run it ({first_line(error)})")
+
     def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
-        return self.upload(np.zeros(shape, dtype))
+        try:
+            return self.upload(np.zeros(shape, dtype))
+        except Exception as error:  # memory that is not there, on the host or the device
+            raise self.failure(error) from error
 
     def copy_rows(
         self,
@@ -163,6 +182,11 @@ def _host_memory(value: Any) -> np.ndarray[Any, Any]:
     return np.frombuffer(content, np.uint8).reshape(*value.shape()[:-1], -1)
 
 
+def first_line(error: Exception) -> str:
+    """What an exception says, without what follows in further lines."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def _check_tensors(session: Any, bundle: Bundle, graph: str) -> None:
     """Raises BundleError where the manifest and the graph disagree on a name, a dtype or a shape."""
     spec = bundle.manifest.graphs[graph]
@@ -176,16 +200,21 @@ class OrtProvider:
     """Opens graphs with one of ONNX Runtime's execution providers.
 
     Raises:
-        UsageError: ONNX Runtime is not installed, or this build of it does not have the execution provider.
+        UsageError: ONNX Runtime is not installed, this build of it does not have the execution provider, or there are
+            more threads than these cores could run.
     """
 
-    def __init__(self, name: str, threads: int | None = None) -> None:
+    def __init__(self, name: str, threads: int | None = None, verbose: bool = False) -> None:
         self.name = name
         self._threads = threads
+        self._verbose = verbose
         self._execution_providers = _EXECUTION_PROVIDERS[name]
         install = f"install this project's extra: pip install '.[{_EXTRAS[name]}]'"
         if ort is None:
-            raise UsageError(f"provider {name}: ONNX Runtime is not installed; {install}")
+            raise UsageError(f"provider {name}: ONNX Runtime {_MISSING}; {install}")
+        most = THREADS_PER_CORE * (os.cpu_count() or 1)
+        if threads is not None and not 0 <= threads <= most:
+            raise UsageError(f"threads {threads}: this machine has {os.cpu_count()} cores; give at most {most}")
         if self._execution_providers[0] not in ort.get_available_providers():
             raise UsageError(
                 f"provider {name}: this ONNX Runtime has no {self._execution_providers[0]}; "
@@ -222,8 +251,9 @@ class OrtProvider:
         try:
             session = self._session(str(path), self._options(purpose), purpose)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
-            reason = str(error).splitlines()[0]
-            raise BundleError(f"bundle {bundle.path}: ONNX Runtime can't load {path.name}: {reason}") from error
+            raise BundleError(
+                f"bundle {bundle.path}: ONNX Runtime can't load {path.name}: {first_line(error)}"
+            ) from error
         if session.get_providers()[0] != self._execution_providers[0]:
             # It falls back silently where CUDA, cuDNN or TensorRT libraries are missing; a benchmark must not.
             raise UsageError(
@@ -231,7 +261,7 @@ class OrtProvider:
                 "TensorRT libraries of this ONNX Runtime installed?); use --provider cpu to run on the CPU"
             )
         _check_tensors(session, bundle, graph)
-        return OrtEngine(session, _DEVICES[self.name])
+        return OrtEngine(session, _DEVICES[self.name], graph)
 
     def engine_in_memory(self, model: bytes, folder: Path, purpose: Purpose | None = None) -> OrtEngine:
         """A model that no bundle holds, whose external weights lie in `folder`."""
@@ -253,7 +283,8 @@ class OrtProvider:
         # No optimised graph is kept for the next load: alone it saves a tenth of a second, and with packed weights,
         # which would be mapped instead of copied, ONNX Runtime 1.31 loads INT4 products that give other numbers.
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors; they come back as exceptions
+        # Its errors come back as exceptions, which say the same in one line; so nothing is logged but what ends it.
+        options.log_severity_level = 1 if self._verbose else 4
         # Threads that wait for a graph's next call take the cores from the graph that runs: three graphs take turns.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if purpose == "tensorrt":

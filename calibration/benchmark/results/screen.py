@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -24,7 +22,7 @@ from catp.calibration.benchmark.results.tables import (
     roofline_table,
 )
 from catp.calibration.benchmark.timing.rounds import Rounds
-from catp.runtime.commands.console import console
+from catp.runtime.commands.console import console, make_console
 
 WIDTH = 240
 
@@ -81,4 +79,4 @@ def show_notes(notes: Sequence[str]) -> None:
 
 def show_table(table: Table) -> None:
     # A file has no width that rows would have to be folded to.
-    (console if console.is_terminal else Console(file=sys.stderr, highlight=False, width=WIDTH)).print(table)
+    (console if console.is_terminal else make_console(width=WIDTH)).print(table)

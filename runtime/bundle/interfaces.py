@@ -1,0 +1,139 @@
+"""What the runtime feeds each graph and reads of it: a manifest whose graphs take or give something else is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from catp.runtime.bundle.manifest import GraphSpec, TensorSpec
+
+FREE, FIXED = "?", "n"
+"""Of a dimension: named, or a number."""
+
+Tensors = Mapping[str, tuple[str, str]]
+"""By name the dtype, "float" for any of them, and a letter for each dimension. A name that ends in a dot stands for
+all that begin so."""
+
+_IMAGE: Tensors = {"image_embeds": ("float", "?nn")}
+_TEXT: Tensors = {"text_ids": ("int64", "??"), "text_mask": ("int64", "??")}
+_PREFIX: Tensors = {
+    "input_ids": ("int64", "??"),
+    "prefix_embeds": ("float", "??n"),
+    "prefix_positions": ("int64", "??"),
+    "position_start": ("int64", "?"),
+}
+_PAST: Tensors = {"past_key_values.": ("float", "?n?n")}
+_CROSS: Tensors = {"cross_key_values.": ("float", "?n?n")}
+_CHOICE: Tensors = {"logits": ("float", "?n"), "next_token": ("int64", "?"), "present.": ("float", "?n?n")}
+
+INPUTS: Final[dict[str, Tensors]] = {
+    "vision_encoder": {"pixel_values": ("float32", "?nnn")},
+    "qformer_voting": {**_IMAGE, "num_kept": ("int64", "n")},
+    "language_model": {**_PREFIX, "write_indices": ("int64", "?"), "last_indices": ("int64", "?"), **_PAST},
+    "text_encoder": {**_PREFIX, "lengths": ("int64", "?")},
+    "text_decoder": {
+        "input_ids": ("int64", "?n"),
+        "write_indices": ("int64", "?"),
+        "encoded_lengths": ("int64", "?"),
+        **_CROSS,
+        **_PAST,
+    },
+    "text_embedding": _TEXT,
+    "image_text_matching": {**_IMAGE, "kept_indices": ("int64", "??"), **_TEXT},
+}
+"""All inputs of each graph, but for `OPTIONAL`."""
+
+OPTIONAL: Final[dict[str, Tensors]] = {
+    "qformer_voting": {
+        "image_weights": ("float", "?n"),
+        "instruction_ids": ("int64", "??"),
+        "instruction_mask": ("int64", "??"),
+    },
+}
+
+OUTPUTS: Final[dict[str, Tensors]] = {
+    "vision_encoder": _IMAGE,
+    "qformer_voting": {
+        "kept_indices": ("int64", "??"),
+        "kept_embeds": ("float", "??n"),
+        "token_scores": ("float32", "?n"),
+    },
+    "language_model": _CHOICE,
+    "text_encoder": _CROSS,
+    "text_decoder": _CHOICE,
+    "text_embedding": {"text_embeds": ("float32", "?n")},
+    "image_text_matching": {"match_logits": ("float32", "?n")},
+}
+"""Outputs that each graph must have; diagnostics are others."""
+
+
+def check_interfaces(graphs: Mapping[str, GraphSpec]) -> None:
+    """Raises ValueError, which names graph and tensor, where the runtime could not drive the graphs."""
+    for name, graph in graphs.items():
+        if name not in INPUTS:  # it stands for another one, whose tensors it has
+            continue
+        _check_all(f"graphs.{name}.inputs", graph.inputs, INPUTS[name], OPTIONAL.get(name, {}))
+        _check_some(f"graphs.{name}.outputs", graph.outputs, OUTPUTS[name])
+    given = {tensor.name for name, graph in graphs.items() if name != "qformer_voting" for tensor in graph.outputs}
+    for tensor in graphs["qformer_voting"].inputs:
+        if tensor.name.startswith("image_") and tensor.name not in given:
+            raise ValueError(f"graphs.qformer_voting.inputs: {tensor.name} is an output of no graph before it")
+    for name, graph in graphs.items():
+        _check_cache(f"graphs.{name}", graph)
+    if "text_decoder" in graphs:
+        taken = {t.name: t for t in graphs["text_decoder"].inputs if t.name.startswith("cross_key_values.")}
+        put_out = {t.name: t for t in graphs["text_encoder"].outputs}
+        if any(put_out.get(key) != tensor for key, tensor in taken.items()):
+            raise ValueError("graphs.text_decoder.inputs: cross_key_values are not those that text_encoder puts out")
+
+
+def _check_all(where: str, given: Iterable[TensorSpec], needed: Tensors, optional: Tensors) -> None:
+    for tensor in given:
+        if _pattern(tensor.name, needed) is None and _pattern(tensor.name, optional) is None:
+            raise ValueError(f"{where}: {tensor.name!r} is nothing that the runtime has")
+    _check_some(where, given, {**needed, **optional}, absent_ok=optional)
+
+
+def _check_some(where: str, given: Iterable[TensorSpec], needed: Tensors, absent_ok: Tensors | None = None) -> None:
+    found: set[str] = set()
+    seen: set[str] = set()
+    for tensor in given:
+        if tensor.name in seen:
+            raise ValueError(f"{where}: {tensor.name!r} is there twice")
+        seen.add(tensor.name)
+        key = _pattern(tensor.name, needed)
+        if key is not None:
+            found.add(key)
+            _check_tensor(where, tensor, *needed[key])
+    for name in needed:
+        if name not in found and name not in (absent_ok or {}):
+            raise ValueError(f"{where}: {name.rstrip('.')} is missing")
+
+
+def _pattern(name: str, known: Tensors) -> str | None:
+    return next((key for key in known if name == key or (key.endswith(".") and name.startswith(key))), None)
+
+
+def _check_tensor(where: str, tensor: TensorSpec, dtype: str, letters: str) -> None:
+    accepted = ("float32", "float16", "bfloat16") if dtype == "float" else (dtype,)
+    if tensor.dtype not in accepted:
+        raise ValueError(f"{where}: {tensor.name} is {tensor.dtype!r}, not {' or '.join(accepted)}")
+    if len(tensor.shape) != len(letters):
+        raise ValueError(f"{where}: {tensor.name} has {len(tensor.shape)} dimensions, not {len(letters)}")
+    for dimension, letter in zip(tensor.shape, letters):
+        if isinstance(dimension, str) != (letter == FREE):
+            raise ValueError(
+                f"{where}: {tensor.name}: a dimension is {dimension!r}, which should be "
+                + ("free" if letter == FREE else "a number")
+            )
+
+
+def _check_cache(where: str, graph: GraphSpec) -> None:
+    """A cache is read and written in place."""
+    outputs = {tensor.name: tensor for tensor in graph.outputs}
+    for tensor in graph.inputs:
+        if tensor.name.startswith("past_key_values."):
+            written = outputs.get(tensor.name.replace("past_key_values.", "present."))
+            if written is None or (written.dtype, written.shape) != (tensor.dtype, tensor.shape):
+                raise ValueError(f"{where}: {tensor.name} has no output of the same shape that it is written by")

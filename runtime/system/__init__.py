@@ -1,0 +1,1 @@
+"""The process and its surroundings: memory, terminals, renames, locks, libraries that may be missing."""
