@@ -9,10 +9,10 @@ from pathlib import Path
 import onnx
 
 from catp.calibration.precision.formats.base import initializer_bytes
-from catp.calibration.precision.graph import FloatGraph
+from catp.calibration.precision.graphs.graph import FloatGraph
+from catp.calibration.precision.ranges.statistics import RangeMethod
 from catp.calibration.precision.recipe import Recipe, recipe_of
 from catp.calibration.precision.rewrites import fit_to_cpu
-from catp.calibration.precision.statistics import RangeMethod
 from catp.export.writing.external_data import save_model
 from catp.runtime.bundle.chains import DECODE_GRAPH, made_from
 from catp.runtime.bundle.folder import Bundle, file_spec, write_manifest

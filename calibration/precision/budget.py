@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from catp.calibration.precision.layers import exclude_options
+from catp.calibration.precision.graphs.layers import exclude_options
 from catp.calibration.precision.report import PrecisionReport
 from catp.calibration.ratio.search import images_needed
 from catp.runtime.bundle.manifest import AccuracyChange

@@ -13,15 +13,15 @@ from catp.calibration.data.metrics import Metric
 from catp.calibration.precision.assembly import Fragments, assemble
 from catp.calibration.precision.budget import Budget, BudgetExceeded, counted, most_sensitive, possible_loss
 from catp.calibration.precision.comparison import Answers, accuracy_changes, ask, kept_overlap, no_answers
-from catp.calibration.precision.graph import FloatGraph
-from catp.calibration.precision.layers import Layer, matching
-from catp.calibration.precision.observation import Examples, ObservingProvider, answer_each
-from catp.calibration.precision.ranges import Gathered, GraphRanges, Sampling, gather_ranges
+from catp.calibration.precision.graphs.graph import FloatGraph
+from catp.calibration.precision.graphs.layers import Layer, matching
+from catp.calibration.precision.ranges.observation import Examples, ObservingProvider, answer_each
+from catp.calibration.precision.ranges.ranges import Gathered, GraphRanges, Sampling, gather_ranges
+from catp.calibration.precision.ranges.statistics import PERCENTILE, RangeMethod
 from catp.calibration.precision.recipe import Recipe, recipe_of
 from catp.calibration.precision.report import GraphSize, PrecisionReport, Trial
-from catp.calibration.precision.search import fewest_kept
-from catp.calibration.precision.sensitivity import LayerError, layer_errors
-from catp.calibration.precision.statistics import PERCENTILE, RangeMethod
+from catp.calibration.precision.search.search import fewest_kept
+from catp.calibration.precision.search.sensitivity import LayerError, layer_errors
 from catp.calibration.ratio.search import half
 from catp.runtime.bundle.chains import made_from
 from catp.runtime.bundle.folder import Bundle, write_manifest

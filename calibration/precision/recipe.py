@@ -17,7 +17,7 @@ from catp.calibration.precision.formats.fp8 import fp8
 from catp.calibration.precision.formats.int4 import int4
 from catp.calibration.precision.formats.int8_rows import int8_rows
 from catp.calibration.precision.formats.static_int8 import static_int8
-from catp.calibration.precision.layers import Layer, exclude_options
+from catp.calibration.precision.graphs.layers import Layer, exclude_options
 from catp.runtime.bundle.chains import DECODE_GRAPH, made_from
 from catp.runtime.bundle.manifest import Format, GraphSpec, Purpose
 from catp.runtime.errors import CatpError, UsageError

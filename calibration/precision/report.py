@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from catp.calibration.precision.sensitivity import LayerError
+from catp.calibration.precision.search.sensitivity import LayerError
 from catp.runtime.bundle.manifest import AccuracyChange, CalibrationSpec, ModelSpec, Quantization
 from catp.runtime.bundle.strict import Strict
 

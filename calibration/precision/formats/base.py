@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from catp.calibration.precision.layers import Layer
+from catp.calibration.precision.graphs.layers import Layer
 
 
 @dataclass(frozen=True)

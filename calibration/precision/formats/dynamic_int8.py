@@ -7,7 +7,7 @@ from onnxruntime.quantization import QuantizationMode, QuantType
 from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
 
 from catp.calibration.precision.formats.base import single_layer
-from catp.calibration.precision.layers import Layer
+from catp.calibration.precision.graphs.layers import Layer
 
 
 def dynamic_int8(layer: Layer, reduce_range: bool) -> onnx.GraphProto:

@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 
 from catp.calibration.precision.formats.base import Range, single_layer
 from catp.calibration.precision.formats.steps import step_size
-from catp.calibration.precision.layers import Layer
+from catp.calibration.precision.graphs.layers import Layer
 
 LARGEST = float(finfo(float8_e4m3fn).max)  # 448
 

@@ -12,7 +12,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from catp.calibration.precision.formats.base import single_layer
 from catp.calibration.precision.formats.steps import step_size
-from catp.calibration.precision.layers import Layer
+from catp.calibration.precision.graphs.layers import Layer
 from catp.runtime.bundle.manifest import Purpose
 
 logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)

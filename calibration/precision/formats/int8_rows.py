@@ -7,7 +7,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from catp.calibration.precision.formats.steps import step_size
-from catp.calibration.precision.layers import Layer
+from catp.calibration.precision.graphs.layers import Layer
 
 LARGEST = 127
 

@@ -12,7 +12,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from catp.calibration.precision.formats.base import Range, single_layer
 from catp.calibration.precision.formats.steps import step_size
-from catp.calibration.precision.layers import Layer
+from catp.calibration.precision.graphs.layers import Layer
 from catp.runtime.bundle.manifest import Purpose
 
 

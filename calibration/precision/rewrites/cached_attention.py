@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from catp.calibration.precision.nodes import new_constant, new_node, number, producer, take_place
+from catp.calibration.precision.graphs.nodes import new_constant, new_node, number, producer, take_place
 from catp.calibration.precision.rewrites.heads import rows_after, rows_of
 
 WRITE_INDICES = "write_indices"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from catp.calibration.precision.nodes import constant, take_place
+from catp.calibration.precision.graphs.nodes import constant, take_place
 
 _ROW_BY_ROW = {
     "Add", "Cast", "DynamicQuantizeLinear", "Gelu", "LayerNormalization", "MatMul", "MatMulInteger", "MatMulNBits",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from catp.calibration.precision.nodes import (
+from catp.calibration.precision.graphs.nodes import (
     constant,
     new_node,
     number,

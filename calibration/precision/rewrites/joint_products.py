@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from catp.calibration.precision.nodes import constant, new_constant, new_node, take_place, with_bias
+from catp.calibration.precision.graphs.nodes import constant, new_constant, new_node, take_place, with_bias
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from catp.calibration.precision.nodes import (
+from catp.calibration.precision.graphs.nodes import (
     constant,
     new_constant,
     new_node,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from catp.calibration.precision.nodes import constant, new_constant, new_node, number, producer, take_place
+from catp.calibration.precision.graphs.nodes import constant, new_constant, new_node, number, producer, take_place
 
 
 def count_in_integers(graph: ir.Graph) -> None:

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from catp.calibration.commands.calibrate import app
 from catp.calibration.data.dataset import Question
 from catp.calibration.precision.formats.base import single_layer
-from catp.calibration.precision.graph import FloatGraph
-from catp.calibration.precision.layers import Layer
+from catp.calibration.precision.graphs.graph import FloatGraph
+from catp.calibration.precision.graphs.layers import Layer
 from catp.export.demo import scenes
 from catp.runtime.bundle.chains import GRAPHS
 from catp.runtime.bundle.folder import open_bundle

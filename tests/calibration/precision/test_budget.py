@@ -5,7 +5,7 @@ import pytest
 
 from catp.calibration.precision.budget import Budget, BudgetExceeded, counted, most_sensitive
 from catp.calibration.precision.report import PrecisionReport
-from catp.calibration.precision.sensitivity import LayerError
+from catp.calibration.precision.search.sensitivity import LayerError
 from catp.calibration.ratio.search import unseen_losses
 from catp.runtime import UsageError
 from catp.runtime.bundle.manifest import AccuracyChange, ModelSpec

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from catp.calibration.precision.formats.base import Range, initializer_bytes, single_layer
 from catp.calibration.precision.formats.steps import step_size
-from catp.calibration.precision.layers import Layer
+from catp.calibration.precision.graphs.layers import Layer
 from catp.calibration.precision.recipe import make_recipe
 from catp.runtime.errors import CatpError
 from catp.runtime.providers.onnx_runtime import OrtProvider

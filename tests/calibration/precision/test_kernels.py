@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from catp.calibration.precision.formats.base import Range
-from catp.calibration.precision.graph import serialized
+from catp.calibration.precision.graphs.graph import serialized
 from catp.calibration.precision.recipe import make_recipe
 from catp.runtime.bundle.chains import GRAPHS
 from catp.runtime.bundle.folder import open_bundle

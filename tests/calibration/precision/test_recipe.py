@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from catp.calibration.commands.calibrate_precision import make_recipes
-from catp.calibration.precision.layers import Layer
+from catp.calibration.precision.graphs.layers import Layer
 from catp.calibration.precision.recipe import BLOCK_SIZES, Recipe, make_recipe
 from catp.runtime import UsageError
 from catp.runtime.bundle.folder import open_bundle

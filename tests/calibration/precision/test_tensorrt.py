@@ -9,7 +9,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from catp.calibration.precision.graph import FloatGraph
+from catp.calibration.precision.graphs.graph import FloatGraph
 from catp.calibration.precision.recipe import make_recipe
 from catp.export.commands.build import app
 from catp.export.engines.targets import check_types

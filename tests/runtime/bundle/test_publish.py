@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from catp.export import publish
 from catp.runtime import CatpError, UsageError
+from catp.runtime.bundle import publish
 from catp.runtime.bundle.publish import published
 
 

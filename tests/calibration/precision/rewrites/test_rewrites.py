@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from catp.calibration.precision.formats.base import Range
-from catp.calibration.precision.graph import serialized
+from catp.calibration.precision.graphs.graph import serialized
 from catp.calibration.precision.recipe import make_recipe
 from catp.calibration.precision.rewrites import fit_to_cpu
 from catp.calibration.precision.rewrites.flat_rows import leave_rows_as_they_are

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from catp.calibration.precision.graph import FloatGraph, serialized
-from catp.calibration.precision.observation import Inputs
+from catp.calibration.precision.graphs.graph import FloatGraph, serialized
+from catp.calibration.precision.ranges.observation import Inputs
 from catp.runtime.bundle.chains import made_from
 from catp.runtime.bundle.manifest import Purpose
 from catp.runtime.errors import CatpError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from catp.calibration.precision.formats.base import Range
-from catp.calibration.precision.statistics import RangeMethod, Statistics, from_json, to_json
+from catp.calibration.precision.ranges.statistics import RangeMethod, Statistics, from_json, to_json
 from catp.runtime import CatpError
 
 METHODS: tuple[RangeMethod, ...] = ("minmax", "entropy", "percentile")

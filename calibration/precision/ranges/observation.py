@@ -8,8 +8,8 @@ import numpy as np
 
 from catp.calibration.accuracy.answering import read_prompt
 from catp.calibration.data.dataset import Question
-from catp.calibration.precision.graph import TAP, FloatGraph, serialized
-from catp.calibration.precision.layers import Layer
+from catp.calibration.precision.graphs.graph import TAP, FloatGraph, serialized
+from catp.calibration.precision.graphs.layers import Layer
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import ImageError
 from catp.runtime.pipeline import Pipeline

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from catp.calibration.precision.search import fewest_kept
+from catp.calibration.precision.search.search import fewest_kept
 
 
 class Predicate:

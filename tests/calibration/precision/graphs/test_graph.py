@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from catp.calibration.precision.formats.base import Range
-from catp.calibration.precision.graph import TAP, FloatGraph, serialized
+from catp.calibration.precision.graphs.graph import TAP, FloatGraph, serialized
 from catp.calibration.precision.recipe import make_recipe
 from catp.export.writing.external_data import save_model
 from catp.runtime.bundle.chains import GRAPHS

@@ -11,8 +11,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from catp.calibration.precision.formats.base import single_layer
-from catp.calibration.precision.graph import FloatGraph
-from catp.calibration.precision.layers import Layer, exclude_options, matching
+from catp.calibration.precision.graphs.graph import FloatGraph
+from catp.calibration.precision.graphs.layers import Layer, exclude_options, matching
 from catp.calibration.precision.recipe import make_recipe
 from catp.export.writing.external_data import save_model
 from catp.runtime import UsageError

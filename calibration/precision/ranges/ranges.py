@@ -13,10 +13,10 @@ from zipfile import BadZipFile
 from catp.calibration.cache import cache_folder
 from catp.calibration.data.dataset import Question
 from catp.calibration.precision.formats.base import Range
-from catp.calibration.precision.graph import FloatGraph
-from catp.calibration.precision.layers import Layer
-from catp.calibration.precision.observation import Gather, ObservingProvider, answer_each
-from catp.calibration.precision.statistics import PERCENTILE, RangeMethod, Statistics, from_json, to_json
+from catp.calibration.precision.graphs.graph import FloatGraph
+from catp.calibration.precision.graphs.layers import Layer
+from catp.calibration.precision.ranges.observation import Gather, ObservingProvider, answer_each
+from catp.calibration.precision.ranges.statistics import PERCENTILE, RangeMethod, Statistics, from_json, to_json
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import CatpError
 from catp.runtime.pipeline import Pipeline

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from catp.calibration.precision.nodes import number
+from catp.calibration.precision.graphs.nodes import number
 from catp.export.graphs.scopes import SCOPES, module_of
 from catp.runtime.errors import UsageError
 

@@ -11,8 +11,8 @@ import pytest
 from onnx import numpy_helper
 
 from catp.calibration.precision.formats.base import single_layer
-from catp.calibration.precision.observation import Examples, Inputs, ObservingProvider, answer_each
-from catp.calibration.precision.sensitivity import COMPARED, layer_errors, relative_change
+from catp.calibration.precision.ranges.observation import Examples, Inputs, ObservingProvider, answer_each
+from catp.calibration.precision.search.sensitivity import COMPARED, layer_errors, relative_change
 from catp.runtime import Pipeline
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.errors import CatpError

@@ -16,10 +16,10 @@ import pytest
 from onnx import helper
 
 from catp.calibration.data.dataset import Question
-from catp.calibration.precision import ranges as module
-from catp.calibration.precision.graph import FloatGraph
-from catp.calibration.precision.layers import Layer
-from catp.calibration.precision.ranges import Gathered, Sampling, gather_ranges
+from catp.calibration.precision.graphs.graph import FloatGraph
+from catp.calibration.precision.graphs.layers import Layer
+from catp.calibration.precision.ranges import ranges as module
+from catp.calibration.precision.ranges.ranges import Gathered, Sampling, gather_ranges
 from catp.runtime import CatpError, Pipeline
 from catp.runtime.bundle.folder import open_bundle
 

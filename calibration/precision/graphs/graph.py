@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from catp.calibration.precision.layers import Layer, find_layers
+from catp.calibration.precision.graphs.layers import Layer, find_layers
 from catp.runtime.errors import UsageError
 
 TAP = "tap:"

@@ -13,7 +13,7 @@ import numpy as np
 from onnxruntime.quantization.calibrate import HistogramCollector
 
 from catp.calibration.precision.formats.base import Range
-from catp.calibration.precision.layers import exclude_options
+from catp.calibration.precision.graphs.layers import exclude_options
 from catp.runtime.errors import CatpError
 
 RangeMethod = Literal["minmax", "entropy", "percentile"]

@@ -1,0 +1,1 @@
+"""Ranges of activations: what is observed of them, and how one is chosen."""

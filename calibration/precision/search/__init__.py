@@ -1,0 +1,1 @@
+"""The search for layers that must stay in floating point."""
