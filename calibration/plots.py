@@ -1,4 +1,4 @@
-"""What every plot needs: a PNG file to write, and matplotlib."""
+"""The needs of every plot: a PNG file to write, and matplotlib."""
 
 from __future__ import annotations
 

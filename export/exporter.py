@@ -16,7 +16,7 @@ import onnxscript
 import torch
 import transformers
 
-from catp.export.checkpoints.generation_settings import describe_unheeded, read_settings
+from catp.export.checkpoints.generation_settings import describe_unfollowed, read_settings
 from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
 from catp.export.checkpoints.residency import one_part_in_memory
 from catp.export.checkpoints.weightless import without_weights
@@ -92,7 +92,7 @@ def export_bundle(
         keep_mass: the bundle's default share of the votes to keep, instead of the ratio.
         positions: the bundle's default positions of kept tokens.
         precision: of vision encoder and language model; Q-Former and votes stay float32.
-        diagnostics: the Q-Former graph also puts out the other methods' scores and the attention of every query, for
+        diagnostics: the Q-Former graph also outputs the other methods' scores and the attention of every query, for
             catp-eval, catp-explain and catp-calibrate.
         overwrite: replace an existing bundle.
         step: progress display.
@@ -121,12 +121,12 @@ def export_bundle(
             raise UsageError(f"keep mass {keep_mass}: texts are scored after equally many tokens each; give a --ratio")
         if keep_mass is not None and family.frames is not None:
             raise UsageError(f"keep mass {keep_mass}: frames of a video keep equally many tokens each; give a --ratio")
-        voting.cross_layers(family.cross_layers(checkpoint.model))  # refuses layers that there aren't
+        voting.cross_layers(family.cross_layers(checkpoint.model))  # refuses layers that do not exist
         dtype = DTYPES[precision]
         _check_disk(checkpoint, folder, dtype)
         image, text, generation = _image_spec(checkpoint), _text_spec(checkpoint), read_settings(checkpoint)
-        if unheeded := family.generates_text and describe_unheeded(checkpoint):
-            warn(unheeded)
+        if unfollowed := family.generates_text and describe_unfollowed(checkpoint):
+            warn(unfollowed)
         _write_files(checkpoint, folder)
         with step("run the samples in PyTorch"), one_part_in_memory(checkpoint.model):
             samples = _samples(family.frames)

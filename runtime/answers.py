@@ -1,4 +1,4 @@
-"""What a question is answered with."""
+"""Answers, with the time that they took."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class CatpError(Exception):
 
 
 class UsageError(CatpError):
-    """What was asked for can't be done as asked: the user has to change the call."""
+    """A request that can't be met as it is: the user has to change the call."""
 
     exit_code = 2
 

@@ -28,7 +28,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of a batch, as the heads put them out."""
+    """Scores of a batch, as the heads output them."""
 
     logits: np.ndarray  # float32 [B, 2]: no, yes
     similarity: np.ndarray  # float32 [B]

@@ -181,7 +181,7 @@ class Pipeline:
     ) -> Iterator[str]:
         """The answer to one prompt in pieces, each as soon as nothing that follows can change it.
 
-        Pieces are whole characters, and together the answer that `generate` gives; arguments and errors are its, too.
+        Pieces are whole characters, and together the answer of `generate`, whose arguments and errors they have.
 
         Raises:
             UsageError: also for a beam search, whose answer is not known before its end.
@@ -238,7 +238,7 @@ class Pipeline:
         lengths = sorted({len(frames) for frames in videos})
         if len(lengths) > 1:
             raise UsageError(
-                f"videos of {', '.join(map(str, lengths))} frames: a batch has equally many in each; give them singly"
+                f"videos of {', '.join(map(str, lengths))} frames: a batch has equally many in each; give them one by one"
             )
         return videos
 
@@ -288,7 +288,7 @@ class Pipeline:
 
     @property
     def matching(self) -> Matching:
-        """Raises UsageError where the bundle is none of a retrieval model."""
+        """Raises UsageError where the bundle is not of a retrieval model."""
         if self._matching is None:
             raise UsageError(
                 f"bundle {self.bundle.path} is {self.manifest.model.family}, which scores no texts; "
@@ -350,7 +350,7 @@ class Pipeline:
         return mode
 
     def _contexts(self, prompts: Sequence[Sequence[int]], frames: int) -> list[list[int]]:
-        """What comes before each answer, as Hugging Face counts ids: all query tokens, also where some are pruned."""
+        """The ids before each answer, as Hugging Face counts ids: all query tokens, also where some are pruned."""
         placeholder = self.manifest.text.image_token_id
         image = [] if placeholder is None else [placeholder] * self.manifest.pruning.num_query_tokens * frames
         return [self.language_model.context(prompt, image) for prompt in prompts]

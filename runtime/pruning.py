@@ -58,7 +58,7 @@ def top_indices(token_scores: np.ndarray, kept: int) -> np.ndarray:
 
 
 def describe_default(pruning: PruningSpec) -> str:
-    """What a bundle keeps where nothing else is asked for, in words."""
+    """The tokens that a bundle keeps by default, in words."""
     if pruning.keep_mass is not None:
         return f"the query tokens with {100 * pruning.keep_mass:g} % of each image's votes"
     kept = num_kept(pruning.ratio, pruning.num_query_tokens)

@@ -190,3 +190,15 @@ def test_no_folder_has_too_many_loose_modules(package: str) -> None:
         inner = [path for path in folder.iterdir() if path.is_dir() and (path / "__init__.py").is_file()]
         loose = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
         assert not inner or len(loose) <= LOOSE, f"{folder.relative_to(ROOT)}: {', '.join(sorted(loose))}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_docstrings_put_the_noun_first(package: str) -> None:
+    wrong = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                if text.split()[:1] in (["What"], ["Of"]):
+                    wrong.append(f"{path.relative_to(ROOT)}: {text.splitlines()[0]}")
+    assert not wrong

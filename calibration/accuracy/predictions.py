@@ -27,7 +27,7 @@ class _Line(BaseModel):
 
 
 class Evaluation(_Line):
-    """What is asked of what: all that decides the answers."""
+    """An evaluation: all that decides the answers."""
 
     bundle: str  # sha256 of its manifest, which has that of every file
     provider: str
@@ -70,7 +70,7 @@ class _Header(_Line):
 
 
 class Prediction(_Line):
-    """What was answered to one question; the lists follow the settings of the evaluation's grid."""
+    """The answers to one question; the lists follow the settings of the evaluation's grid."""
 
     id: str
     image_key: str

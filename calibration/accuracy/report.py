@@ -118,7 +118,7 @@ def make_report(evaluation: Evaluation, predictions: Iterable[Prediction], manif
 
 @dataclass(frozen=True)
 class _Results:
-    """What statistics need of the predictions: one number per question and setting, and what questions share."""
+    """The predictions as statistics read them: one number per question and setting, and what questions share."""
 
     accuracy: np.ndarray  # float64 [questions, settings]
     tokens_kept: np.ndarray  # float64 [settings] mean
@@ -189,7 +189,7 @@ def _scores(evaluation: Evaluation, results: _Results, independent: bool) -> Ite
 def _differences(
     evaluation: Evaluation, results: _Results, scores: tuple[Score, ...], num_query_tokens: int
 ) -> Iterator[Difference]:
-    """Of methods at one ratio: at a share of the votes they keep differently many tokens, which is another question."""
+    """Differences of methods at one ratio; by a share of the votes, they keep differently many tokens."""
     column = {(score.method, score.positions, score.ratio): index for index, score in enumerate(scores)}
     for index, score in enumerate(scores):
         for against in BASELINES:

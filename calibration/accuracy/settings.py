@@ -1,4 +1,4 @@
-"""What an evaluation compares: voting methods, ratios or shares of the votes, and position modes."""
+"""The settings that an evaluation compares: voting methods, ratios or shares of the votes, and position modes."""
 
 from __future__ import annotations
 

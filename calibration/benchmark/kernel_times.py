@@ -18,7 +18,7 @@ _OPERATORS: Mapping[Kind, tuple[str, ...]] = {
 
 
 class KernelTimes(BaseModel):
-    """Of one answer to one image; decode is all its steps together."""
+    """Times of one answer to one image; decode is all its steps together."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -30,7 +30,7 @@ UNSEEN = 3
 def profile_kernels(
     bundle: Bundle, name: str, threads: int, positions: Positions, question: Question, ratios: Sequence[float]
 ) -> Iterator[KernelTimes]:
-    """Of a bundle of a decoder-only model on a CPU, one image at a time, at each ratio. Loads it anew for each."""
+    """Times of a decoder-only bundle's operators on a CPU, one image at a time; it is loaded anew for each ratio."""
     for ratio in ratios:
         with tempfile.TemporaryDirectory() as folder:
             provider = _ProfilingProvider(threads, Path(folder))

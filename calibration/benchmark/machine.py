@@ -1,4 +1,4 @@
-"""What a measurement was taken on, so that it can be judged and repeated."""
+"""The machine that a measurement was taken on, so that it can be judged and repeated."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _turbo() -> bool | None:
 
 
 def _huge_pages() -> str | None:
-    """What Linux does (always, madvise, never), and whether this process's allocator asks where it has to."""
+    """Linux's choice (always, madvise, never), and whether this process's allocator asks where it has to."""
     modes = _read("/sys/kernel/mm/transparent_hugepage/enabled")
     if modes is None:
         return None

@@ -1,4 +1,4 @@
-"""What catp-bench run is told as text, read."""
+"""Parsing of catp-bench's text options."""
 
 from __future__ import annotations
 

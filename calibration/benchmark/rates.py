@@ -1,4 +1,4 @@
-"""What the machine can do: matrix products per second, and bytes per second, with a number of threads.
+"""Rates of the machine: matrix products per second, and bytes per second, with a number of threads.
 
     python -m catp.calibration.benchmark.rates THREADS
 
@@ -46,7 +46,7 @@ class Rates(BaseModel):
     copy_gbytes: float = Field(description="256 MiB copied, read and written bytes both counted; 1e9 bytes/s")
 
     def operations_per_second(self, integer: bool) -> float:
-        """Of matrix products in float32, or in int8 where that is known."""
+        """Operations per second of matrix products in float32, or in int8 where that is known."""
         return 1e9 * (self.int8_gops if integer and self.int8_gops else self.gflops)
 
     @property
@@ -59,7 +59,7 @@ class Rates(BaseModel):
 
 
 def best_rates(rates: Sequence[Rates]) -> Rates:
-    """What the machine was seen to do at its best; of the same number of threads."""
+    """The best rates that were seen; of the same number of threads."""
     integer = [found.int8_gops for found in rates if found.int8_gops]
     return Rates(
         threads=rates[0].threads,

@@ -92,7 +92,7 @@ def _free(output: Path, overwrite: bool) -> Path:
 
 
 def to_json(explanation: Explanation) -> dict[str, Any]:
-    """What the picture shows, as numbers and text."""
+    """The content of the picture, as numbers and text."""
     manifest = explanation.manifest
     return {
         "schema_version": 1,

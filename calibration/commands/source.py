@@ -1,4 +1,4 @@
-"""What a command is pointed at: a bundle, or a checkpoint that is exported for the occasion."""
+"""The source of a command: a bundle, or a checkpoint that is exported for the occasion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bundle is asked to measure its accuracy: the demo's scenes, VQAv2, or a file of one's own."""
+"""Questions that measure a bundle's accuracy: the demo's scenes, VQAv2, or a file of one's own."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def _search(root: Path) -> _Found:
 
 
 def _search_around(path: Path) -> tuple[Path, _Found, _Split]:
-    """What belongs to a questions file: it may lie beside the pictures' folder, or in a folder of its own beside it."""
+    """The files of a questions file, which may lie beside the pictures' folder, or in a folder of its own beside it."""
     match = QUESTIONS.fullmatch(path.name)
     if not match or not path.is_file():
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What pruning did to one question: the tokens kept, where each of them looks, and both answers."""
+"""The effect of pruning on one question: the tokens kept, where each of them looks, and both answers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Explanation:
 
     @property
     def kept_by(self) -> str:
-        """What decided how many query tokens are kept, in words."""
+        """The setting that decided how many query tokens are kept, in words."""
         if self.keep_mass is not None:
             return f"{100 * self.keep_mass:g} % of the votes"
         return f"ratio {self.ratio:g}"

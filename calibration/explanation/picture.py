@@ -46,7 +46,7 @@ def draw(explanation: Explanation, path: Path) -> None:
 
 
 def headline(explanation: Explanation) -> str:
-    """What pruning did, in one sentence."""
+    """The effect of pruning, in one sentence."""
     total, kept = len(explanation.scores), len(explanation.kept)
     if kept == total:
         return f"Nothing pruned: all {total} query tokens are kept"

@@ -52,7 +52,7 @@ class Budget:
             )
 
     def doubts(self, accuracy: Sequence[AccuracyChange], questions: int, pictures: int) -> str | None:
-        """What questions about so many pictures leave open, in words; None where the interval is within the budget."""
+        """Doubts that so many pictures leave, in words; None where the interval is within the budget."""
         lost = possible_loss(accuracy)
         if lost <= self.max_accuracy_drop + 1e-9:
             return None

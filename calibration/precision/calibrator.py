@@ -225,7 +225,7 @@ class Calibrator:
         return fragments
 
     def _errors(self, fragments: Mapping[str, Fragments]) -> tuple[LayerError, ...]:
-        """Of all layers, the largest first."""
+        """The errors of all layers, the largest first."""
         examples = Examples()
         pipeline = Pipeline(self.source, ObservingProvider({}, {}, examples))
         tokens = self.source.manifest.pruning.num_query_tokens
@@ -318,7 +318,7 @@ class Calibrator:
             return no_answers(before)
 
     def _ask(self, folder: Path, questions: Sequence[Question], what: str) -> Answers:
-        """Of the original bundle once for the same questions."""
+        """The answers, of the original bundle once for the same questions."""
         key = id(questions) if folder == self.source.path else None
         if key in self._answers:
             return self._answers[key]

@@ -45,7 +45,7 @@ class WatchedPipeline(Pipeline):
 
 @dataclass(frozen=True)
 class Answers:
-    """What a bundle makes of questions."""
+    """A bundle's answers to questions."""
 
     ratios: tuple[float, ...]
     images: tuple[str, ...]  # of each question
@@ -90,7 +90,7 @@ def ask(
 
 
 def no_answers(before: Answers) -> Answers:
-    """Of a bundle that can't answer the questions that another one did."""
+    """The answers of a bundle that can't answer the questions that another one did."""
     return replace(before, accuracy=np.zeros_like(before.accuracy), kept=np.full_like(before.kept, -1))
 
 

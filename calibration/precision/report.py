@@ -1,4 +1,4 @@
-"""What a calibration found, as JSON."""
+"""The report of a calibration, as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a calibration found, as tables on the screen."""
+"""The findings of a calibration, as tables on the screen."""
 
 from __future__ import annotations
 

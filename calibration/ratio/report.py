@@ -1,4 +1,4 @@
-"""What catp-calibrate ratio found, as JSON and as text."""
+"""The findings of catp-calibrate ratio, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def points(difference: float) -> str:
 
 
 def search_table(measured: Measured, ratios: Sequence[float], methods: Sequence[str], budget: float) -> Table:
-    """What every method loses at every ratio, and in brackets what it may lose."""
+    """The loss of every method at every ratio, and in brackets the one that can't be excluded."""
     table = Table(
         title=f"Points lost (at most so many with 95 % confidence), of {100 * measured.full_accuracy:.1f} % unpruned; "
         f"{measured.questions:,} questions",

@@ -22,7 +22,7 @@ Half = Literal["search", "confirmation"]
 
 
 def unseen_losses(differences: np.ndarray, images: Sequence[str]) -> float:
-    """What share of images may lose beyond the share that did: the upper end of its Wilson interval, 95 %, above it.
+    """The share of images that may lose beyond the share that did: to the upper end of its 95 % Wilson interval.
 
     A bootstrap knows only losses that it has seen; of few losses, or none, it is far too sure.
 
@@ -50,7 +50,7 @@ def half(questions: Iterable[Question], seed: int, which: Half) -> Iterator[Ques
 
 @dataclass(frozen=True)
 class Drop:
-    """What a setting costs, on the same questions with and without pruning."""
+    """The cost of a setting, on the same questions with and without pruning."""
 
     setting: Setting
     questions: int

@@ -22,7 +22,7 @@ _READ = (
     "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights", "bias",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
 )  # fmt: skip
-"""Settings that are heeded below, or whose effect is in the file of weights: biases and whole modules are there."""
+"""Settings that are applied below, or whose effect is in the file of weights: biases and whole modules are there."""
 
 _WITHOUT_EFFECT = (
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
@@ -110,7 +110,7 @@ def read_config(adapter: str, path: Path) -> AdapterConfig:
 
 
 def _refused(settings: Mapping[str, Any]) -> list[str]:
-    """What makes an adapter another kind than plain LoRA."""
+    """Settings that make an adapter another kind than plain LoRA."""
     if settings["peft_type"] != "LORA":
         return [f"peft_type {settings['peft_type']!r}"]
     start = settings.get("init_lora_weights", True)

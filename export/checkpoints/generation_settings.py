@@ -34,7 +34,7 @@ _UNSET_LENGTH = 20
 
 
 def read_settings(checkpoint: Checkpoint) -> GenerationSettings:
-    """What Hugging Face's `generate()` of this checkpoint does without arguments.
+    """The settings of Hugging Face's `generate()` of this checkpoint without arguments.
 
     Raises:
         UsageError: it depends on a setting that the runtime does not have; the message names it.
@@ -53,15 +53,15 @@ def read_settings(checkpoint: Checkpoint) -> GenerationSettings:
     return GREEDY.override(**found)
 
 
-def describe_unheeded(checkpoint: Checkpoint) -> str | None:
-    """What generation_config.json asks for and `generate()` without arguments does not do, in one line."""
+def describe_unfollowed(checkpoint: Checkpoint) -> str | None:
+    """Settings that generation_config.json has and `generate()` without arguments does not do, in one line."""
     own, heeded = asked_for(checkpoint.model.generation_config), asked_for(checkpoint.generation_config)
     names = [name for name in own if name not in ("pad_token_id", "bos_token_id", "decoder_start_token_id")]
     left = [f"{name}={own[name]}" for name in names if own[name] != heeded.get(name, getattr(GREEDY, name, None))]
     if not left:
         return None
     return (
-        f"generation_config.json has {', '.join(left)}: Hugging Face's generate() of this model does not heed that, "
+        f"generation_config.json has {', '.join(left)}: Hugging Face's generate() of this model does not follow that, "
         "nor does the bundle by default; give it to catp-run, or to Pipeline.generate()"
     )
 

@@ -43,7 +43,7 @@ class Checkpoint:
 
     @property
     def placeholder_id(self) -> int:
-        """What stands for a query token among a prompt's ids."""
+        """The id that stands for a query token among a prompt's ids."""
         return getattr(self.model.config, self.placeholder_name)
 
     @property
@@ -69,8 +69,8 @@ def load_checkpoint(
             takes the place of the checkpoint's.
 
     Raises:
-        UsageError: not a checkpoint of a supported family, not safetensors, or not to be had offline; or the adapter
-            is none of it.
+        UsageError: not a checkpoint of a supported family, not safetensors, or unavailable offline; or the adapter
+            is not one for it.
         CatpError: the weights are broken or incomplete.
     """
     folder = Path(model)

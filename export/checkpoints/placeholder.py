@@ -1,4 +1,4 @@
-"""What stands for a query token among a prompt's ids, where Hugging Face's models are run.
+"""The id that stands for a query token among a prompt's ids, where Hugging Face's models are run.
 
 They look its embedding up, and then put the query token in its place. Checkpoints from before processors had a file
 name none, or one without an embedding, or one that prompts contain too: none of that matters here.

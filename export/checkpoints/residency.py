@@ -1,4 +1,4 @@
-"""What of a checkpoint is in memory: weights stay in their files, and come in with the part of the model that runs.
+"""The parts of a checkpoint in memory: weights stay in their files, and come in with the part of the model that runs.
 
 PyTorch maps safetensors: a parameter whose type is the file's takes no memory until it is read. Kept here is that it
 takes none after it was read either, and that half precision becomes float32 for one part at a time.

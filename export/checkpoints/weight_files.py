@@ -75,7 +75,7 @@ def stored_dtype(files: Sequence[Path]) -> torch.dtype:
 
 
 def pickled(model: str) -> str:
-    """What to say of a checkpoint that has no safetensors."""
+    """The message for a checkpoint that has no safetensors."""
     return (
         f"model {model}: it has no safetensors weights, and pickled ones (.bin) are refused: unpickling runs whatever "
         "code they contain; convert them "
@@ -84,7 +84,7 @@ def pickled(model: str) -> str:
 
 
 def _names(model: str, index: Path) -> list[str]:
-    """Of an index's files, each once."""
+    """The files of an index, each once."""
     with reading(f"model {model}: {index.name} is broken", "fetch or save the checkpoint again"):
         names = set(json.loads(index.read_bytes())["weight_map"].values())
         if not names or not all(isinstance(name, str) and name for name in names):

@@ -1,4 +1,4 @@
-"""What the demo model is trained on and measured by."""
+"""The losses that the demo model is trained on and measured by."""
 
 from __future__ import annotations
 

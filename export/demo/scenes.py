@@ -58,7 +58,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is where. `things` is sorted by cell."""
+    """A picture's content. `things` is sorted by cell."""
 
     things: tuple[Thing, ...]
 

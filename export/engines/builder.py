@@ -48,7 +48,7 @@ def plan_requests(
     limits: Limits,
     workspace_bytes: int | None = None,
 ) -> list[PlanRequest]:
-    """What has to be built for every graph of a bundle; raises UsageError where the limits contradict each other."""
+    """The plans to build for every graph of a bundle; raises UsageError where the limits contradict each other."""
     manifest = bundle.manifest
     limits.check(manifest)
     return [

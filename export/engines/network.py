@@ -29,7 +29,7 @@ class Network:
 
     @property
     def complaints(self) -> str:
-        """What TensorRT had to say, other than that all is well."""
+        """TensorRT's warnings and errors."""
         return "; ".join(dict.fromkeys(self.logger.messages))
 
     def tensors(self, dimensions: Mapping[str, tuple[int | str, ...]]) -> tuple[tuple[TensorSpec, ...], ...]:

@@ -1,4 +1,4 @@
-"""What plans can be built for: TensorRT and TensorRT-RTX, one Python API under two module names."""
+"""Targets of plans: TensorRT and TensorRT-RTX, one Python API under two module names."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Family:
         raise NotImplementedError
 
     def image_processor(self, model: str, source: Mapping[str, Any]) -> Any:
-        """What makes pixel values of pictures, as `from_pretrained(model, **source)` finds it."""
+        """The image processor, as `from_pretrained(model, **source)` finds it."""
         return AutoImageProcessor.from_pretrained(model, **source, backend="pil")
 
     def check(self, model: Any, name: str) -> None:
@@ -80,7 +80,7 @@ class Family:
         yield from self.text_graphs(model)
 
     def projection(self, model: Any) -> torch.nn.Module:
-        """What makes of a query token what leaves the Q-Former graph."""
+        """The module that a query token passes last, before it leaves the Q-Former graph."""
         return model.language_projection
 
     @property
@@ -88,11 +88,11 @@ class Family:
         return self.language.kind != "none"
 
     def max_positions(self, model: Any) -> int | None:
-        """Of the text, with the query tokens where these have positions; None: no end to them."""
+        """Positions of the text, with the query tokens where these have positions; None: no end to them."""
         return self.language.max_positions(model.language_model)
 
     def text_graphs(self, model: Any) -> Iterator[Graph]:
-        """What comes after the Q-Former."""
+        """The graphs after the Q-Former."""
         yield from self.language.graphs(model.language_model)
 
 

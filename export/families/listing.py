@@ -1,4 +1,4 @@
-"""What `catp-export --list-families` says."""
+"""The output of `catp-export --list-families`."""
 
 from __future__ import annotations
 

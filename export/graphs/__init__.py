@@ -9,7 +9,7 @@ import torch
 
 
 def interface_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What embeddings of `dtype` are on their way from graph to graph.
+    """The type of embeddings of `dtype` on their way from graph to graph.
 
     float32 for bfloat16: a caller may want to see them, and ONNX Runtime can't show the host a bfloat16 tensor.
     """

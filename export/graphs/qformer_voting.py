@@ -3,7 +3,7 @@
 `num_kept` (k) is an input, so one bundle serves every pruning ratio. A method that weighs image tokens takes them as a
 third input, `image_weights` [B,I]. An instructed Q-Former (InstructBLIP) also takes the prompt, in tokens of its own
 tokenizer: instruction_ids int64 [B,T], padded on the right, and instruction_mask int64 [B,T], 0 where a pad is. With
-diagnostics the graph also puts out what other methods would score, the mean cross-attention of every query, and the
+diagnostics the graph also outputs what other methods would score, the mean cross-attention of every query, and the
 rank points of each layer.
 """
 

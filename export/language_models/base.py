@@ -1,4 +1,4 @@
-"""What a kind of language model has to tell the exporter."""
+"""The interface of a kind of language model."""
 
 from __future__ import annotations
 

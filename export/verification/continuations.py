@@ -32,7 +32,7 @@ Continue = Callable[[Any, torch.Tensor, torch.Tensor, Positions, torch.Tensor, t
 
 
 def generated(output: Any) -> Greedy:
-    """What `generate(return_dict_in_generate=True, output_logits=True)` generated of one row.
+    """One row's tokens and logits of `generate(return_dict_in_generate=True, output_logits=True)`.
 
     There are as many logits as new tokens; what stands before these (prompt, decoder start) differs by version and
     model.

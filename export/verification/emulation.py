@@ -104,7 +104,7 @@ def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
 
 
 def _compute_in_float32(node: onnx.NodeProto) -> None:
-    """What made half precision of something else makes float32 of it; other operators have their inputs' type."""
+    """A cast to half precision becomes one to float32; other operators have their inputs' type."""
     for attribute in node.attribute:
         if attribute.name in _TYPE_ATTRIBUTES and attribute.i in HALF:
             attribute.i = TensorProto.FLOAT

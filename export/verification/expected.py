@@ -1,4 +1,4 @@
-"""What PyTorch says about sample images and prompts.
+"""PyTorch's results for sample images and prompts.
 
 It is computed before the graphs are traced, so that the checkpoint can be freed before ONNX Runtime loads the same
 weights again.
@@ -38,7 +38,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class ExpectedVotes:
-    """What PyTorch makes of the samples' images, and of a prompt that the Q-Former reads.
+    """PyTorch's results for the samples' images, and of a prompt that the Q-Former reads.
 
     B rows, one for each frame where samples are videos: F times as many, those of a video together.
     """

@@ -29,7 +29,7 @@ def check_matches(pipeline: Pipeline, expected: ExpectedMatches, limit: float) -
     texts = [sample.prompt for sample in expected.samples]
     together = pipeline.match(images, texts, ratio=0)
     alone = [pipeline.match([image], [text], ratio=0)[0] for image, text in zip(images, texts)]
-    for how, matches in (("singly", alone), ("as a ragged batch", together)):
+    for how, matches in (("one by one", alone), ("as a ragged batch", together)):
         off = np.abs([match.probability for match in matches] - expected.every.probability).max()
         yield check("pipeline", f"unpruned, {how}: probability of a match, difference", off, limit)
         off = np.abs([match.similarity for match in matches] - expected.every.similarity).max()

@@ -151,12 +151,12 @@ def _language_model(pipeline: Pipeline, expected: Expected, limit: float) -> Ite
 
 
 def _embeds_dtype(manifest: Manifest) -> str:
-    """Of kept tokens on their way to the language model."""
+    """The type of kept tokens on their way to the language model."""
     return manifest.graphs["qformer_voting"].output("kept_embeds").dtype
 
 
 def _text_encoder(model: EncoderDecoder, batch: Batch, greedy: Sequence[Greedy], limit: float) -> ParityCheck:
-    """What the decoder layers read of kept tokens and prompt, of each row as far as it goes."""
+    """The keys and values that decoder layers read of kept tokens and prompt, of each row as far as it goes."""
     outputs, lengths = model.encode(batch)
     errors = []
     for index, spec in enumerate(model.encoder_graph.outputs):
@@ -168,7 +168,7 @@ def _text_encoder(model: EncoderDecoder, batch: Batch, greedy: Sequence[Greedy],
 
 
 def _inputs(pipeline: Pipeline, expected: ExpectedVotes) -> Iterator[ParityCheck]:
-    """What the graphs are given of pictures and prompts."""
+    """The graphs' inputs, made of pictures and prompts."""
     images = [frame for sample in expected.samples for frame in sample.frames]
     wrong = sum(pipeline.tokenize(s.prompt) != ids for s, ids in zip(expected.samples, expected.prompt_ids))
     yield check("tokenizer", "prompts with other token ids", wrong, 0)
@@ -186,7 +186,7 @@ def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) ->
     prompts = [sample.prompt for sample in expected.samples]
     limit = TOKEN_MISMATCH[precision]
     rows = [[row] for row in range(len(prompts))]
-    for how, groups in (("singly", rows), ("as a ragged batch", [list(range(len(prompts)))])):
+    for how, groups in (("one by one", rows), ("as a ragged batch", [list(range(len(prompts)))])):
         wrong = 0
         for group in groups:
             answers = pipeline.generate(
@@ -212,7 +212,7 @@ def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) ->
     # The language model is given PyTorch's kept tokens, so that every row counts, whatever near ties did to the votes.
     embeds = expected.sample_kept_embeds.astype(_embeds_dtype(pipeline.manifest))
     for mode, greedy in expected.pruned.items():
-        for how, groups in (("singly", rows), ("as a ragged batch", [list(range(len(prompts)))])):
+        for how, groups in (("one by one", rows), ("as a ragged batch", [list(range(len(prompts)))])):
             wrong = 0
             for group in groups:
                 pruned = Pruned(expected.sample_kept[group], embeds[group], expected.frames)

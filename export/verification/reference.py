@@ -47,7 +47,7 @@ class Votes:
 
 
 def count_votes(method: VotingMethod, evidence: Evidence) -> Votes:
-    """What a method's scores should be.
+    """A method's scores, as they should be.
 
     Rank points, the default, are counted independently, by sorting. Other methods are run as they are, on the
     attention and embeddings of Hugging Face's modules (numpy versions of them are in the tests), and again with noise:

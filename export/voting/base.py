@@ -1,4 +1,4 @@
-"""What a voting method is given, and what it must provide."""
+"""The interface of a voting method, and the evidence that it reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from catp.runtime.errors import UsageError
 
 @dataclass(frozen=True)
 class Evidence:
-    """What vision encoder and Q-Former leave behind for a vote, float32; B images, N queries, I image tokens.
+    """Attention and embeddings that a vote reads, float32; B images, N queries, I image tokens.
 
     What precedes the first cross-attention is the same for every image, and has 1 in place of B.
     """

@@ -64,7 +64,7 @@ class Coverage(VotingMethod):
 
 
 def _greedy_cover(rows: torch.Tensor) -> torch.Tensor:
-    """What each of `rows` [B, N, columns] adds to the maximum of those chosen before it, choosing greedily."""
+    """The gain that each of `rows` [B, N, columns] adds to the maximum of those chosen before it, choosing greedily."""
     queries = rows.shape[1]
     index = torch.arange(queries)
     bound = rows.sum(2).amax(1, keepdim=True)  # of every gain

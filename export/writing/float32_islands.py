@@ -1,4 +1,4 @@
-"""What a half-precision graph computes in float32 all the same, because rounding would break it."""
+"""Parts that a half-precision graph computes in float32 all the same, because rounding would break it."""
 
 from __future__ import annotations
 

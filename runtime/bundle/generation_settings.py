@@ -1,4 +1,4 @@
-"""What decides which tokens are chosen, under the names that Hugging Face gives them."""
+"""Settings that decide which tokens are chosen, under the names that Hugging Face gives them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runtime feeds each graph and reads of it: a manifest whose graphs take or give something else is refused."""
+"""Inputs and outputs by which the runtime drives each graph; a manifest whose graphs have others is refused."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def check_interfaces(graphs: Mapping[str, GraphSpec]) -> None:
         taken = {t.name: t for t in graphs["text_decoder"].inputs if t.name.startswith("cross_key_values.")}
         put_out = {t.name: t for t in graphs["text_encoder"].outputs}
         if any(put_out.get(key) != tensor for key, tensor in taken.items()):
-            raise ValueError("graphs.text_decoder.inputs: cross_key_values are not those that text_encoder puts out")
+            raise ValueError("graphs.text_decoder.inputs: cross_key_values are not those that text_encoder outputs")
 
 
 def _check_all(where: str, given: Iterable[TensorSpec], needed: Tensors, optional: Tensors) -> None:

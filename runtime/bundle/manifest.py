@@ -197,7 +197,7 @@ class ParityCheck(Strict):
 
 
 class AccuracyChange(Strict):
-    """What calibration cost at one pruning ratio, on questions that nothing was chosen on."""
+    """The cost of calibration at one pruning ratio, on questions that nothing was chosen on."""
 
     ratio: float
     before: float = Field(description="accuracy, of 1")

@@ -73,7 +73,7 @@ def _new_folder(output: Path, stack: ExitStack) -> Path:
 
 
 def _culprit(error: OSError, output: Path) -> str:
-    """What could not be written: the output, or a temporary file elsewhere."""
+    """The place that could not be written: the output, or a temporary file elsewhere."""
     reason = error.strerror or error
     if isinstance(error, FileNotFoundError) and error.filename is None:  # tempfile found no folder at all
         return f"{reason}; set TMPDIR to a folder with room"
@@ -144,7 +144,7 @@ def _check_ours(folder: Path, output: Path, holds: str | None) -> None:
         raise UsageError(f"output {output}: it is a file; give a folder")
     if holds is not None and not (folder / holds).is_file():
         raise UsageError(
-            f"output {output}: it holds no {holds}, so it is none of ours and --overwrite does not replace it; "
+            f"output {output}: it holds no {holds}, so catp-export did not write it and --overwrite does not replace it; "
             "give another one"
         )
 

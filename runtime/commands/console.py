@@ -1,4 +1,4 @@
-"""What the commands share: where they print, how they fail, how they show that they are busy."""
+"""The parts that all commands share: where they print, how they fail, how they show that they are busy."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def inspect(
 
 
 def _engine_set(bundle: Bundle, folder: Path) -> dict[str, Any]:
-    """What there is to say about one engine set; `state` is "current", "stale", or what is wrong with it."""
+    """The description of one engine set; `state` is "current", "stale", or what is wrong with it."""
     try:
         found: EngineSet = open_set(bundle, folder)
         for graph in found.plans:
@@ -96,7 +96,7 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
 
 
 def _cost(found: CalibrationSpec) -> Iterator[str]:
-    """What quantising cost, a line for each ratio."""
+    """The cost of quantising, a line for each ratio."""
     for change in found.accuracy:
         low, high = (100 * end for end in change.interval_95)
         yield (

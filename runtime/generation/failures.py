@@ -37,7 +37,7 @@ def check_scores(scores: np.ndarray, settings: GenerationSettings, answered: int
 
 
 def not_finite(settings: GenerationSettings, answered: int) -> UsageError:
-    """What to raise where settings made scores overflow."""
+    """The error where settings made scores overflow."""
     return UsageError(
         f"{settings.describe()}: scores are not finite after {answered} tokens; give settings that are less extreme"
     )

@@ -10,10 +10,10 @@ import numpy as np
 from catp.runtime.errors import GraphError
 from catp.runtime.generation.beams import generate_with_beams
 from catp.runtime.generation.greedy import generate_greedily
+from catp.runtime.generation.one_by_one import generate_one_by_one
 from catp.runtime.generation.processors import make_processors
 from catp.runtime.generation.request import Request
 from catp.runtime.generation.result import Generation
-from catp.runtime.generation.singly import generate_singly
 from catp.runtime.generation.stopping import Answers
 from catp.runtime.language_models.base import LanguageModel
 
@@ -40,7 +40,7 @@ def generate_in_steps(model: LanguageModel, request: Request) -> Iterator[Genera
     if plain:
         steps = generate_greedily(decoding, answers)
     elif settings.num_beams == 1:
-        steps = generate_singly(decoding, answers, settings, processors)
+        steps = generate_one_by_one(decoding, answers, settings, processors)
     else:
         steps = generate_with_beams(decoding, answers, settings, processors)
     result = Generation(answers.token_ids, decode_seconds=decoding.decode_seconds)

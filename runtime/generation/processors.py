@@ -1,4 +1,4 @@
-"""What changes a token's score before one is chosen: the tokens before it, and how long the answer already is.
+"""Processors of scores before a token is chosen: the tokens before it, and how long the answer already is.
 
 In transformers' order. Its `Blip2ForConditionalGeneration.generate()` hands a decoder-only language model the
 `input_ids` beside the embeddings, so the ids that count are a placeholder for each query token, the prompt, and the

@@ -1,4 +1,4 @@
-"""What is generated: a batch of prompts, when each answer ends, and how its tokens are chosen."""
+"""The request of a generation: a batch of prompts, when each answer ends, and how its tokens are chosen."""
 
 from __future__ import annotations
 

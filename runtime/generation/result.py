@@ -1,4 +1,4 @@
-"""What one batch generated."""
+"""The result of one batch."""
 
 from __future__ import annotations
 

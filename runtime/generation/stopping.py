@@ -32,7 +32,7 @@ class StopStrings:
 
 @dataclass(frozen=True)
 class Ending:
-    """What ends an answer, whatever its length."""
+    """The conditions that end an answer, whatever its length."""
 
     tokens: frozenset[int]
     strings: StopStrings | None = None

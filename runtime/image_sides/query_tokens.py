@@ -1,4 +1,4 @@
-"""What the vision encoder and the Q-Former hand on: images, encoded, and the query tokens that are kept of each."""
+"""Results of vision encoder and Q-Former: images, encoded, and the query tokens that are kept of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from catp.runtime.providers.base import Value, to_host
 
 @dataclass(frozen=True)
 class Pruned:
-    """What the language model gets to see of a batch of images or videos, in the engine's memory."""
+    """The tokens that the language model reads of a batch of images or videos, in the engine's memory."""
 
     kept_indices: Value  # int64 [B, k] ascending
     kept_embeds: Value  # [B, k, Dl]

@@ -1,4 +1,4 @@
-"""What users have a picture in: a path, a file object, bytes, an array, or an image of Pillow's."""
+"""Sources of a picture: a path, a file object, bytes, an array, or an image of Pillow's."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class TextCodec:
 
     @functools.cached_property
     def _unknown(self) -> int | None:
-        """What stands for text that the vocabulary lacks."""
+        """The token for text that the vocabulary lacks."""
         model = json.loads(self._tokenizer.to_str())["model"]
         unknown = model.get("unk_token")
         return model.get("unk_id") if unknown is None else self._tokenizer.token_to_id(unknown)
@@ -93,7 +93,7 @@ class TextCodec:
         return text[: min((text.find(string) for string in stop_strings if string in text), default=None)]
 
     def piece(self, token: int) -> bytes:
-        """What a token adds to a text that already has some; a part of a character where the token is one."""
+        """The bytes that a token adds to a text that already has some; a part of a character where the token is one."""
         if token not in self._pieces:
             self._pieces[token] = self._piece(token)
         return self._pieces[token]

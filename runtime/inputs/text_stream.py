@@ -23,7 +23,7 @@ class TextStream:
         self._told = 0  # characters
 
     def advance(self, token_ids: Sequence[int]) -> str:
-        """What is new and certain, given all tokens so far; often nothing."""
+        """The part that is new and certain, given all tokens so far; often nothing."""
         text = self._codec.raw(token_ids, self._stop_strings).lstrip()
         if text.endswith(_INCOMPLETE):
             return ""
@@ -31,7 +31,7 @@ class TextStream:
         return self._tell(text[: len(text) - begun].rstrip())
 
     def finish(self, token_ids: Sequence[int]) -> str:
-        """What was held back, given all tokens there are."""
+        """The part that was held back, given all tokens there are."""
         return self._tell(self._codec.decode(token_ids, self._stop_strings))
 
     def _tell(self, text: str) -> str:

@@ -88,7 +88,7 @@ def _expansion(part: Mapping[str, Any] | None) -> float:
 
 
 def _longest_replacement(charsmap: str | None) -> float:
-    """Of SentencePiece's table: the size of a trie, the trie, and replacements that end in zeros."""
+    """The longest replacement in SentencePiece's table: a trie's size, the trie, and texts that end in zeros."""
     table = base64.b64decode(charsmap or "")
     replacements = table[4 + int.from_bytes(table[:4], "little") :]
     return float(max((len(text) for text in replacements.split(b"\0")), default=1) or 1)

@@ -51,6 +51,6 @@ def _of_folder(folder: Path) -> tuple[ImageSource, ...]:
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
-    """What names are sorted by: their numbers count as such. Names that differ in zeros alone keep one order."""
+    """A name's key for sorting: its numbers count as such. Names that differ in zeros alone keep one order."""
     texts_and_numbers = re.split("([0-9]+)", name)  # in turns, a text first
     return [int(part) if place % 2 else part for place, part in enumerate(texts_and_numbers)], name

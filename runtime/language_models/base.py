@@ -22,7 +22,7 @@ is: a step of greedy generation brings 8 bytes a row to the host."""
 
 @dataclass(frozen=True)
 class Batch:
-    """What is asked: prompts, each about an image's kept tokens."""
+    """A batch of prompts, each about an image's kept tokens."""
 
     prefix_embeds: Value  # [I, k, D] in the graph's dtype
     prefix_positions: Value  # int64 [I, k]; a language model without position ids ignores it
@@ -47,7 +47,7 @@ class Decoding(Protocol):
     """Of each step, from the graph's call to its output in host memory."""
 
     graph: str
-    """The name of the graph that puts out the tokens, for messages."""
+    """The name of the graph that outputs the tokens, for messages."""
 
     vocabulary: int
     """Tokens are 0 .. vocabulary - 1."""
@@ -80,7 +80,7 @@ class LanguageModel(Protocol):
     """The language model of a bundle, its graphs loaded."""
 
     def context(self, prompt: Sequence[int], image_tokens: Sequence[int]) -> list[int]:
-        """What Hugging Face's `generate()` takes for the ids before the first generated one.
+        """The ids that Hugging Face's `generate()` takes for those before the first generated one.
 
         Logits processors (repetition penalty, no-repeat n-grams) look at them.
         """

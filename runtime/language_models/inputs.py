@@ -1,4 +1,4 @@
-"""What language models make of a batch before their graphs can read it."""
+"""Preparation of a batch for the graphs of a language model."""
 
 from __future__ import annotations
 

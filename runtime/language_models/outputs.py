@@ -1,4 +1,4 @@
-"""What a graph put out, brought to the host and compared with what it promised."""
+"""Outputs of a graph, brought to the host and compared with the manifest."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class HostMoment:
 
 
 class Provider(Protocol):
-    """What executes graphs: ONNX Runtime on a CPU or a GPU, TensorRT."""
+    """A library that executes graphs: ONNX Runtime on a CPU or a GPU, TensorRT."""
 
     name: str
 

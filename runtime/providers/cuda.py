@@ -35,7 +35,7 @@ def _check(result: tuple[Any, ...], what: str) -> Any:
 
 
 def compute_capability() -> str | None:
-    """Of the first CUDA device, such as "8.6"; None where there is none, or no driver, or no cuda-python."""
+    """Compute capability of the first CUDA device, such as "8.6"; None without a device, a driver or cuda-python."""
     if cudart is None:
         return None
     code, count = cudart.cudaGetDeviceCount()
@@ -174,7 +174,7 @@ class Device:
         _check(cudart.cudaStreamBeginCapture(self.stream, mode), "beginning a graph capture")
 
     def end_capture(self) -> CapturedGraph | None:
-        """What was captured, ready to launch; None where something in it can't be captured."""
+        """The captured graph, ready to launch; None where something in it can't be captured."""
         code, graph = cudart.cudaStreamEndCapture(self.stream)
         if code != cudart.cudaError_t.cudaSuccess:
             cudart.cudaGetLastError()  # the failed capture must not fail the next call

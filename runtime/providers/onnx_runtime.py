@@ -126,7 +126,7 @@ class OrtEngine:
         self.output_names = [output.name for output in session.get_outputs()]
 
     def failure(self, error: Exception) -> GraphError:
-        """What is to be said of an error of ONNX Runtime's."""
+        """The message for an error of ONNX Runtime's."""
         return GraphError(self.graph, f"ONNX Runtime can't run it ({first_line(error)})")
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
@@ -183,7 +183,7 @@ def _host_memory(value: Any) -> np.ndarray[Any, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, without what follows in further lines."""
+    """The first line of an exception's text."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 

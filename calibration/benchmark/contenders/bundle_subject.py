@@ -51,7 +51,7 @@ class BundleSubject:
         )
 
     def _timed(self, stage: Callable[[], T]) -> tuple[T, float]:
-        """What a stage gives, all of it done, and its milliseconds by the provider's own clock."""
+        """A stage's result, all of it done, and its milliseconds by the provider's own clock."""
         provider = self.pipeline.provider
         began = provider.moment()
         result = stage()

@@ -73,7 +73,7 @@ class TransformersSubject:
             return self._run(question, case, placeholder)
 
     def _placeholder(self) -> AbstractContextManager[int]:
-        """What stands for a query token; the model is left as it is where it names one that has an embedding."""
+        """The id that stands for a query token; the model is left as it is where it names one that has an embedding."""
         found, rows = self._model.config.image_token_index, len(self._model.get_input_embeddings().weight)
         if found is not None and 0 <= found < rows:
             return nullcontext(found)

@@ -20,7 +20,7 @@ from catp.runtime.files import is_dir
 
 
 def find_contenders(given: str | None) -> dict[str, Path | None]:
-    """What `--against` names, by the name it has in a report, each once: a bundle's folder, or None for a runtime.
+    """Contenders that `--against` names, by their name in a report: a bundle's folder, or None for a runtime.
 
     A bundle is called as its folder is, with a number behind it where that name is taken.
 

@@ -1,4 +1,4 @@
-"""What is timed: anything that answers the same question about the same images."""
+"""The subject of a timing: anything that answers the same question about the same images."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def make_question(
 
 
 def make_picture(rng: np.random.Generator) -> Image.Image:
-    """Of IMAGE_SIZE, with structure and grain."""
+    """A picture of IMAGE_SIZE, with structure and grain."""
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize(IMAGE_SIZE, Image.Resampling.BICUBIC), np.int16)
     return Image.fromarray(np.clip(smooth + rng.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8))

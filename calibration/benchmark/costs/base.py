@@ -1,4 +1,4 @@
-"""What one stage of a benchmark has to compute and to move, and what is asked of it."""
+"""The cost of one stage: operations, bytes, and the workload that they belong to."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StageCost(BaseModel):
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked of the model."""
+    """The workload of a model."""
 
     batch: int
     num_kept: int
@@ -40,7 +40,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class LanguageCost:
-    """Of a language model."""
+    """The cost of a language model."""
 
     stages: dict[str, StageCost]  # prefill, and decode where more than one token is generated
     cache_bytes: int  # when the answer is complete
@@ -52,7 +52,7 @@ def in_integers(graph: GraphSpec) -> bool:
 
 
 def weight_bytes(graph: GraphSpec) -> int:
-    """Of a graph that reads all its weights."""
+    """Bytes of a graph that reads all its weights."""
     return (graph.external_data or graph.file).size
 
 

@@ -1,4 +1,4 @@
-"""What each stage has to compute and to move, from the model's sizes alone.
+"""Operations and bytes of each stage, from the model's sizes alone.
 
 Floating-point operations are those of matrix products, 2 m n k each. Left out are the vote (its comparisons are
 counted apart), softmax, normalisation, activations, biases, and attention to cache slots that hold no token; of causal
@@ -46,7 +46,7 @@ class Cost(BaseModel):
 
 
 def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: float) -> Cost:
-    """Of every stage that runs on an engine: vision, qformer, prefill, and decode (one step, where there is one)."""
+    """The cost of every stage that is a graph: vision, qformer, prefill, and decode (one step, where there is one)."""
     batch, kept = workload.batch, workload.num_kept
     vision, qformer, language = geometry.vision, geometry.qformer, geometry.language
     graphs = manifest.graphs
@@ -98,7 +98,7 @@ def decoder_only_cost(
 
 
 def prefill_cost(language: LanguageGeometry, graph: GraphSpec, weights: int, workload: Workload) -> StageCost:
-    """Of the language model's first pass.
+    """The cost of the language model's first pass.
 
     Args:
         graph: says how wide prefix and cache are stored; the sizes are those of `language`.
@@ -114,7 +114,7 @@ def prefill_cost(language: LanguageGeometry, graph: GraphSpec, weights: int, wor
 
 
 def vision_flops(vision: VisionGeometry) -> int:
-    """Of one image."""
+    """Operations of one image."""
     tokens, width = vision.tokens, vision.width
     patches = 2 * vision.patches * 3 * vision.patch**2 * width
     attention = 2 * tokens * width * 4 * width + 2 * (2 * tokens * tokens * width)
@@ -123,7 +123,7 @@ def vision_flops(vision: VisionGeometry) -> int:
 
 
 def qformer_flops(qformer: QFormerGeometry, vision: VisionGeometry, kept: int, language_width: int) -> int:
-    """Of one image, the projection of the kept tokens included.
+    """Operations of one image, the projection of the kept tokens included.
 
     What precedes the first cross-attention does not depend on the image: the first layer's self-attention and the
     projection of its queries are constants, which engines fold when they load the graph.
@@ -140,7 +140,7 @@ def qformer_flops(qformer: QFormerGeometry, vision: VisionGeometry, kept: int, l
 
 
 def language_flops(language: LanguageGeometry, tokens: int, context: float) -> int:
-    """Of one row: `tokens` new ones that see `context` tokens each, themselves included; one of them gets logits."""
+    """Operations of a row: `tokens` new ones that see `context` tokens each, themselves included; one gets logits."""
     heads_width = language.heads * language.head_width
     cache_width = language.key_value_heads * language.head_width
     projections = 2 * tokens * language.width * (2 * heads_width + 2 * cache_width)

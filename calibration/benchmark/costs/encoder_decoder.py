@@ -1,4 +1,4 @@
-"""What an encoder-decoder language model has to compute and to move; what is counted is as in `cost`.
+"""Operations and bytes of an encoder-decoder language model, counted as in `cost`.
 
 Prefill is what precedes the first token: the text encoder's pass over prefix and prompt, every decoder layer's keys and
 values of its result, and the decoder's step with the start token. Decode is the decoder alone: pruning makes it read
@@ -23,7 +23,7 @@ from catp.runtime.bundle.manifest import GraphSpec
 def encoder_decoder_cost(
     language: EncoderDecoderGeometry, encoder: GraphSpec, decoder: GraphSpec, workload: Workload
 ) -> LanguageCost:
-    """Of prefill, and of decode where more than one token is generated."""
+    """The cost of prefill, and of decode where more than one token is generated."""
     batch, encoded = workload.batch, workload.num_kept + workload.prompt_tokens
     # Step j of new_tokens - 1 sees the start token and j tokens after it, which are on average new_tokens / 2.
     context = 1 + workload.new_tokens / 2
@@ -48,7 +48,7 @@ def encoder_decoder_cost(
 
 
 def encoder_flops(language: EncoderDecoderGeometry, tokens: int) -> int:
-    """Of one row: the encoder over `tokens`, and the keys and values of the decoder's cross-attention."""
+    """Operations of one row: the encoder over `tokens`, and the keys and values of the decoder's cross-attention."""
     projection = 2 * tokens * language.width * _heads_width(language)
     attention = 2 * (2 * tokens * tokens * _heads_width(language))
     layer = 4 * projection + attention + tokens * _feed_forward_flops(language)
@@ -56,7 +56,7 @@ def encoder_flops(language: EncoderDecoderGeometry, tokens: int) -> int:
 
 
 def step_flops(language: EncoderDecoderGeometry, context: float, encoded: int) -> int:
-    """Of one row: one token through the decoder and its head.
+    """Operations of one row: one token through the decoder and its head.
 
     Args:
         context: tokens that self-attention sees, the new one included.
@@ -94,7 +94,7 @@ def _heads_width(language: EncoderDecoderGeometry) -> int:
 
 
 def _feed_forward_flops(language: EncoderDecoderGeometry) -> int:
-    """Of one token."""
+    """Operations of one token."""
     return (3 if language.gated else 2) * 2 * language.width * language.feed_forward
 
 

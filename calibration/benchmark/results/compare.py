@@ -97,7 +97,7 @@ def _changes(old: Result, new: Result, threshold: float, seed: int) -> list[Chan
 
 
 def _share(result: Result, stage: str) -> float:
-    """Of the total."""
+    """The share of the total."""
     times = len(result.token_ids[0]) - 1 if stage in ("decode", "time_per_output_token") else 1
     return times * result.milliseconds[stage].p50 / result.milliseconds["total"].p50
 

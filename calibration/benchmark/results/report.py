@@ -214,7 +214,7 @@ def _agreeing(ids: Sequence[int], others: Sequence[int]) -> int:
 
 
 def _speedups(setup: Setup, measured: Measured) -> list[Speedup]:
-    """Of each bundle: pruned over unpruned, at each ratio over ours, and at each ratio over each other runtime."""
+    """Speed-ups of each bundle: pruned over unpruned, and at each ratio over ours and over each other runtime."""
     found = []
     runtimes = [name for name in setup.against if not prunes(name)]
     for batch in setup.batches:

@@ -49,7 +49,7 @@ def counted(rounds: Rounds) -> Iterator[Callable[[int, Mapping[Case, float]], No
 
 
 def show(report: Report) -> None:
-    """What was measured; the card of costs was shown before."""
+    """The measurements; the card of costs was shown before."""
     for table in (
         bundle_table(report),
         load_table(report),

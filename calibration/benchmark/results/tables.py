@@ -40,7 +40,7 @@ MISSING = "too few"
 
 
 def cost_table(bundle: Described, costs: Sequence[Cost], rates: Rates, machine: Machine) -> Table:
-    """What each stage has to do at each ratio, and the least time that takes here; no stage has run yet."""
+    """The work of each stage at each ratio, and the least time that takes here; no stage has run yet."""
     made = ", random weights" if bundle.random_weights else ""
     integer = f"{rates.int8_gops:,.0f} in int8, " if rates.int8_gops else ""
     title = (
@@ -72,7 +72,7 @@ def cost_table(bundle: Described, costs: Sequence[Cost], rates: Rates, machine: 
 
 
 def bundle_table(report: Report) -> Table | None:
-    """What the bundles are; None where there is only one, of which the card of costs says as much."""
+    """The bundles; None where there is only one, of which the card of costs says as much."""
     if not report.bundles:
         return None
     table = Table(title="Bundles", title_justify="left")
@@ -168,7 +168,7 @@ def kernel_table(report: Report) -> Table | None:
 
 
 def pruning_table(report: Report) -> Table | None:
-    """What pruning changes, and what it doesn't; None where nothing was pruned."""
+    """The stages that pruning changes, and those that it doesn't; None where nothing was pruned."""
     rows = [speedup for speedup in report.speedups if speedup.baseline == speedup.subject]
     if not rows:
         return None
@@ -211,7 +211,7 @@ def contender_table(report: Report) -> Table | None:
 
 
 def break_even_table(report: Report) -> Table | None:
-    """What the vote costs against the prefill that it saves, and from where on it pays; None where that is unknown."""
+    """The cost of the vote against the prefill that it saves, and from where on it pays; None where that is unknown."""
     found = report.break_even
     if found is None:
         return None
@@ -233,7 +233,7 @@ def break_even_table(report: Report) -> Table | None:
 
 
 def load_table(report: Report) -> Table:
-    """What is not in any of the times."""
+    """Loading and warm-up, which are in none of the times."""
     table = Table(title="Before timing (in none of the figures)", title_justify="left")
     columns = ("runtime", "verify, s", "load, s", "warm-up, s", "memory gained, MB", "peak so far, MB")
     on_device = any(load.device_bytes is not None for load in report.loads)
@@ -298,7 +298,7 @@ def _from_where_on(own: Thresholds | None, limit: Thresholds | None) -> tuple[st
 
 
 def _weights(count: int | None) -> str:
-    """Of a language model, rounded: 2.7 G."""
+    """Weights of a language model, rounded: 2.7 G."""
     if count is None:
         return "none"
     return f"{count / 1e9:.1f} G" if count >= 1e9 else f"{count / 1e6:.0f} M"

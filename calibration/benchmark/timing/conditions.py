@@ -11,7 +11,7 @@ from catp.runtime.bundle.strict import Strict
 
 
 class Setup(Strict):
-    """What was asked, and how it was timed."""
+    """The workload, and how it was timed."""
 
     provider: str
     engines: str | None
@@ -36,7 +36,7 @@ class Setup(Strict):
 
 
 class Load(Strict):
-    """What it took to get a subject ready."""
+    """The cost of getting a subject ready."""
 
     subject: str
     verify_seconds: float | None = Field(description="comparing every file of the bundle with its sha256")

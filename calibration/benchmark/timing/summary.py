@@ -1,4 +1,4 @@
-"""What a list of durations comes to: percentiles, mean and spread."""
+"""The summary of a list of durations: percentiles, mean and spread."""
 
 from __future__ import annotations
 

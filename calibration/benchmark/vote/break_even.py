@@ -55,7 +55,7 @@ class Payoff(Strict):
 
 
 class BreakEven(Strict):
-    """What the vote costs on this machine, and what it takes to earn that back."""
+    """The cost of the vote on this machine, and what it takes to earn that back."""
 
     rounds: int = Field(description="in which the Q-Former graphs were timed")
     own_gflops: float = Field(description="matrix products per second of this bundle's fastest prefill; 1e9/s")
@@ -72,7 +72,7 @@ class BreakEven(Strict):
 
 @dataclass(frozen=True)
 class Speed:
-    """What a prefill can run at."""
+    """The speed of a prefill."""
 
     flops_per_second: float
     bytes_per_second: float
@@ -95,7 +95,7 @@ class PrefillModel:
     graph: GraphSpec
 
     def saved_ms(self, language: LanguageGeometry, queries: int, workload: Workload, speed: Speed) -> float:
-        """What `workload` takes less than the same with all `queries` kept, milliseconds; never below 0."""
+        """The time that `workload` takes less than the same with all `queries` kept, milliseconds; never below 0."""
         full = replace(workload, num_kept=queries)
         return self._milliseconds(language, full, speed) - self._milliseconds(language, workload, speed)
 

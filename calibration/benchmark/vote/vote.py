@@ -1,4 +1,4 @@
-"""What the vote costs: the Q-Former graph with it against the same graph without, in interleaved rounds."""
+"""The cost of the vote: the Q-Former graph with it against the same graph without, in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOTING, VOTELESS = "with its vote", "without a vote"
 
 
 def why_not(manifest: Manifest, setup: Setup) -> str | None:
-    """What keeps the vote's cost from being measured; None where nothing does."""
+    """The reason that keeps the vote's cost from being measured; None where nothing does."""
     if manifest.model.language == "encoder-decoder":
         return (
             "it is worked out for a prefill of one pass at one rate; that of an encoder-decoder language model is an "

@@ -1,4 +1,4 @@
-"""What formats share: a layer as a model of its own, which libraries take."""
+"""The parts that formats share: a layer as a model of its own, which libraries take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from catp.calibration.precision.graphs.layers import Layer
 
 @dataclass(frozen=True)
 class Range:
-    """What a layer's input was between, in calibration.
+    """The range of a layer's input in calibration.
 
     Raises:
         ValueError: an end is no number or infinite, or they are the wrong way round.
@@ -49,7 +49,7 @@ def single_layer(layer: Layer) -> onnx.ModelProto:
 
 
 def initializer_bytes(fragment: onnx.GraphProto) -> int:
-    """Of its weights, scales and zero points."""
+    """Bytes of its weights, scales and zero points."""
     return sum(_nbytes(tensor) for tensor in fragment.initializer)
 
 

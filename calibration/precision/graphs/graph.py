@@ -1,4 +1,4 @@
-"""A floating-point graph, with some of its layers exchanged for quantised ones or with their inputs laid open."""
+"""A floating-point graph, with some of its layers exchanged for quantised ones or with their inputs opened."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Layer:
     _weight: Any  # ir tensor [K, N], or [N, K] where it is transposed
     _transposed: bool = False
     is_table: bool = False
-    is_output: bool = False  # y is what the graph puts out, as a language model's logits are
+    is_output: bool = False  # y is what the graph outputs, as a language model's logits are
 
     def weight(self) -> np.ndarray:
         """W [K, N], of a table [rows, width]; float32 or float16, read from disk."""
@@ -44,7 +44,7 @@ class Layer:
 
     @property
     def nbytes(self) -> int:
-        """Of the weight in floating point."""
+        """Bytes of the weight in floating point."""
         return int(self._weight.nbytes)
 
 

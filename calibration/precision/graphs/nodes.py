@@ -21,7 +21,7 @@ def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """What a value is at every call, if it is known."""
+    """The value that a tensor has at every call, if it is known."""
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 

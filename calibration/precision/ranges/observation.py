@@ -1,4 +1,4 @@
-"""The real chain, with what its layers read laid open while it answers."""
+"""The real chain, with what its layers read opened while it answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges of activations: gathered in the real chain, kept for the next run, and gone on with after an interruption."""
+"""Ranges of activations: gathered in the real chain, kept for the next run, and resumed after an interruption."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What decides ranges, other than the graphs."""
+    """The settings that decide ranges, beside the graphs."""
 
     questions: Sequence[Question]
     data: str
@@ -59,7 +59,7 @@ def gather_ranges(
     sampling: Sampling,
     advance: Callable[[int], None],
 ) -> Gathered:
-    """Ask the bundle, and note what its layers read: all query tokens and the pruned prefix by turns.
+    """Ask the bundle, and note what its layers read: alternately all query tokens and the pruned prefix.
 
     What an earlier run gathered for the same graphs and questions is used; one that was interrupted goes on.
 

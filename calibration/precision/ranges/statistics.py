@@ -1,4 +1,4 @@
-"""What activations were like: extremes and histograms, question by question, and the ranges chosen from them."""
+"""Statistics of activations: extremes and histograms, question by question, and the ranges chosen from them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SMALLEST = float(np.finfo(np.float32).tiny) * 2 * max(_BINS.values())
 
 
 class Statistics:
-    """Of the inputs of layers, by tensor.
+    """Statistics of the inputs of layers, by tensor.
 
     Histograms and what is read from them are onnxruntime.quantization's (HistogramCollector).
 

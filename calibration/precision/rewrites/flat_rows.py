@@ -51,7 +51,7 @@ def _restores(node: ir.Node, rows: ir.Value) -> bool:
 
 
 def _region(flat: ir.Value) -> Iterator[ir.Value]:
-    """What is computed row by row of `flat`, itself included; nothing where something else reads one of these."""
+    """Tensors computed row by row of `flat`, itself included; none where something else reads one of them."""
     found = {flat: None}
     waiting = [flat]
     while waiting:

@@ -100,7 +100,7 @@ def _take_probabilities(graph: ir.Graph, softmax: ir.Node) -> None:
 
 
 def rows_of(value: ir.Value | None, *axes: int) -> Rows | None:
-    """Of [B, heads, S, d] that was made of rows by Reshape and Transpose, or by these and a Gather of q, k or v.
+    """Rows that a tensor [B, heads, S, d] was made of by Reshape and Transpose, or these and a Gather of q, k or v.
 
     Args:
         axes: another order that the Transpose has.
@@ -123,7 +123,7 @@ def rows_of(value: ir.Value | None, *axes: int) -> Rows | None:
 
 
 def _before(value: ir.Value | None, *axes: int) -> ir.Value | None:
-    """What a Reshape and a Transpose to that order started from, if that had three axes."""
+    """The tensor that a Reshape and a Transpose to that order started from, if that had three axes."""
     transpose = producer(value, "Transpose")
     if not permutes(transpose, *axes) or transpose is None:
         return None

@@ -1,4 +1,4 @@
-"""How much one layer alone, quantised, changes what its graph puts out."""
+"""How much one layer alone, quantised, changes what its graph outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMPARED = {
 
 @dataclass(frozen=True)
 class LayerError:
-    """What quantising one layer does."""
+    """The effect of quantising one layer."""
 
     graph: str
     layer: str
@@ -56,7 +56,7 @@ def layer_errors(
     wanted = _outputs(graph, {}, purpose, calls)
     if not all(np.isfinite(output).all() for output in wanted):
         raise CatpError(
-            f"{graph.name}: in floating point it puts out what is no number, or infinite, so an error can't be "
+            f"{graph.name}: in floating point it outputs what is no number, or infinite, so an error can't be "
             "measured; check that catp-run gives sensible answers with this bundle (fp16 overflows where fp32 does not)"
         )
     sizes = {layer.name: layer.nbytes for layer in graph.layers}

@@ -88,7 +88,7 @@ def test_outputs_that_are_taken(demo_bundle: Path, tmp_path: Path) -> None:
         (copy, [*INT8, "--overwrite"], "it is the bundle that is read; name another folder"),
         (copy / ".." / "bundle", [*INT8, "--overwrite"], "it is the bundle that is read"),
         (other, INT8, "the folder is not empty"),
-        (other, [*INT8, "--overwrite"], "it holds no catp.json, so it is none of ours"),
+        (other, [*INT8, "--overwrite"], "it holds no catp.json, so catp-export did not write it"),
         (tmp_path / "file", INT8, "it is a file"),
     ):
         assert_refused(copy, output, arguments, message)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from catp.export.checkpoints.generation_settings import describe_unheeded, read_settings
+from catp.export.checkpoints.generation_settings import describe_unfollowed, read_settings
 from catp.export.checkpoints.loading import Checkpoint
 from catp.export.demo import samples
 from catp.export.verification.reference import Reference
@@ -34,7 +34,7 @@ def configure(part: Any, **settings: Any) -> None:
 
 def test_the_demo_is_greedy(demo_checkpoint: Checkpoint) -> None:
     assert read_settings(demo_checkpoint) == GREEDY
-    assert describe_unheeded(demo_checkpoint) is None
+    assert describe_unfollowed(demo_checkpoint) is None
 
 
 def test_settings_of_the_language_model_are_the_default(checkpoint: Checkpoint) -> None:
@@ -83,6 +83,6 @@ def test_what_the_runtime_can_t_do_is_refused_by_name(checkpoint: Checkpoint, se
 
 def test_what_hugging_face_does_not_heed_is_told(checkpoint: Checkpoint) -> None:
     configure(checkpoint.model, num_beams=3, top_k=50, max_new_tokens=30)
-    told = describe_unheeded(checkpoint)
+    told = describe_unfollowed(checkpoint)
     assert told is not None and "num_beams=3" in told and "max_new_tokens=30" in told and "top_k" not in told
     assert read_settings(checkpoint) == GREEDY

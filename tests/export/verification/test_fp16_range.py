@@ -1,4 +1,4 @@
-"""What is beyond fp16 in PyTorch's float16 is refused by name, whatever graph and family; what is just within passes."""
+"""Results beyond fp16 in PyTorch's float16 are refused by name in every graph and family; those just within pass."""
 
 import shutil
 from collections.abc import Iterator

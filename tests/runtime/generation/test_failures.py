@@ -17,7 +17,7 @@ from catp.export.verification.reference import Reference
 from catp.runtime import CatpError, Pipeline, UsageError
 from catp.runtime.bundle.generation_settings import GREEDY
 from catp.runtime.generation.beams import generate_with_beams
-from catp.runtime.generation.singly import generate_singly
+from catp.runtime.generation.one_by_one import generate_one_by_one
 from catp.runtime.generation.stopping import Answers, Ending
 from catp.runtime.inputs.images import load_image
 
@@ -127,7 +127,7 @@ class _Broken:
 @pytest.mark.parametrize("settings", [{}, {"do_sample": True}, {"num_beams": 2}, {"num_beams": 2, "do_sample": True}])
 def test_logits_that_are_not_finite_are_no_answer(settings: dict[str, Any], value: float) -> None:
     chosen = GREEDY.override(**settings)
-    generate = generate_singly if chosen.num_beams == 1 else generate_with_beams
+    generate = generate_one_by_one if chosen.num_beams == 1 else generate_with_beams
     answers = Answers([[1]], np.array([5]), Ending(frozenset({0})))
     steps = generate(_Broken(chosen.num_beams, value), answers, chosen, ())  # type: ignore[arg-type]
     assert next(steps) is None and next(steps) is None

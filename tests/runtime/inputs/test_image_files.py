@@ -103,7 +103,7 @@ def test_grey_arrays_are_grey() -> None:
         (io.BytesIO(CONTENT[:200]), "given as a file object: broken or truncated"),
         (io.StringIO("text"), "opened as text; open it in binary mode"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_picture_is_refused_by_name(pipeline: Pipeline, source: Any, message: str) -> None:
     for call in (
@@ -117,7 +117,11 @@ def test_what_is_no_picture_is_refused_by_name(pipeline: Pipeline, source: Any, 
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source", [None, np.zeros((3, 8, 8), np.uint8), torch.zeros(8, 8, 3), b"?"], ids=str)
+@pytest.mark.parametrize(
+    "source",
+    [None, np.zeros((3, 8, 8), np.uint8), torch.zeros(8, 8, 3), b"?"],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
 def test_retrieval_and_videos_refuse_it_too(retrieval_bundle: Path, video_bundle: Path, source: Any) -> None:
     with pytest.raises(ImageError, match=r"^image given as "):
         Pipeline.load(retrieval_bundle).match([source], ["a red circle"])

@@ -161,7 +161,7 @@ def _convert(module: torch.nn.Module, example: Any) -> Any:
 
 
 def _set_shapes(converted: Any, shapes: Mapping[int, list[int]]) -> None:
-    """Of the inputs by number; -1 is any size."""
+    """Set the shapes of inputs by number; -1 is any size."""
     openvino = import_openvino()
     for number, shape in shapes.items():
         converted.inputs[number].get_node().set_partial_shape(openvino.PartialShape(shape))

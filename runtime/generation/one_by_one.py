@@ -15,7 +15,7 @@ from catp.runtime.generation.stopping import Answers
 from catp.runtime.language_models.base import Decoding
 
 
-def generate_singly(
+def generate_one_by_one(
     decoding: Decoding, answers: Answers, settings: GenerationSettings, processors: Sequence[Processor]
 ) -> Iterator[None]:
     """Fill `answers`; yields whenever each running row has one token more.
