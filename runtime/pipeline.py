@@ -238,7 +238,8 @@ class Pipeline:
         lengths = sorted({len(frames) for frames in videos})
         if len(lengths) > 1:
             raise UsageError(
-                f"videos of {', '.join(map(str, lengths))} frames: a batch has equally many in each; give them one by one"
+                f"videos of {', '.join(map(str, lengths))} frames: a batch has equally many in each; "
+                "give them one by one"
             )
         return videos
 

@@ -144,8 +144,8 @@ def _check_ours(folder: Path, output: Path, holds: str | None) -> None:
         raise UsageError(f"output {output}: it is a file; give a folder")
     if holds is not None and not (folder / holds).is_file():
         raise UsageError(
-            f"output {output}: it holds no {holds}, so catp-export did not write it and --overwrite does not replace it; "
-            "give another one"
+            f"output {output}: it holds no {holds}, so catp-export did not write it and --overwrite does not "
+            "replace it; give another one"
         )
 
 

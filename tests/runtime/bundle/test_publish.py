@@ -112,7 +112,7 @@ def renames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_somebody_puts_there_meanwhile_stays(tmp_path: Path, overwrite: bool) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UsageError, match=r"meanwhile|none of ours"), published(out, overwrite) as folder:
+    with pytest.raises(UsageError, match=r"meanwhile|did not write it"), published(out, overwrite) as folder:
         (folder / "catp.json").write_text("{}")
         put(out)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -145,7 +145,7 @@ def test_of_two_exports_to_one_place_the_second_is_refused(tmp_path: Path) -> No
 def test_a_bundle_that_became_something_else_is_not_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out"
     put(out, "catp.json")
-    with pytest.raises(UsageError, match="none of ours"), published(out, overwrite=True) as folder:
+    with pytest.raises(UsageError, match="did not write it"), published(out, overwrite=True) as folder:
         (folder / "catp.json").write_text("new")
         (out / "catp.json").rename(out / "thesis.txt")
     assert (out / "thesis.txt").read_text() == "theirs" and [p.name for p in tmp_path.iterdir()] == ["out"]

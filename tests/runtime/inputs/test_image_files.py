@@ -24,6 +24,11 @@ PROMPT = samples()[0].prompt
 CONTENT = PATH.read_bytes()
 
 
+def _named(value: Any) -> str:
+    """A test's name, the same in every process."""
+    return value if isinstance(value, str) else type(value).__name__
+
+
 MODES = [
     "1", "L", "P", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", "LA", "La", "PA",
     "I", "F", "I;16", "I;16L", "I;16B", "I;16N",
@@ -103,7 +108,7 @@ def test_grey_arrays_are_grey() -> None:
         (io.BytesIO(CONTENT[:200]), "given as a file object: broken or truncated"),
         (io.StringIO("text"), "opened as text; open it in binary mode"),
     ],
-    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+    ids=_named,
 )
 def test_what_is_no_picture_is_refused_by_name(pipeline: Pipeline, source: Any, message: str) -> None:
     for call in (
@@ -120,7 +125,7 @@ def test_what_is_no_picture_is_refused_by_name(pipeline: Pipeline, source: Any, 
 @pytest.mark.parametrize(
     "source",
     [None, np.zeros((3, 8, 8), np.uint8), torch.zeros(8, 8, 3), b"?"],
-    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+    ids=_named,
 )
 def test_retrieval_and_videos_refuse_it_too(retrieval_bundle: Path, video_bundle: Path, source: Any) -> None:
     with pytest.raises(ImageError, match=r"^image given as "):
