@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Unpack, get_args
+from typing import Unpack
 
 import numpy as np
 
@@ -20,15 +20,16 @@ from catp.runtime.generation.result import Generation
 from catp.runtime.generation.stopping import Ending, StopStrings
 from catp.runtime.image_sides import open_image_side
 from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
-from catp.runtime.inputs.image_files import ACCEPTED, ImageSource, identity_of, is_one
+from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.inputs.text import TextCodec
 from catp.runtime.inputs.text_stream import TextStream
-from catp.runtime.inputs.videos import VideoSource, frames_of
+from catp.runtime.inputs.videos import VideoSource
 from catp.runtime.language_models import open_language_model
 from catp.runtime.language_models.base import Batch
 from catp.runtime.matching import Match, Matching
 from catp.runtime.providers import open_provider
 from catp.runtime.providers.base import Provider, Value
+from catp.runtime.questions import Question, Wishes, find_repeated, frames_by_row, position_mode
 
 
 class Pipeline:
@@ -103,14 +104,34 @@ class Pipeline:
             raise UsageError(
                 f"{len(images)} images and {len(prompts)} prompts: give one prompt per image, at least one"
             )
-        pruning = self._check_pruning(ratio, keep_mass)
         chosen = (settings or self.manifest.generation).asked_for(**overrides)
+        wishes = Wishes(chosen, ratio, keep_mass, positions, max_new_tokens)
+        return self.answer([Question(image, prompt, wishes) for image, prompt in zip(images, prompts)])
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answer questions whose settings may differ: those that share them are one batch.
+
+        Raises:
+            UsageError, ImageError: as `generate`; nothing is answered then.
+        """
+        rows_of: dict[Wishes, list[int]] = {}
+        for row, question in enumerate(questions):
+            rows_of.setdefault(question.wishes, []).append(row)
+        found: dict[int, Answer] = {}
+        for wishes, rows in rows_of.items():
+            asked = [questions[row] for row in rows]
+            found.update(zip(rows, self._answer_batch(asked, wishes)))
+        return [found[row] for row in range(len(questions))]
+
+    def _answer_batch(self, questions: Sequence[Question], wishes: Wishes) -> list[Answer]:
+        prompts, chosen = [question.prompt for question in questions], wishes.settings
+        pruning = wishes.pruning(self.manifest, self.image_side)
         token_ids = [self._text.encode(prompt) for prompt in prompts]
-        videos = self._videos(images)
+        videos = frames_by_row(self.manifest, [question.source for question in questions])
         frames = len(videos[0])
-        distinct, image_of = _distinct(videos, prompts if self.manifest.reads_instruction else None)
-        self._limits(token_ids, max_new_tokens, chosen, frames)  # refuses before any work
-        self._check_frames(frames, pruning[0], positions)
+        distinct, image_of = find_repeated(videos, prompts if self.manifest.reads_instruction else None)
+        self._limits(token_ids, wishes.max_new_tokens, chosen, frames)  # refuses before any work
+        wishes.check_frames(self.manifest, frames, pruning[0])
         clock = [time.perf_counter()]
         pixel_values = self.preprocess([frame for row in distinct for frame in videos[row]])
         clock.append(time.perf_counter())
@@ -126,7 +147,8 @@ class Pipeline:
         for group, pruned in groups:
             rows = [row for row, image in enumerate(image_of) if image in group]
             asked, about = [token_ids[row] for row in rows], [group.index(image_of[row]) for row in rows]
-            generations.append((rows, self.decode(pruned, asked, max_new_tokens, positions, chosen, about)))
+            generation = self.decode(pruned, asked, wishes.max_new_tokens, wishes.positions, chosen, about)
+            generations.append((rows, generation))
         clock.append(time.perf_counter())
         generated = {row: ids for rows, generation in generations for row, ids in zip(rows, generation.token_ids)}
         decode = [seconds for _, generation in generations for seconds in generation.decode_seconds]
@@ -186,17 +208,18 @@ class Pipeline:
         Raises:
             UsageError: also for a beam search, whose answer is not known before its end.
         """
-        pruning = self._check_pruning(ratio, keep_mass)
         chosen = (settings or self.manifest.generation).asked_for(**overrides)
+        wishes = Wishes(chosen, ratio, keep_mass, positions, max_new_tokens)
+        pruning = wishes.pruning(self.manifest, self.image_side)
         if chosen.num_beams > 1:
             raise UsageError(
                 f"stream: the answer of {chosen.num_beams} beams is not known before its end; give num_beams 1, or "
                 "don't stream"
             )
         token_ids = [self._text.encode(prompt)]
-        (video,) = self._videos([image])
+        (video,) = frames_by_row(self.manifest, [image])
         self._limits(token_ids, max_new_tokens, chosen, len(video))
-        self._check_frames(len(video), pruning[0], positions)
+        wishes.check_frames(self.manifest, len(video), pruning[0])
 
         def pieces() -> Iterator[str]:
             encoded = self.encode(self.preprocess(video), [prompt] * len(video))
@@ -210,48 +233,6 @@ class Pipeline:
                 yield piece
 
         return pieces()
-
-    def _check_pruning(self, ratio: float | None, keep_mass: float | None) -> tuple[int, float | None]:
-        """How many tokens are kept, or the share of the votes instead."""
-        if ratio is not None and keep_mass is not None:
-            raise UsageError(f"ratio {ratio} and keep mass {keep_mass}: give one of them")
-        if ratio is None and keep_mass is None:
-            keep_mass = self.manifest.pruning.keep_mass
-        if keep_mass is not None and self.manifest.model.frames is not None:
-            raise UsageError(f"keep mass {keep_mass}: frames of a video keep equally many tokens each; give a ratio")
-        kept = self.num_kept(ratio)
-        self.image_side.check_mass(keep_mass)
-        return kept, keep_mass
-
-    def _videos(self, sources: Sequence[VideoSource]) -> list[tuple[ImageSource, ...]]:
-        """The frames of each, equally many; an image is one frame."""
-        if self.manifest.model.frames is None:
-            for source in sources:
-                if isinstance(source, Sequence) and not is_one(source):
-                    raise UsageError(
-                        f"image: a sequence of {len(source)}, and {self.manifest.model.family} takes one image a "
-                        f"prompt; accepted: {ACCEPTED}"
-                    )
-            return [(source,) for source in sources]  # type: ignore[misc]
-        once = {identity_of(source): frames_of(source) for source in {identity_of(s): s for s in sources}.values()}
-        videos = [once[identity_of(source)] for source in sources]
-        lengths = sorted({len(frames) for frames in videos})
-        if len(lengths) > 1:
-            raise UsageError(
-                f"videos of {', '.join(map(str, lengths))} frames: a batch has equally many in each; "
-                "give them one by one"
-            )
-        return videos
-
-    def _check_frames(self, frames: int, kept: int, positions: Positions | None) -> None:
-        """Refuses more frames than the language model has positions for, before they are encoded."""
-        each = self.manifest.pruning.num_query_tokens if self._check_positions(positions) == "original" else kept
-        most = self.manifest.text.max_positions
-        if frames > 1 and most is not None and frames * each >= most:
-            raise UsageError(
-                f"video: {frames} frames take {each} positions each, and this model has {most} with the prompt's; give "
-                f"at most {(most - 1) // each} frames"
-            )
 
     def _prune(
         self, encoded: Encoded, images: int, frames: int, kept: int, keep_mass: float | None
@@ -327,7 +308,7 @@ class Pipeline:
     ) -> Request:
         pruning = self.manifest.pruning
         rows, kept = pruned.kept_indices.shape
-        if self._check_positions(positions) == "original":
+        if position_mode(self.manifest, positions) == "original":
             # As in training: kept tokens stay where they were, and the text begins after all N of every frame.
             where: Value = pruned.kept_indices
             start = pruning.num_query_tokens * pruned.frames
@@ -343,12 +324,6 @@ class Pipeline:
             Ending(frozenset(self.manifest.text.eos_token_ids), StopStrings(stop, self._text.piece) if stop else None),
             settings,
         )
-
-    def _check_positions(self, positions: Positions | None) -> Positions:
-        mode = positions or self.manifest.pruning.positions
-        if mode not in get_args(Positions):
-            raise UsageError(f"positions {mode!r}: unknown; accepted: {', '.join(get_args(Positions))}")
-        return mode
 
     def _contexts(self, prompts: Sequence[Sequence[int]], frames: int) -> list[list[int]]:
         """The ids before each answer, as Hugging Face counts ids: all query tokens, also where some are pruned."""
@@ -399,23 +374,3 @@ class Pipeline:
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Text of generated tokens."""
         return self._text.decode(token_ids)
-
-
-def _distinct(videos: Sequence[tuple[ImageSource, ...]], prompts: Sequence[str] | None) -> tuple[list[int], list[int]]:
-    """Where each image or video is first given, and which of these every given one is.
-
-    Paths are compared by name, other sources by identity.
-
-    Args:
-        prompts: of a Q-Former that reads them too: then an image with another prompt is another one.
-    """
-    found: dict[tuple[tuple[str | int, ...], str], int] = {}
-    first: list[int] = []
-    which = []
-    for row, frames in enumerate(videos):
-        key = (tuple(identity_of(frame) for frame in frames), prompts[row] if prompts else "")
-        if key not in found:
-            found[key] = len(first)
-            first.append(row)
-        which.append(found[key])
-    return first, which

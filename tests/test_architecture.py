@@ -19,7 +19,7 @@ FLOORS = {
         ("bundle",),
         ("providers", "inputs", "pruning"),
         ("language_models", "image_sides", "matching"),
-        ("generation", "answers"),
+        ("generation", "answers", "questions"),
         ("pipeline",),
         ("commands",),
     ),
