@@ -29,9 +29,16 @@ def test_what_is_left_is_what_hugging_face_leaves(temperature: float, top_k: int
         np.testing.assert_array_equal(warp(scores, settings, least), wanted[0].numpy())
 
 
+def test_a_share_that_is_reached_exactly_is_enough() -> None:
+    scores = np.zeros(4, np.float32)
+    wanted = TopPLogitsWarper(0.5)(None, torch.from_numpy(scores)[None])[0].numpy()
+    assert np.isfinite(wanted).sum() == 2
+    np.testing.assert_array_equal(warp(scores, GREEDY.override(top_k=0, top_p=0.5)), wanted)
+
+
 def test_no_share_at_all_is_the_likeliest_token_however_flat_the_scores_are() -> None:
     scores = np.random.default_rng(0).normal(0, 1e-3, 50_000).astype(np.float32)
-    left = warp(scores, GREEDY.override(top_p=0.0))
+    left = warp(scores, GREEDY.override(top_k=0, top_p=0.0))
     assert np.flatnonzero(np.isfinite(left)).tolist() == [scores.argmax()]
 
 

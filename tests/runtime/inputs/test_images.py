@@ -47,7 +47,7 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
 
 
 def test_sixteen_bit_greys_are_scaled_not_clipped(tmp_path: Path) -> None:
-    values = np.linspace(0, 65535, 64 * 4).reshape(4, 64).astype(np.uint16)
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)  # all there are
     Image.fromarray(values).save(tmp_path / "deep.png")
     loaded = np.asarray(load_image(tmp_path / "deep.png"))[..., 0]
     assert np.array_equal(loaded, np.round(values / 257))
@@ -82,6 +82,9 @@ def test_a_float_image_with_a_hole_is_not_black(tmp_path: Path) -> None:
     values[0, 0] = np.nan
     Image.fromarray(values * 2).save(tmp_path / "x.tif")
     assert (np.asarray(load_image(tmp_path / "x.tif"))[1:] == 255).all()
+    for hole in (np.nan, np.inf, -np.inf):
+        values[0, 0] = hole
+        assert (np.asarray(load_image(Image.fromarray(values * 100)))[0, :2] == [[0] * 3, [255] * 3]).all()
 
 
 def test_a_picture_without_pixels_is_refused() -> None:
