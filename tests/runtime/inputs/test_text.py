@@ -25,10 +25,12 @@ def spec(template: str = "{prompt}") -> TextSpec:
     return TextSpec(pad_token_id=1, eos_token_ids=(2,), max_positions=9, prompt_template=template)
 
 
-def unigram(file: Path, *added: AddedToken, normalizer: normalizers.Normalizer | None = None) -> Path:
+def unigram(file: Path, *added: AddedToken, normalizer: normalizers.Normalizer | None = None, known: str = "") -> Path:
     """As T5's: control tokens are words of the vocabulary, and neither `<` nor `/` is."""
     control = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    tokenizer = Tokenizer(models.Unigram([*control, *((c, -3.0) for c in "▁abcdefghijklmnopqrstuvwxyz>?")], unk_id=2))
+    tokenizer = Tokenizer(
+        models.Unigram([*control, *((c, -3.0) for c in "▁abcdefghijklmnopqrstuvwxyz>?" + known)], unk_id=2)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     if normalizer is not None:
         tokenizer.normalizer = normalizer
@@ -81,6 +83,12 @@ def test_unknown_characters_are_no_marks(tmp_path: Path) -> None:
     for prompt in ("a ☃ b", "a < b", "<imag> ☃", "☃"):
         ids = TextCodec(file, spec()).encode(prompt)
         assert ids == Tokenizer.from_file(str(file)).encode(prompt).ids and 2 in ids
+
+
+def test_an_unknown_character_beside_a_mark_that_can_be_read(tmp_path: Path) -> None:
+    codec = TextCodec(unigram(tmp_path / "t.json", IMAGE, known="<"), spec())
+    for prompt in ("☃<image>", "<image>☃", "☃<image>☃"):
+        assert codec.encode(prompt).count(2) == prompt.count("☃")
 
 
 def test_a_mark_that_a_normaliser_makes_is_refused(tmp_path: Path) -> None:
