@@ -57,6 +57,8 @@ class GenerationSettings(BaseModel):
     def _stop_strings_say_something(self) -> GenerationSettings:
         if "" in self.stop_strings:
             raise ValueError("stop_strings: one is empty and would end every answer before it begins")
+        if any("\ud800" <= character <= "\udfff" for string in self.stop_strings for character in string):
+            raise ValueError("stop_strings: one is not valid Unicode")
         if sum(map(len, self.stop_strings)) > TEMPLATE_CHARACTERS:
             raise ValueError(f"stop_strings: at most {TEMPLATE_CHARACTERS:,} characters together")
         return self
