@@ -43,11 +43,11 @@ from catp.runtime.bundle.manifest import (
     TextSpec,
 )
 from catp.runtime.bundle.publish import link_or_copy, published
-from catp.runtime.errors import CatpError, ParityError, UsageError
+from catp.runtime.errors import CatpError, GraphError, ParityError, UsageError
 from catp.runtime.inputs.images import load_image
-from catp.runtime.progress import Progress, silent
 from catp.runtime.providers import open_provider
 from catp.runtime.pruning import check_mass, check_ratio
+from catp.runtime.system.progress import Progress, silent
 
 LIBRARIES = (torch, transformers, onnx, onnxscript, onnxruntime)
 COMPARED = ("catp", "coverage", "distinct", "l2-norm", "self-attention")
@@ -162,7 +162,10 @@ def export_bundle(
         del checkpoint
         gc.collect()
         with step("verify the graphs in ONNX Runtime"):
-            checks = check_parity(Bundle(folder, manifest), expected)
+            try:
+                checks = check_parity(Bundle(folder, manifest), expected)
+            except GraphError as error:
+                raise ParityError(f"an exported graph can't be run, nothing was published: {error}") from error
         failed = [check for check in checks if not check.passed and not check.advisory]
         if failed:
             raise ParityError(

@@ -14,7 +14,7 @@ PACKAGES = ("export", "runtime", "calibration")
 FLOORS = {
     "runtime": (
         ("errors",),
-        ("limits", "progress", "system"),
+        ("limits", "system"),
         ("files",),
         ("bundle",),
         ("providers", "inputs", "pruning"),

@@ -22,7 +22,7 @@ from catp.calibration.benchmark.contenders.registry import check_installed
 from catp.calibration.benchmark.machine import available_memory
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.files import is_dir
-from catp.runtime.progress import Progress, silent
+from catp.runtime.system.progress import Progress, silent
 
 Preset = Literal["tiny", "mid", "blip2-opt-2.7b", "blip2-flan-t5-xl"]
 BUNDLE = "bundle"

@@ -14,7 +14,7 @@ import numpy as np
 
 from catp.runtime.bundle.generation_settings import GenerationSettings
 from catp.runtime.errors import UsageError
-from catp.runtime.generation.failures import check_logits, check_scores, not_finite, quietly
+from catp.runtime.generation.failures import check_scores, not_finite, quietly
 from catp.runtime.generation.finite import check_finite
 from catp.runtime.generation.processors import Processor, process
 from catp.runtime.generation.sampling import draw_several, generators, warp
@@ -123,7 +123,6 @@ class _Search:
             CatpError: the logits are not finite.
             UsageError: the settings make scores of them that are not, or the search ends without an answer.
         """
-        check_logits(logits)
         settings, beams = self._settings, self._settings.num_beams
         totals = np.stack([self._score(row, ids) for row, ids in zip(logits, self._beams)]) + self._scores[:, None]
         if np.isnan(totals).any():

@@ -5,19 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from catp.runtime.bundle.generation_settings import GenerationSettings
-from catp.runtime.errors import CatpError, UsageError
+from catp.runtime.errors import UsageError
 
 quietly = np.errstate(all="ignore")
 """For functions that settings make overflow: what comes of it is looked at, and a warning besides says less."""
-
-
-def check_logits(logits: np.ndarray) -> None:
-    """Raises CatpError where logits of a language model are no numbers, whatever the settings."""
-    if np.isnan(logits).any() or np.isposinf(logits).any():
-        raise CatpError(
-            "language model: its logits are not finite, so what it computes with overflowed; export with "
-            "--precision fp32, and compare the bundle's image settings with the checkpoint's"
-        )
 
 
 def check_scores(scores: np.ndarray, settings: GenerationSettings, answered: int) -> None:

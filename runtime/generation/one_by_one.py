@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from catp.runtime.bundle.generation_settings import GenerationSettings
-from catp.runtime.generation.failures import check_logits, check_scores, not_finite, quietly
+from catp.runtime.generation.failures import check_scores, not_finite, quietly
 from catp.runtime.generation.finite import check_finite
 from catp.runtime.generation.processors import Processor, process
 from catp.runtime.generation.sampling import draw, generators, warp
@@ -50,11 +50,9 @@ def _choose(
     """The token after `ids`, of which the answer has `answered`.
 
     Raises:
-        CatpError: the logits float32 [V] are not finite.
         UsageError: the settings make scores of them that are not, or, of tokens to draw from, leave none. The likeliest
             of none is token 0, as in transformers.
     """
-    check_logits(logits)
     scores = process(processors, logits, ids, answered)
     if np.isnan(scores).any():
         raise not_finite(settings, answered)

@@ -9,8 +9,8 @@ from catp.calibration.benchmark.contenders.subject import OURS, Question, Subjec
 from catp.calibration.benchmark.machine import peak_memory, resident_memory
 from catp.calibration.benchmark.timing.conditions import Load, Setup
 from catp.calibration.benchmark.timing.rounds import warm_up
-from catp.runtime.progress import Progress, silent
 from catp.runtime.providers.cuda import device_memory
+from catp.runtime.system.progress import Progress, silent
 
 
 def load_subjects(

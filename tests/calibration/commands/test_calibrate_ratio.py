@@ -80,7 +80,7 @@ def test_too_few_images_are_said_to_be_too_few(copy: Path) -> None:
 def test_questions_about_one_picture_confirm_nothing(copy: Path, tmp_path: Path) -> None:
     """However many they are: halves share no picture."""
     before = (copy / "catp.json").read_bytes()
-    image, data = Path(__file__).parents[2] / "export/demo/images/scene-a.png", tmp_path / "one.jsonl"
+    image, data = Path(__file__).parents[3] / "export/demo/images/scene-a.png", tmp_path / "one.jsonl"
     line = {"image": str(image), "question": "what is in the bottom right?", "answer": "a black diamond"}
     data.write_text("".join(json.dumps(line) + "\n" for _ in range(40)))
     result = RUNNER.invoke(app, ["ratio", str(copy), "--data", str(data), "--ratios", "0.1"])

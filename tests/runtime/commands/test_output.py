@@ -13,7 +13,7 @@ from catp.runtime.files import write_file
 from catp.runtime.system.optional_imports import optional_import
 from catp.runtime.system.printable import in_json, one_line, printable
 
-IMAGE = Path(__file__).parents[2] / "export" / "demo" / "images" / "scene-a.png"
+IMAGE = Path(__file__).parents[3] / "export" / "demo" / "images" / "scene-a.png"
 
 
 def test_what_steers_a_terminal_is_spelled_out() -> None:

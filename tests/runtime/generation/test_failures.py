@@ -14,8 +14,9 @@ from catp.export.checkpoints.loading import load_checkpoint
 from catp.export.demo import samples
 from catp.export.verification.continuations import cache_of
 from catp.export.verification.reference import Reference
-from catp.runtime import CatpError, Pipeline, UsageError
+from catp.runtime import Pipeline, UsageError
 from catp.runtime.bundle.generation_settings import GREEDY
+from catp.runtime.errors import GraphError
 from catp.runtime.generation.beams import generate_with_beams
 from catp.runtime.generation.one_by_one import generate_one_by_one
 from catp.runtime.generation.stopping import Answers, Ending
@@ -106,6 +107,9 @@ def test_what_it_fails_at_or_makes_up_is_an_error(endless: Pipeline, settings: d
 class _Broken:
     """A model whose logits are those of an overflow from its third token on."""
 
+    graph = "language_model"
+    vocabulary = 9
+
     def __init__(self, rows: int, value: float) -> None:
         self.rows, self.value, self.steps = rows, value, 0
 
@@ -131,7 +135,7 @@ def test_logits_that_are_not_finite_are_no_answer(settings: dict[str, Any], valu
     answers = Answers([[1]], np.array([5]), Ending(frozenset({0})))
     steps = generate(_Broken(chosen.num_beams, value), answers, chosen, ())  # type: ignore[arg-type]
     assert next(steps) is None and next(steps) is None
-    with pytest.raises(CatpError, match="its logits are not finite"):
+    with pytest.raises(GraphError, match=r"language_model.*not finite"):
         next(steps)
     answers = Answers([[1]], np.array([5]), Ending(frozenset({0})))
     assert len(list(generate(_Broken(chosen.num_beams, -np.inf), answers, chosen, ()))) == 5  # type: ignore[arg-type]

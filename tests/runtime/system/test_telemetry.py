@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-IMAGE = Path(__file__).parents[2] / "export" / "demo" / "images" / "scene-a.png"
+IMAGE = Path(__file__).parents[3] / "export" / "demo" / "images" / "scene-a.png"
 ASK = (
     "import sys, time; from catp.runtime.commands.run import app\n"
     "try: app()\n"

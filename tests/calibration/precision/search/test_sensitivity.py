@@ -97,7 +97,7 @@ def test_a_coarse_layer_has_the_largest_error(
     bad = [
         {k: v * np.float32(np.nan) if v.dtype == np.float32 else v for k, v in call.items()} for call in calls[graph]
     ]
-    with pytest.raises(CatpError, match=f"{graph}: in floating point it puts out what is no number"):
+    with pytest.raises(CatpError, match=f"{graph}: in floating point it outputs what is no number"):
         list(layer_errors(found, fragments, "cpu", bad))
 
     # The same graph with the rounded weight in place of the layer's, by onnx alone.
