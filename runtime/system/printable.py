@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but tab and line feed, ends of lines, turns of the direction of writing, bytes that were no text."""
+"""Control characters but tab and line feed, ends of lines, turns of the writing direction, bytes that were no text."""
 
 
 def printable(text: str) -> str:
