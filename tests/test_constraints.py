@@ -69,7 +69,7 @@ def test_what_broke_the_product_before_is_bound_from_above() -> None:
     "line",
     [
         "numpy>=2.0",
-        "--index-url https://example.org/simple",
+        "--pre",
         "numpy==2.0 --hash=sha256:0",
         "a @ file:///tmp/a.whl",
         "-e .",
