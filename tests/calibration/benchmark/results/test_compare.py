@@ -119,7 +119,7 @@ def part_of(report: Report, start: int, factor: float = 1.0) -> Report:
 
 
 def test_ten_percent_are_found_in_samples_of_a_real_run_and_nothing_where_nothing_changed() -> None:
-    recorded = read_report(Path(__file__).parents[2] / "benchmarks" / "records" / "mid-size.json")
+    recorded = read_report(Path(__file__).parents[3] / "benchmarks" / "records" / "mid-size.json")
     before, after = part_of(recorded, 0), part_of(recorded, 1)
     assert not compare(before, after, 0.05).slower and not compare(after, before, 0.05).slower
     found = compare(before, part_of(recorded, 1, 1.1), 0.05)
