@@ -16,6 +16,7 @@ from catp.export.verification.turns import taking_turns
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.generation_settings import GREEDY
 from catp.runtime.bundle.manifest import Manifest, ParityCheck, Precision, scores_of
+from catp.runtime.errors import GraphError
 from catp.runtime.image_sides.query_tokens import Pruned
 from catp.runtime.language_models.base import Batch
 from catp.runtime.language_models.encoder_decoder import EncoderDecoder
@@ -74,7 +75,12 @@ def _checks(bundle: Bundle, provider: Provider, precision: Precision, expected: 
     if isinstance(expected, ExpectedMatches):
         return [*checks, *check_matches(pipeline, expected, limit)]
     assert isinstance(expected, Expected)
-    return [*checks, *_language_model(pipeline, expected, limit), *_end_to_end(pipeline, precision, expected)]
+    try:
+        checks += _language_model(pipeline, expected, limit)
+        checks += _end_to_end(pipeline, precision, expected)
+    except GraphError as error:  # what was measured before says where it comes from
+        checks.append(check(error.graph, f"it can't be run ({error.reason}): times", 1, 0))
+    return checks
 
 
 def _vision(pipeline: Pipeline, expected: ExpectedVotes, limit: float) -> Iterator[ParityCheck]:

@@ -15,7 +15,7 @@ from catp.calibration.commands.calibrate import app
 from catp.calibration.data.metrics import Metric
 from catp.calibration.precision.comparison import ask
 from catp.calibration.precision.formats.base import Range
-from catp.calibration.precision.graph import FloatGraph, serialized
+from catp.calibration.precision.graphs.graph import FloatGraph, serialized
 from catp.calibration.precision.recipe import make_recipe
 from catp.export import exporter
 from catp.export.checkpoints.loading import load_checkpoint

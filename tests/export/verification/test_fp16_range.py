@@ -190,7 +190,7 @@ def test_an_adapter_that_takes_it_beyond(tmp_path: Path) -> None:
     sides = {"lora_A": torch.randn(4, 128, generator=generator), "lora_B": torch.randn(128, 4, generator=generator)}
     named = {f"base_model.model.{layer}.{side}.weight": tensor for side, tensor in sides.items()}
     save_file(named, adapter / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 16_000, "target_modules": ["v_proj"]}
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 4_000, "target_modules": ["v_proj"]}
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
     merged = load_checkpoint(str(CHECKPOINT), adapter=str(adapter)).model
     shutil.copytree(CHECKPOINT, tmp_path / "merged")

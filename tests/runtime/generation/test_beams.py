@@ -16,6 +16,8 @@ from catp.runtime.generation.stopping import Answers, Ending
 class Always:
     """A model whose next token is as likely as always."""
 
+    graph = "language_model"
+
     def __init__(self, probabilities: list[float], beams: int) -> None:
         self.logits, self.beams = np.log(np.array(probabilities, np.float32)), beams
 
