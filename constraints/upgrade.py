@@ -65,7 +65,7 @@ def without_upper_bounds(pyproject: str) -> str:
 def resolve(uv: Path, pyproject: Path, extras: tuple[str, ...], resolution: str) -> str:
     """The content of a constraints file."""
     command = [str(uv), "pip", "compile", str(pyproject), "--universal", "--python-version", FIRST_PYTHON]
-    command += ["--resolution", resolution, "--no-header", "--no-annotate", "--no-emit-index-url", "--quiet"]
+    command += ["--resolution", resolution, "--no-header", "--no-annotate", "--quiet"]
     for extra in extras:
         command += ["--extra", extra]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout

@@ -45,7 +45,7 @@ TEMPLATE_CHARACTERS: Final = 100_000
 """Of a prompt template, and of all stop strings together."""
 
 COUNT: Final = 1 << 62
-"""Of bytes, elements or operators: what an int64 holds."""
+"""The most bytes, elements or operators: the largest number that is safe in an int64."""
 
 PATH_CHARACTERS: Final = 1024
 """Of a file's path inside the bundle."""

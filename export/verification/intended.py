@@ -9,7 +9,7 @@ _SINKS = {"Softmax", "Tanh", "Sigmoid", "Erf", "Clip", "Min", "Max", "IsInf", "I
 where a graph is wrong. A result of theirs is watched in turn."""
 
 _ON_THE_WAY = {"Where", "Add", "Mul", "Pow", "Cast", "Expand", "Reshape", "Unsqueeze", "Slice"}
-"""What adds masks, T5's power of three, and what moves either to its reader: no product of matrices."""
+"""Operators that add masks, T5's power of three, and those that move either to its reader: no product of matrices."""
 
 _MASK = 3  # of Attention's inputs
 

@@ -88,7 +88,7 @@ LANGUAGE_STAGES: dict[LanguageKind, tuple[Stage, ...]] = {
     "encoder-decoder": (Stage("text_encoder", ("prefill",)), Stage("text_decoder", ("prefill", "decode"))),
     "none": (Stage("text_embedding", ("text",)), Stage("image_text_matching", ("match",))),
 }
-"""What follows, by kind of language model."""
+"""Language parts, which follow an image side, by kind of language model."""
 
 
 def make_chain(image_side: str, language: LanguageKind) -> Chain:

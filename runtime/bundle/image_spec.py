@@ -15,7 +15,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """BLIP's defaults."""
 
 _SMALLEST, _LARGEST = 1e-12, 1e12
-"""What can be divided by and multiplied with in float32, and leaves room for pixels."""
+"""Divisors and factors that float32 can compute with, with room for pixels."""
 
 _RANGE = f"from {_SMALLEST} to {_LARGEST}"
 _ACCEPTED = {

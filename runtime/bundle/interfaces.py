@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from catp.runtime.bundle.manifest import GraphSpec, TensorSpec
 
 FREE, FIXED = "?", "n"
-"""Of a dimension: named, or a number."""
+"""Letters for a dimension: named, or a number."""
 
 Tensors = Mapping[str, tuple[str, str]]
 """By name the dtype, "float" for any of them, and a letter for each dimension. A name that ends in a dot stands for

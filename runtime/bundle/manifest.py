@@ -56,7 +56,7 @@ def _inside(path: str) -> str:
 PathInBundle = Annotated[str, AfterValidator(_inside)]
 
 Count = Annotated[int, Field(ge=0, le=COUNT)]
-"""Of bytes, elements, operators, questions."""
+"""Numbers of bytes, elements, operators, questions."""
 
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 """Its id."""

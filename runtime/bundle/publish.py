@@ -22,7 +22,7 @@ from catp.runtime.system.folder_locks import FolderLock, lock_folder
 from catp.runtime.system.renames import exchange, rename_to_free
 
 _ENDINGS = re.compile(r"[0-9a-f]{16}|[0-9]+")
-"""Of our names: random, or as they were once, the number of a process."""
+"""Endings of our names: random, or as they were once, the number of a process."""
 
 
 @contextmanager

@@ -20,7 +20,7 @@ ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes
 ACCEPTED = "a PIL image, a path, bytes, a file object opened in binary mode, or a uint8 array [H, W, 3] or [H, W]"
 
 _BROKEN = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError, TypeError)
-"""What Pillow's decoders raise on broken data, with ValueError and struct.error."""
+"""Errors that Pillow's decoders raise on broken data, with ValueError and struct.error."""
 
 
 def is_one(source: object) -> bool:

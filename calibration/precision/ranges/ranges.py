@@ -26,7 +26,7 @@ SAVE_EVERY = 32
 """Questions; as many, at most, are asked again after an interruption."""
 
 _RULES = 2
-"""Of what ranges are chosen by: those chosen by others, in the cache, are not used."""
+"""Version of how ranges are chosen: those in the cache that were chosen otherwise are not used."""
 
 GraphRanges = dict[str, dict[str, Range]]
 """By graph and tensor."""
