@@ -48,3 +48,9 @@ def test_what_is_no_mass_is_refused(mass: float) -> None:
 def test_top_indices_are_ascending_and_ties_go_to_the_lower() -> None:
     assert top_indices(np.array([[1, 5, 5, 5, 0]]), 2).tolist() == [[1, 2]]
     assert top_indices(np.array([[1, 0, 3, 2, 0]]), 3).tolist() == [[0, 2, 3]]
+    assert top_indices(np.tile([1, 2, 1, 2], (1, 50)), 110).tolist() == [sorted([*range(1, 200, 2), *range(0, 20, 2)])]
+
+
+def test_the_ends_of_both_ranges_that_belong_to_them() -> None:
+    assert check_ratio(0) == 0 and check_ratio(math.nextafter(1, 0)) < 1
+    assert check_mass(1) == 1 and check_mass(math.nextafter(0, 1)) is not None and check_mass(None) is None

@@ -41,3 +41,7 @@ def test_images_without_prompts_are_refused(instructed: Pipeline) -> None:
 def test_a_prompt_longer_than_the_q_former_takes_is_refused(instructed: Pipeline) -> None:
     with pytest.raises(UsageError, match="tokens for the Q-Former, which takes 512; give a shorter one"):
         instructed.instruct(["red " * 600])
+    each = (len(instructed.instruct(["? ?"])["instruction_ids"][0]) - 2) // 2
+    assert instructed.instruct(["? " * (510 // each)])["instruction_ids"].shape == (1, 512)
+    with pytest.raises(UsageError, match="513 tokens for the Q-Former, which takes 512"):
+        instructed.instruct(["? " * (511 // each)])

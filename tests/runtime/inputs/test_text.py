@@ -28,9 +28,8 @@ def spec(template: str = "{prompt}") -> TextSpec:
 def unigram(file: Path, *added: AddedToken, normalizer: normalizers.Normalizer | None = None, known: str = "") -> Path:
     """As T5's: control tokens are words of the vocabulary, and neither `<` nor `/` is."""
     control = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    tokenizer = Tokenizer(
-        models.Unigram([*control, *((c, -3.0) for c in "▁abcdefghijklmnopqrstuvwxyz>?" + known)], unk_id=2)
-    )
+    letters = "▁abcdefghijklmnopqrstuvwxyz>?" + known
+    tokenizer = Tokenizer(models.Unigram([*control, *((letter, -3.0) for letter in letters)], unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     if normalizer is not None:
         tokenizer.normalizer = normalizer

@@ -131,6 +131,8 @@ def test_frames_beyond_the_last_position_are_refused(pipeline: Pipeline) -> None
     with pytest.raises(UsageError, match=r"video: 7 frames take 24 positions each.* give at most 6 frames"):
         pipeline.ask(PICTURES[:1] * 7, [PROMPT])
     assert pipeline.ask(PICTURES[:1] * 7, [PROMPT], ratio=0.5, positions="compact")[0].num_kept == 7 * 12
+    with pytest.raises(UsageError, match=r"video: 13 frames take 12 positions each.* give at most 12 frames"):
+        pipeline.ask(PICTURES[:1] * 13, [PROMPT], ratio=0.5, positions="compact")  # 156, all that there are
 
 
 def test_an_empty_folder_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
