@@ -49,7 +49,7 @@ class _Emulation:
         model = onnx.load(bundle.file(spec.file), load_external_data=False)
         watched = emulate(model)
         purpose = spec.quantization.purpose if spec.quantization else None
-        engine = self._provider.engine_in_memory(model.SerializeToString(), bundle.path, purpose)
+        engine = self._provider.engine_in_memory(model.SerializeToString(), bundle.path, purpose, in_order=True)
         return _WatchedEngine(engine, graph, watched)
 
     def synchronize(self) -> None:

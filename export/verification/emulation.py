@@ -9,7 +9,7 @@ rounds inside an operator is not emulated: of Attention, only the result is roun
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx
@@ -61,7 +61,7 @@ def emulate(model: onnx.ModelProto) -> tuple[Watched, ...]:
     nodes = [*_widened_weights(graph)]
     rounded = {value.name: f"{value.name}.rounded" for value in graph.input if value.name in narrow}
     for name, target in rounded.items():
-        nodes += _rounding(name, target, narrow[name])
+        nodes += [*_rounding(name, target, narrow[name]), _sum(target)]
         watched[target] = Watched(narrow[name], "rounding it", f"its input {name}")
     for node in graph.node:
         _compute_in_float32(node)
@@ -73,6 +73,7 @@ def emulate(model: onnx.ModelProto) -> tuple[Watched, ...]:
         for name in results:
             nodes += _rounding(f"{name}.exact", name, narrow[name])
             if name not in awaited:
+                nodes.append(_sum(name))  # here, so that in this order nothing waits for it
                 watched[name] = Watched(narrow[name], f"{node.op_type} {node.name}", _layer(node, graph))
     for value in (*graph.input, *graph.output):
         if value.name in narrow:
@@ -81,7 +82,7 @@ def emulate(model: onnx.ModelProto) -> tuple[Watched, ...]:
     del graph.node[:]
     graph.node.extend(nodes)
     if watched:
-        graph.node.extend(_summing(watched))
+        graph.node.extend(_sums(watched))
         graph.output.append(helper.make_tensor_value_info(SUMS, TensorProto.FLOAT, [len(watched)]))
     return tuple(watched.values())
 
@@ -113,12 +114,15 @@ def _compute_in_float32(node: onnx.NodeProto) -> None:
             attribute.t.CopyFrom(onnx.numpy_helper.from_array(content, attribute.t.name))
 
 
-def _summing(watched: Mapping[str, Watched]) -> Iterator[onnx.NodeProto]:
-    totals = [f"{name}.sum" for name in watched]
-    for name, total in zip(watched, totals):
-        yield helper.make_node("ReduceL1", [name], [total], keepdims=0)
-    yield helper.make_node("SequenceConstruct", totals, [f"{SUMS}.sequence"])
-    yield helper.make_node("ConcatFromSequence", [f"{SUMS}.sequence"], [SUMS], axis=0, new_axis=1)
+def _sum(name: str) -> onnx.NodeProto:
+    return helper.make_node("ReduceL1", [name], [f"{name}.sum"], keepdims=0)
+
+
+def _sums(watched: Iterable[str]) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("SequenceConstruct", [f"{name}.sum" for name in watched], [f"{SUMS}.sequence"]),
+        helper.make_node("ConcatFromSequence", [f"{SUMS}.sequence"], [SUMS], axis=0, new_axis=1),
+    ]
 
 
 def _layer(node: onnx.NodeProto, graph: onnx.GraphProto) -> str | None:

@@ -263,9 +263,18 @@ class OrtProvider:
         _check_tensors(session, bundle, graph)
         return OrtEngine(session, _DEVICES[self.name], graph)
 
-    def engine_in_memory(self, model: bytes, folder: Path, purpose: Purpose | None = None) -> OrtEngine:
-        """A model that no bundle holds, whose external weights lie in `folder`."""
+    def engine_in_memory(
+        self, model: bytes, folder: Path, purpose: Purpose | None = None, in_order: bool = False
+    ) -> OrtEngine:
+        """A model that no bundle holds, whose external weights lie in `folder`.
+
+        Args:
+            in_order: run nodes in the order of the model: what is computed beside its outputs is else left for the end,
+                and all that it reads stays in memory until then.
+        """
         options = self._options(purpose)
+        if in_order:
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         return OrtEngine(self._session(model, options, purpose), _DEVICES[self.name])
 

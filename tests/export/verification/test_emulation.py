@@ -169,6 +169,18 @@ def test_results_follow_one_another_and_the_first_is_the_cause() -> None:
     assert said[0] == "the result of Mul square exceeds 3.39e38, the largest number in bf16"
 
 
+def test_sums_keep_no_tensor_in_memory(half_bundle: Path) -> None:
+    """Each follows what it is the sum of, and the engine runs nodes in that order."""
+    model = onnx.load(half_bundle / "language_model.onnx", load_external_data=False)
+    watched = emulate(model)
+    nodes = list(model.graph.node)
+    sums = [index for index, node in enumerate(nodes) if node.op_type == "ReduceL1"]
+    assert len(sums) == len(watched) and all(nodes[i].input[0] in nodes[i - 1].output for i in sums)
+    bundle, provider = emulated(open_bundle(half_bundle))
+    session = provider.engine(bundle, "vision_encoder")._engine.session
+    assert session.get_session_options().execution_order == ort.ExecutionOrder.PRIORITY_BASED
+
+
 def test_an_input_beyond_the_range_is_named() -> None:
     nodes = [helper.make_node("Relu", ["x"], ["y"], name="relu")]
     said = found(graph_of(TensorProto.FLOAT16, nodes, [1, 2]), np.array([[-7e4, 1]]))  # the result of Relu is finite
