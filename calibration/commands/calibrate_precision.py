@@ -16,8 +16,9 @@ from catp.calibration.accuracy.evaluation import BATCH_SIZE
 from catp.calibration.data import open_data
 from catp.calibration.precision.budget import Budget, BudgetExceeded
 from catp.calibration.precision.calibrator import Calibrator, Progress, split
+from catp.calibration.precision.formats.base import BLOCK_SIZE, Activations
 from catp.calibration.precision.ranges.statistics import PERCENTILE, RangeMethod
-from catp.calibration.precision.recipe import BLOCK_SIZE, BLOCK_SIZES, Activations, Recipe, make_recipe
+from catp.calibration.precision.recipe import BLOCK_SIZES, Recipe, make_recipe
 from catp.calibration.precision.report import PrecisionReport
 from catp.calibration.precision.tables import change_table, layer_table, trial_table
 from catp.calibration.supported import check_decoder_only

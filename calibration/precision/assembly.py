@@ -80,7 +80,7 @@ def _write(
                 purpose=recipe.purpose,
                 activations=recipe.activations,
                 ranges=ranges if recipe.needs_ranges else None,
-                block_size=recipe.block_size if recipe.format == "int4" else None,
+                block_size=recipe.block_size,
                 others={
                     layer.name: found
                     for layer in products

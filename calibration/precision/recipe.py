@@ -6,54 +6,42 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import onnx
 
-from catp.calibration.precision.formats.base import Range
-from catp.calibration.precision.formats.dynamic_int8 import dynamic_int8
-from catp.calibration.precision.formats.fp8 import fp8
-from catp.calibration.precision.formats.int4 import int4
+from catp.calibration.precision.formats import FORMATS
+from catp.calibration.precision.formats.base import BLOCK_SIZE, Activations, LayerFormat, Options, Range
 from catp.calibration.precision.formats.int8_rows import int8_rows
-from catp.calibration.precision.formats.static_int8 import static_int8
 from catp.calibration.precision.graphs.layers import Layer, exclude_options
 from catp.runtime.bundle.chains import DECODE_GRAPH, made_from
 from catp.runtime.bundle.manifest import Format, GraphSpec, Purpose
 from catp.runtime.errors import CatpError, UsageError
 
-Activations = Literal["static", "dynamic", "float"]
-BLOCK_SIZE = 128
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How every layer of a graph is quantised, but for those that are left out.
-
-    Raises:
-        UsageError: the runtime that it is for can't compute so.
-    """
+    """How every layer of a graph is quantised, but for those that are left out; see make_recipe."""
 
     format: Format
-    purpose: Purpose
-    activations: Activations
-    block_size: int = BLOCK_SIZE
-    reduce_range: bool = False
+    way: LayerFormat
+    options: Options
 
-    def __post_init__(self) -> None:
-        if self.format not in get_args(Format) or self.purpose not in get_args(Purpose):
-            raise UsageError(
-                f"{self.format} for {self.purpose}: unknown; accepted: {', '.join(get_args(Format))} for "
-                f"{' or '.join(get_args(Purpose))}"
-            )
-        if self.format == "fp8" and self.purpose == "cpu":
-            raise UsageError("fp8 for cpu: ONNX Runtime has no FP8 kernels for CPUs; give int8, or --for tensorrt")
-        if self.activations == "dynamic" and self.purpose == "tensorrt":
-            raise UsageError("dynamic activations for tensorrt: it takes scales known beforehand; give static")
-        if self.block_size not in BLOCK_SIZES:
-            accepted = ", ".join(map(str, BLOCK_SIZES))
-            raise UsageError(f"block size {self.block_size}: weights that share a scale; accepted: {accepted}")
+    @property
+    def purpose(self) -> Purpose:
+        return self.options.purpose
+
+    @property
+    def activations(self) -> Activations:
+        return self.way.activations
+
+    @property
+    def block_size(self) -> int | None:
+        """Weights that share a scale, where the format has blocks."""
+        return self.options.block_size if self.way.in_blocks else None
 
     @property
     def needs_ranges(self) -> bool:
@@ -73,7 +61,7 @@ class Recipe:
         """Whether a layer can be quantised so; TensorRT wants whole blocks, and tables in floating point."""
         if layer.is_table:
             return self.purpose == "cpu"
-        return self.format != "int4" or self.purpose == "cpu" or layer.depth % self.block_size == 0
+        return self.purpose == "cpu" or not self.block_size or layer.depth % self.block_size == 0
 
     def fragment(self, layer: Layer, ranges: Mapping[str, Range]) -> onnx.GraphProto:
         """The layer, quantised.
@@ -92,13 +80,7 @@ class Recipe:
         if layer.is_table:
             return int8_rows(layer)
         with _silent():
-            if self.format == "int4":
-                return int4(layer, self.block_size, self.purpose)
-            if self.format == "fp8":
-                return fp8(layer, ranges[layer.input])
-            if self.activations == "dynamic":
-                return dynamic_int8(layer, self.reduce_range)
-            return static_int8(layer, ranges[layer.input], self.purpose, self.reduce_range)
+            return self.way.quantise(layer, ranges[layer.input] if self.needs_ranges else None, self.options)
 
 
 def recipe_of(recipes: Mapping[str, Recipe], graph: str, layer: Layer) -> Recipe:
@@ -117,21 +99,34 @@ def make_recipe(
     block_size: int = BLOCK_SIZE,
     reduce_range: bool = False,
 ) -> Recipe:
-    """A recipe with the activations that suit it best where none are asked for.
+    """A recipe with the activations that suit the runtime best where none are asked for.
 
-    On a CPU, scaling every call by what it brings was as fast as known scales, and closer (docs/precision.md).
+    Args:
+        activations: "static" or "dynamic"; a format that leaves them in floating point does so whatever is asked.
 
     Raises:
         UsageError: it can't be computed so.
     """
-    if format == "int4":
-        return Recipe(format, purpose, "float", block_size)
+    if format not in FORMATS or purpose not in get_args(Purpose):
+        raise UsageError(
+            f"{format} for {purpose}: unknown; accepted: {', '.join(FORMATS)} for {' or '.join(get_args(Purpose))}"
+        )
     if activations not in (None, "static", "dynamic"):
         raise UsageError(f"activations {activations!r}: unknown; accepted: static, dynamic")
-    best: Activations = "dynamic" if purpose == "cpu" and activations != "static" else "static"
-    if activations == "dynamic":
-        best = "dynamic"
-    return Recipe(format, purpose, best, block_size, reduce_range)
+    if block_size not in BLOCK_SIZES:
+        accepted = ", ".join(map(str, BLOCK_SIZES))
+        raise UsageError(f"block size {block_size}: weights that share a scale; accepted: {accepted}")
+    ways = FORMATS[format]
+    if all(purpose in way.refused for way in ways):
+        raise UsageError(f"{format} for {purpose}: {ways[0].refused[purpose]}")
+    asked = [way for way in ways if activations in (None, way.activations) or way.activations == "float"]
+    if not asked:
+        accepted = ", ".join(way.activations for way in ways)
+        raise UsageError(f"{activations} activations for {format}: it has none; give {accepted}")
+    for way in asked:
+        if purpose not in way.refused:
+            return Recipe(format, way, Options(purpose, block_size, reduce_range))
+    raise UsageError(f"{activations} activations for {purpose}: {asked[0].refused[purpose]}")
 
 
 @contextmanager

@@ -1,15 +1,23 @@
-"""The parts that formats share: a layer as a model of its own, which libraries take."""
+"""The interface of a format, and what formats share: a layer as a model of its own, which libraries take."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from catp.calibration.precision.graphs.layers import Layer
+from catp.runtime.bundle.manifest import Purpose
+
+Activations = Literal["static", "dynamic", "float"]
+"""Scaled by ranges from calibration, call by call, or not quantised."""
+
+BLOCK_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,37 @@ class Range:
     def largest(self) -> float:
         """Absolute value."""
         return max(abs(self.low), abs(self.high))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of a format.
+
+    Args:
+        block_size: weights along a column that share a scale, in formats with blocks.
+        reduce_range: weights of 7 bits, so that the sums of 16-bit instructions can't overflow: for CPUs without VNNI.
+    """
+
+    purpose: Purpose
+    block_size: int = BLOCK_SIZE
+    reduce_range: bool = False
+
+
+@dataclass(frozen=True)
+class LayerFormat:
+    """One way to quantise the product of activations [..., K] and a weight [K, N].
+
+    Args:
+        quantise: makes the graph that takes the layer's place; the range is that of its input, None unless activations
+            are static.
+        refused: runtimes that can't compute it: why, and what to give.
+        in_blocks: weights share scales in blocks, which TensorRT takes only whole.
+    """
+
+    activations: Activations
+    quantise: Callable[[Layer, Range | None, Options], onnx.GraphProto]
+    refused: Mapping[Purpose, str] = field(default_factory=dict)
+    in_blocks: bool = False
 
 
 def single_layer(layer: Layer) -> onnx.ModelProto:

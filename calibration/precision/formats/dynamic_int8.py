@@ -6,22 +6,19 @@ import onnx
 from onnxruntime.quantization import QuantizationMode, QuantType
 from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
 
-from catp.calibration.precision.formats.base import single_layer
+from catp.calibration.precision.formats.base import LayerFormat, Options, Range, single_layer
 from catp.calibration.precision.graphs.layers import Layer
 
 
-def dynamic_int8(layer: Layer, reduce_range: bool) -> onnx.GraphProto:
+def dynamic_int8(layer: Layer, seen: Range | None, options: Options) -> onnx.GraphProto:
     """DynamicQuantizeLinear and MatMulInteger, which ONNX Runtime fuses into its integer kernels.
 
     Library: onnxruntime.quantization's ONNXQuantizer, as quantize_dynamic uses it.
-
-    Args:
-        reduce_range: weights of 7 bits, so that the sums of 16-bit instructions can't overflow: for CPUs without VNNI.
     """
     quantizer = ONNXQuantizer(
         single_layer(layer),
         True,  # per channel
-        reduce_range,
+        options.reduce_range,
         QuantizationMode.IntegerOps,
         False,  # static
         QuantType.QInt8,
@@ -34,3 +31,8 @@ def dynamic_int8(layer: Layer, reduce_range: bool) -> onnx.GraphProto:
     )
     quantizer.quantize_model()
     return quantizer.model.model.graph
+
+
+DYNAMIC_INT8 = LayerFormat(
+    "dynamic", dynamic_int8, refused={"tensorrt": "it takes scales known beforehand; give static"}
+)

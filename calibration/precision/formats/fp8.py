@@ -7,19 +7,20 @@ import onnx
 from ml_dtypes import finfo, float8_e4m3fn
 from onnx import helper, numpy_helper
 
-from catp.calibration.precision.formats.base import Range, single_layer
+from catp.calibration.precision.formats.base import LayerFormat, Options, Range, single_layer
 from catp.calibration.precision.formats.steps import step_size
 from catp.calibration.precision.graphs.layers import Layer
 
 LARGEST = float(finfo(float8_e4m3fn).max)  # 448
 
 
-def fp8(layer: Layer, seen: Range) -> onnx.GraphProto:
+def fp8(layer: Layer, seen: Range | None, options: Options) -> onnx.GraphProto:
     """A QuantizeLinear and DequantizeLinear pair on the activations, a DequantizeLinear on weights stored as FP8.
 
     onnxruntime.quantization fits FP8 scales to a normal distribution; TensorRT's documentation and nvidia-modelopt
     scale the largest absolute value to 448, and so does this.
     """
+    assert seen is not None
     model = single_layer(layer)
     weight = layer.weight()
     x, w = f"{layer.input}_fp8", f"{layer.node}.weight_fp8"
@@ -49,3 +50,8 @@ def fp8(layer: Layer, seen: Range) -> onnx.GraphProto:
 
 def _node(operator: str, inputs: list[str], output: str, axis: int | None = None) -> onnx.NodeProto:
     return helper.make_node(operator, inputs, [output], name=output, axis=axis)
+
+
+FP8 = LayerFormat(
+    "static", fp8, refused={"cpu": "ONNX Runtime has no FP8 kernels for CPUs; give int8, or --for tensorrt"}
+)

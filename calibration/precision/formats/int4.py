@@ -10,10 +10,9 @@ from onnx import numpy_helper
 from onnxruntime.quantization import QuantFormat
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-from catp.calibration.precision.formats.base import single_layer
+from catp.calibration.precision.formats.base import LayerFormat, Options, Range, single_layer
 from catp.calibration.precision.formats.steps import step_size
 from catp.calibration.precision.graphs.layers import Layer
-from catp.runtime.bundle.manifest import Purpose
 
 logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
 
@@ -21,20 +20,17 @@ _INT8_SUMS = 4
 """MatMulNBits's accuracy level: activations become int8 block by block, inside the kernel."""
 
 
-def int4(layer: Layer, block_size: int, purpose: Purpose) -> onnx.GraphProto:
+def int4(layer: Layer, seen: Range | None, options: Options) -> onnx.GraphProto:
     """One MatMulNBits for ONNX Runtime on a CPU; for TensorRT a DequantizeLinear of symmetric int4 before the MatMul.
 
     Library: onnxruntime.quantization's MatMulNBitsQuantizer, but for blocks of the smallest numbers: it stores them
     by scales that the graph's type then rounds, or has not.
-
-    Args:
-        block_size: weights along a column that share a scale.
     """
-    for_cpu = purpose == "cpu"
+    for_cpu = options.purpose == "cpu"
     quantizer = MatMulNBitsQuantizer(
         single_layer(layer),
         bits=4,
-        block_size=block_size,
+        block_size=options.block_size,
         is_symmetric=not for_cpu,
         accuracy_level=_INT8_SUMS if for_cpu else None,
         quant_format=QuantFormat.QOperator if for_cpu else QuantFormat.QDQ,
@@ -45,7 +41,7 @@ def int4(layer: Layer, block_size: int, purpose: Purpose) -> onnx.GraphProto:
     if for_cpu:
         _leave_out_small_blocks(scales)
     else:
-        _store_small_blocks(weights, scales, layer.weight(), block_size)
+        _store_small_blocks(weights, scales, layer.weight(), options.block_size)
     return graph
 
 
@@ -80,3 +76,6 @@ def _store_small_blocks(
         steps = np.clip(np.rint(weight / each), -8, 7).astype(stored.dtype)
         weights.CopyFrom(numpy_helper.from_array(np.where(small, steps, stored), weights.name))
         scales.CopyFrom(numpy_helper.from_array(sizes, scales.name))
+
+
+INT4 = LayerFormat("float", int4, in_blocks=True)

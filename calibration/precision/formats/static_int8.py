@@ -10,30 +10,27 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from catp.calibration.precision.formats.base import Range, single_layer
+from catp.calibration.precision.formats.base import LayerFormat, Options, Range, single_layer
 from catp.calibration.precision.formats.steps import step_size
 from catp.calibration.precision.graphs.layers import Layer
-from catp.runtime.bundle.manifest import Purpose
 
 
-def static_int8(layer: Layer, seen: Range, purpose: Purpose, reduce_range: bool) -> onnx.GraphProto:
+def static_int8(layer: Layer, seen: Range | None, options: Options) -> onnx.GraphProto:
     """int8 weights with a scale per column; activations int8 around 0 for TensorRT, uint8 for ONNX Runtime on a CPU.
 
     ONNX Runtime is slow at int8 times int8, TensorRT accepts nothing else. The product stays in floating point.
 
     Library: onnxruntime.quantization's QDQQuantizer, as quantize_static uses it, but for the scales: where one
     underflows, it takes 1 and stores zeros.
-
-    Args:
-        reduce_range: weights of 7 bits, for CPUs without VNNI.
     """
+    assert seen is not None
     model = single_layer(layer)
     weight = layer.weight()
-    symmetric = purpose == "tensorrt"
+    symmetric = options.purpose == "tensorrt"
     # QDQQuantizer wants ranges where it is given scales, and does not use them.
     unused = TensorData(lowest=np.zeros((), weight.dtype), highest=np.ones((), weight.dtype))
     ranges = {value.name: unused for value in (*model.graph.input, *model.graph.output)}
-    columns = step_size(np.abs(weight).max(axis=0), 64 if reduce_range else 127, weight.dtype)
+    columns = step_size(np.abs(weight).max(axis=0), 64 if options.reduce_range else 127, weight.dtype)
     scales: dict[str, list[dict[str, Any]]] = {
         layer.input: [_activations(seen, weight.dtype, symmetric)],
         f"{layer.node}.weight": [{"axis": 1, "scale": column, "zero_point": 0} for column in columns],
@@ -41,7 +38,7 @@ def static_int8(layer: Layer, seen: Range, purpose: Purpose, reduce_range: bool)
     quantizer = QDQQuantizer(
         model,
         True,  # per channel
-        reduce_range,
+        options.reduce_range,
         QuantType.QInt8,
         QuantType.QInt8 if symmetric else QuantType.QUInt8,
         ranges,
@@ -66,3 +63,6 @@ def _activations(seen: Range, kind: np.dtype, symmetric: bool) -> dict[str, Any]
     low, high = min(seen.low, 0.0), max(seen.high, 0.0)
     scale = step_size(high - low, 255, kind)
     return {"scale": scale, "zero_point": np.array(np.rint(-low / float(scale)), np.uint8)}
+
+
+STATIC_INT8 = LayerFormat("static", static_int8)

@@ -2,17 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from catp.calibration.commands.calibrate_precision import make_recipes
+from catp.calibration.precision.formats import FORMATS
 from catp.calibration.precision.graphs.layers import Layer
 from catp.calibration.precision.recipe import BLOCK_SIZES, Recipe, make_recipe
 from catp.runtime import UsageError
 from catp.runtime.bundle.folder import open_bundle
+from catp.runtime.bundle.manifest import Format
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def test_activations(format: Any, purpose: Any, asked: Any, activations: str, ne
     [
         (("fp8", "cpu"), r"fp8 for cpu: ONNX Runtime has no FP8 kernels for CPUs; give int8, or --for tensorrt"),
         (("int8", "tensorrt", "dynamic"), r"dynamic activations for tensorrt: .*; give static"),
-        (("fp8", "tensorrt", "dynamic"), r"dynamic activations for tensorrt"),
+        (("fp8", "tensorrt", "dynamic"), r"dynamic activations for fp8: it has none; give static"),
         (("int8", "cpu", "float"), r"activations 'float': unknown; accepted: static, dynamic"),
         (("int4", "cpu", None, 48), r"block size 48: .*; accepted: 16, 32, 64, 128, 256"),
         (("int4", "cpu", None, 0), r"block size 0: "),
@@ -52,6 +54,10 @@ def test_activations(format: Any, purpose: Any, asked: Any, activations: str, ne
 def test_what_can_not_be_computed_is_refused(arguments: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make_recipe(*arguments)
+
+
+def test_a_manifest_knows_every_format() -> None:
+    assert tuple(FORMATS) == get_args(Format)
 
 
 def test_block_sizes() -> None:
@@ -108,7 +114,7 @@ def test_graphs_have_formats_of_their_own(to: Any, own: Any, wanted: Any) -> Non
     names = ("vision_encoder", "qformer_voting", "language_model")
     assert tuple(recipes[name].format if name in recipes else None for name in names) == wanted
     for recipe in recipes.values():
-        assert recipe.block_size == 32 and recipe.reduce_range == (recipe.format == "int8")
+        assert recipe.options.block_size == 32 and recipe.options.reduce_range == (recipe.format == "int8")
 
 
 @pytest.mark.parametrize(
