@@ -50,10 +50,7 @@ gpu-check: $(INSTALLED)
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	@# The folders are sub-packages of the namespace `catp`: show them to mypy as it would find them installed.
-	@mkdir -p build/types/catp
-	@for part in export runtime calibration; do ln -sfn ../../../$$part build/types/catp/$$part; done
-	MYPYPATH=build/types $(VENV)/bin/mypy -p catp
+	$(VENV)/bin/mypy
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .

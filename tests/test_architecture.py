@@ -112,6 +112,18 @@ def test_importing_the_runtime_loads_no_torch() -> None:
     assert output.split() == ["False", "False"]
 
 
+def test_a_clone_resolves_its_packages_without_an_installation() -> None:
+    for package in PACKAGES:
+        link = ROOT / "catp" / package
+        assert link.is_symlink() and not link.readlink().is_absolute() and link.resolve() == ROOT / package
+    code = (
+        "import sys; sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in str(finder)]; "
+        "import catp.runtime; print(catp.runtime.__file__)"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert Path(output.strip()) == ROOT / "catp" / "runtime" / "__init__.py"
+
+
 def test_every_package_is_in_the_wheel() -> None:
     import tomllib
 
