@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 
 from catp.calibration.benchmark.contenders.described import Described
-from catp.calibration.benchmark.contenders.subject import OURS, Case, Sample, prunes
+from catp.calibration.benchmark.contenders.subject import OURS, Case, Timed, prunes
 from catp.calibration.benchmark.costs.base import StageCost
 from catp.calibration.benchmark.costs.cost import Cost
 from catp.calibration.benchmark.machine import Machine
 from catp.calibration.benchmark.rates import Rates
-from catp.calibration.benchmark.results.report import Report, make_report
+from catp.calibration.benchmark.results.report import BenchmarkReport, make_report
 from catp.calibration.benchmark.timing.conditions import Setup
 from catp.calibration.benchmark.timing.rounds import Measured
 from catp.runtime.bundle.manifest import ModelSpec
@@ -36,7 +36,7 @@ BUNDLE = Described(
 )  # fmt: skip
 
 
-def sample(milliseconds: dict[str, float], tokens: list[int]) -> Sample:
+def sample(milliseconds: dict[str, float], tokens: list[int]) -> Timed:
     """Stages made whole."""
     steps = NEW_TOKENS - 1
     total = sum(milliseconds.values()) + (steps - 1) * milliseconds["decode"]
@@ -45,7 +45,7 @@ def sample(milliseconds: dict[str, float], tokens: list[int]) -> Sample:
         "time_per_output_token": milliseconds["decode"],
         "total": total,
     }
-    return Sample({**milliseconds, **whole}, [tokens])
+    return Timed({**milliseconds, **whole}, [tokens])
 
 
 def make(
@@ -60,7 +60,7 @@ def make(
     others_seconds: float | None = 0.0,
     bundle: Described = BUNDLE,
     contending: Described = BUNDLE,
-) -> Report:
+) -> BenchmarkReport:
     """A report whose stages take MEDIANS times a slowdown, with noise of its own for every stage and round.
 
     A pruned ratio halves prefill; a contender takes twice as long for everything, and answers `new_tokens`. A contender

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from documents import OTHERS, PAGES, ROOT, anchors, blocks, links, table, text_of
 
-from catp.calibration.accuracy.report import Report
+from catp.calibration.accuracy.report import AccuracyReport
 from catp.calibration.benchmark.contenders.subject import OURS, Case
 from catp.calibration.benchmark.results.report import read_report
 from catp.calibration.precision.report import PrecisionReport
@@ -212,8 +212,10 @@ def test_what_is_said_of_pruning_at_full_size_is_the_recorded_report() -> None:
     assert payoff.pays == "yes"
 
 
-def recorded(seed: int) -> Report:
-    report = Report.model_validate_json((ROOT / "export" / "demo" / "accuracy" / f"seed-{seed}.json").read_text())
+def recorded(seed: int) -> AccuracyReport:
+    report = AccuracyReport.model_validate_json(
+        (ROOT / "export" / "demo" / "accuracy" / f"seed-{seed}.json").read_text()
+    )
     assert report.questions == 1000 and report.evaluation.metric == "exact match"
     return report
 

@@ -1,13 +1,13 @@
 """A sidecar for tests of what is decided on the host: the language model of a small bundle, as catp-build writes it."""
 
 from catp.runtime.bundle.manifest import FileSpec, TensorSpec
-from catp.runtime.bundle.plans import PlanRequest, PlanSpec, Profile, Range
+from catp.runtime.bundle.plans import PlanRequest, PlanSpec, Profile, ShapeRange
 
 N, WIDTH, HEADS, SLOTS = 32, 128, 4, 128
 
 
-def span(low: tuple[int, ...], best: tuple[int, ...], high: tuple[int, ...]) -> Range:
-    return Range(min=low, opt=best, max=high)
+def span(low: tuple[int, ...], best: tuple[int, ...], high: tuple[int, ...]) -> ShapeRange:
+    return ShapeRange(min=low, opt=best, max=high)
 
 
 def language_model() -> PlanSpec:

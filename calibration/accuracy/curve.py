@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from catp.calibration.accuracy.report import Report, Score
+from catp.calibration.accuracy.report import AccuracyReport, Score
 from catp.calibration.accuracy.settings import RANDOM
 from catp.runtime.bundle.manifest import Positions
 
@@ -26,7 +26,7 @@ STYLES = (
 RANDOM_STYLE = ("#6A6A6A", "x")
 
 
-def draw_curve(report: Report, path: Path) -> None:
+def draw_curve(report: AccuracyReport, path: Path) -> None:
     """Write a PNG with one panel per position mode, one line with its 95 % band per method.
 
     Settings with a share of the votes are points without a line, where the mean number of tokens they keep puts them.
@@ -51,7 +51,7 @@ def draw_curve(report: Report, path: Path) -> None:
         figure.savefig(path, format="png")
 
 
-def _draw_panel(panel: Axes, report: Report, mode: Positions) -> None:
+def _draw_panel(panel: Axes, report: AccuracyReport, mode: Positions) -> None:
     tokens = report.num_query_tokens
     styles = iter(STYLES * (1 + len(report.evaluation.methods) // len(STYLES)))
     for method in report.evaluation.methods:

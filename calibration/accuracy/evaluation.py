@@ -8,7 +8,7 @@ from pathlib import Path
 
 from catp.calibration.accuracy.answering import Answerer, in_batches
 from catp.calibration.accuracy.predictions import Evaluation, PredictionsFile
-from catp.calibration.accuracy.report import Report, make_report
+from catp.calibration.accuracy.report import AccuracyReport, make_report
 from catp.calibration.accuracy.settings import Grid, check_methods
 from catp.calibration.data.dataset import DataSet
 from catp.runtime.bundle.manifest import MANIFEST_NAME
@@ -31,7 +31,7 @@ def evaluate(
     engines: str | None = None,
     predictions: Path | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
-) -> Report:
+) -> AccuracyReport:
     """Ask the questions of a data set and report how right the answers are.
 
     Memory does not grow with the pictures or the answers, only by a number per question and setting.

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from catp.calibration.accuracy.predictions import Evaluation, Prediction
 from catp.calibration.accuracy.settings import RANDOM
-from catp.calibration.accuracy.statistics import bootstrap_interval, paired_difference, wilson_interval
+from catp.calibration.accuracy.statistics import bootstrap_interval, mean_difference, wilson_interval
 from catp.runtime.bundle.manifest import Manifest, ModelSpec, Positions
 from catp.runtime.bundle.strict import Strict
 
@@ -68,7 +68,7 @@ class Skipped(Strict):
     reason: str
 
 
-class Report(Strict):
+class AccuracyReport(Strict):
     """The whole of report.json."""
 
     schema_version: Literal[1] = 1
@@ -93,13 +93,13 @@ class Report(Strict):
         return score.tokens_kept == self.num_query_tokens
 
 
-def make_report(evaluation: Evaluation, predictions: Iterable[Prediction], manifest: Manifest) -> Report:
+def make_report(evaluation: Evaluation, predictions: Iterable[Prediction], manifest: Manifest) -> AccuracyReport:
     """The report on all predictions; it has no scores where no question could be asked."""
     results = _read(predictions, len(evaluation.grid.settings()))
     # Wilson's interval is for what is right or wrong, question by question, each about an image of its own.
     independent = evaluation.metric == "exact match" and results.images == len(results.image)
     scores = tuple(_scores(evaluation, results, independent)) if len(results.image) else ()
-    return Report(
+    return AccuracyReport(
         model=manifest.model,
         precision=manifest.precision_label,
         method=manifest.pruning.method,
@@ -199,7 +199,7 @@ def _differences(
             if (score.method, against) == (RANDOM, "catp"):
                 continue  # the same as catp against random
             a, b = results.accuracy[:, index], results.accuracy[:, other]
-            found = paired_difference(a, b, evaluation.seed, clusters=results.image)
+            found = mean_difference(a, b, evaluation.seed, clusters=results.image)
             yield Difference(
                 method=score.method,
                 against=against,

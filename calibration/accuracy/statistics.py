@@ -14,7 +14,7 @@ BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
-class Difference:
+class MeanDifference:
     """Mean of a - b over the same questions, with its interval."""
 
     mean: float
@@ -67,14 +67,14 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def paired_difference(
+def mean_difference(
     a: ArrayLike,
     b: ArrayLike,
     seed: int,
     confidence: float = 0.95,
     resamples: int = 2000,
     clusters: Sequence[str] | Sequence[int] | None = None,
-) -> Difference:
+) -> MeanDifference:
     """Mean of a - b with its bootstrap interval, where `a[i]` and `b[i]` belong to the same question.
 
     Questions differ in difficulty far more than settings do, and pairing takes that out: two overlapping intervals
@@ -91,7 +91,7 @@ def paired_difference(
     if left.shape != right.shape:
         raise ValueError(f"a has shape {left.shape} and b {right.shape}: give one value for the same question in each")
     low, high = bootstrap_interval(left - right, seed, confidence, resamples, clusters)
-    return Difference(float(np.mean(left - right)), low, high)
+    return MeanDifference(float(np.mean(left - right)), low, high)
 
 
 def _cluster_sums(
@@ -106,3 +106,22 @@ def _cluster_sums(
         raise ValueError(f"{len(clusters)} clusters for {len(values)} values: give one for each")
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
     return np.bincount(member, values).astype(np.float64), np.bincount(member).astype(np.float64)
+
+
+def unseen_losses(differences: np.ndarray, images: Sequence[str]) -> float:
+    """The share of images that may lose beyond the share that did: to the upper end of its 95 % Wilson interval.
+
+    A bootstrap knows only losses that it has seen; of few losses, or none, it is far too sure.
+
+    Args:
+        differences: [n] accuracy with pruning minus without, per question.
+        images: [n] the image of each question: one that loses on any question counts as lost.
+    """
+    lost = len({image for image, difference in zip(images, differences) if difference < 0})
+    total = len(set(images))
+    return wilson_interval(lost, total)[1] - lost / total
+
+
+def images_needed(budget: float) -> int:
+    """How many images without any loss show that losses are rarer than `budget`: where Wilson's interval ends there."""
+    return math.ceil(1.96**2 * (1 - budget) / budget)

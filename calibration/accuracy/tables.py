@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from rich.markup import escape
 from rich.table import Table
 
-from catp.calibration.accuracy.report import BASELINES, Difference, Report, Score, Share
+from catp.calibration.accuracy.report import BASELINES, AccuracyReport, Difference, Score, Share
 from catp.runtime.bundle.manifest import Positions
 
 
-def score_table(report: Report) -> Table:
+def score_table(report: AccuracyReport) -> Table:
     """Accuracy of every method at every ratio, position modes side by side."""
     evaluation = report.evaluation
     several = len(evaluation.methods) > 1
@@ -36,7 +36,7 @@ def score_table(report: Report) -> Table:
     return table
 
 
-def type_table(report: Report) -> Table | None:
+def type_table(report: AccuracyReport) -> Table | None:
     """Accuracy by answer type; None where there is but one."""
     kinds = {kind: share.questions for kind, share in report.scores[0].by_answer_type.items()}
     if len(kinds) == 1:
@@ -54,7 +54,7 @@ def type_table(report: Report) -> Table | None:
     return table
 
 
-def difference_table(report: Report) -> Table | None:
+def difference_table(report: AccuracyReport) -> Table | None:
     """Every method against the baselines; None where there is nothing to compare."""
     if not report.differences:
         return None
@@ -77,7 +77,7 @@ def difference_table(report: Report) -> Table | None:
     return table
 
 
-def _rows(report: Report) -> Iterable[list[Score]]:
+def _rows(report: AccuracyReport) -> Iterable[list[Score]]:
     """Scores that differ in positions only; where all tokens are kept, all methods have one row."""
     rows: dict[tuple[float | None, float | None, str], list[Score]] = {}
     for score in report.scores:
@@ -85,7 +85,7 @@ def _rows(report: Report) -> Iterable[list[Score]]:
     return [row[: len(report.evaluation.positions)] for row in rows.values()]
 
 
-def _method(report: Report, score: Score) -> str:
+def _method(report: AccuracyReport, score: Score) -> str:
     return "any" if score.ratio is not None and report.is_full(score) else score.method
 
 

@@ -18,7 +18,7 @@ from catp.calibration.benchmark.contenders.registry import (
     open_contender,
 )
 from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, RUNTIMES
-from catp.calibration.benchmark.contenders.subject import IMAGE_SIZE, OURS, Case, Subject, make_question
+from catp.calibration.benchmark.contenders.subject import IMAGE_SIZE, OURS, Case, Subject, make_workload
 from catp.calibration.benchmark.costs.base import Workload
 from catp.calibration.benchmark.costs.cost import Cost, cost_of
 from catp.calibration.benchmark.costs.geometry import Geometry, read_geometry
@@ -28,7 +28,7 @@ from catp.calibration.benchmark.machine import available_cpus, describe_machine,
 from catp.calibration.benchmark.options import ITERATIONS, parse_batches, parse_ratios, parse_rounds
 from catp.calibration.benchmark.rates import measure_rates
 from catp.calibration.benchmark.results.compare import compare
-from catp.calibration.benchmark.results.report import Report, make_report, read_report
+from catp.calibration.benchmark.results.report import BenchmarkReport, make_report, read_report
 from catp.calibration.benchmark.results.screen import counted, show, show_notes, show_table
 from catp.calibration.benchmark.results.tables import change_table, cost_table
 from catp.calibration.benchmark.synthetic import Preset, made
@@ -218,11 +218,11 @@ def _measure(
     rounds: Rounds,
     load_before: float | None,
     kernels: bool,
-) -> Report:
+) -> BenchmarkReport:
     first = bundles[OURS]
     manifest, geometry = first.manifest, read_geometry(first)
     positions = positions or manifest.pruning.positions  # the same for all bundles
-    question = make_question(
+    workload = make_workload(
         manifest, geometry.language.vocabulary, max(setup.batches), setup.prompt_tokens, setup.new_tokens, setup.seed
     )
     described = {name: describe(bundle, positions) for name, bundle in bundles.items()}
@@ -240,22 +240,22 @@ def _measure(
             bundles[name], open_provider(setup.provider, setup.threads, setup.engines), positions, name
         )
 
-    subjects, loads = load_subjects(open_subject, setup, question, verified, busy)
+    subjects, loads = load_subjects(open_subject, setup, workload, verified, busy)
     cases = [case for name in subjects for case in setup.cases(name)]
     with counted(rounds) as advance:
-        measured = measure(subjects, question, cases, rounds, setup.seed, advance)
+        measured = measure(subjects, workload, cases, rounds, setup.seed, advance)
     load_after = load_average()
     reason, votes = why_not(manifest, setup), None
     if reason is None:
         ours = subjects[OURS]
         assert isinstance(ours, BundleSubject)
         with busy("time the vote"):
-            votes = time_vote(ours.pipeline, question, setup, len(measured.yardstick_ms))
+            votes = time_vote(ours.pipeline, workload, setup, len(measured.yardstick_ms))
     found: list[KernelTimes] = []
     if kernels:
         with busy("profile the graphs"):
             for name, bundle in bundles.items():
-                found += profile_kernels(bundle, name, setup.threads, positions, question, setup.ratios)
+                found += profile_kernels(bundle, name, setup.threads, positions, workload, setup.ratios)
     with busy("measure the machine again"):
         rates_after = measure_rates(setup.threads)
     both = rates, rates_after

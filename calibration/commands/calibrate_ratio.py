@@ -14,14 +14,15 @@ from rich.progress import Progress
 
 from catp.calibration.accuracy.evaluation import BATCH_SIZE
 from catp.calibration.accuracy.settings import RANDOM, Setting, check_methods, score_outputs
-from catp.calibration.accuracy.statistics import paired_difference
+from catp.calibration.accuracy.statistics import images_needed, mean_difference
 from catp.calibration.commands.source import bundle_folder, is_bundle
 from catp.calibration.data import open_data
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.demo import DEMO_SEED
+from catp.calibration.data.halves import Half, half
 from catp.calibration.ratio.layer_weights import LayerWeights, check_layer_points
 from catp.calibration.ratio.report import LearnedWeights, RatioReport, points, search_table
-from catp.calibration.ratio.search import Half, Measured, half, images_needed, measure
+from catp.calibration.ratio.search import Measured, measure
 from catp.calibration.supported import check_image_votes
 from catp.runtime.bundle.folder import write_manifest
 from catp.runtime.bundle.manifest import Positions
@@ -204,7 +205,7 @@ def _learn(pipeline: Pipeline, asked: DataSet, setting: Setting, seed: int, batc
         weights = on("search").learn()
         other = on("confirmation")
         found, equal = other.right(weights), other.right((1.0,) * len(weights))
-        gain = paired_difference(found, equal, seed, clusters=other.images)
+        gain = mean_difference(found, equal, seed, clusters=other.images)
         return LearnedWeights(ratio, weights, float(found.mean()), float(equal.mean()), (gain.low, gain.high))
 
 

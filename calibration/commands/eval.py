@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from catp.calibration.accuracy.evaluation import BATCH_SIZE, evaluate
-from catp.calibration.accuracy.report import Report
+from catp.calibration.accuracy.report import AccuracyReport
 from catp.calibration.accuracy.settings import RANDOM, Grid, check_methods, score_outputs
 from catp.calibration.accuracy.tables import difference_table, score_table, type_table
 from catp.calibration.commands.source import bundle_folder, is_bundle
@@ -189,7 +189,7 @@ def _counted() -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
-def _show(report: Report) -> None:
+def _show(report: AccuracyReport) -> None:
     # A file has no width that rows would have to be folded to.
     wide = console if console.is_terminal else make_console(width=WIDTH)
     for table in (score_table(report), type_table(report), difference_table(report)):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from catp.calibration.accuracy.statistics import images_needed
 from catp.calibration.precision.graphs.layers import exclude_options
 from catp.calibration.precision.report import PrecisionReport
-from catp.calibration.ratio.search import images_needed
 from catp.runtime.bundle.manifest import AccuracyChange
 from catp.runtime.errors import CatpError, UsageError
 

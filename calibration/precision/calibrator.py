@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from catp.calibration.data.dataset import DataSet, Question
+from catp.calibration.data.dataset import DataSet, Example
+from catp.calibration.data.halves import half
 from catp.calibration.data.metrics import Metric
 from catp.calibration.precision.assembly import Fragments, assemble
 from catp.calibration.precision.budget import Budget, BudgetExceeded, counted, most_sensitive, possible_loss
-from catp.calibration.precision.comparison import Answers, accuracy_changes, ask, kept_overlap, no_answers
+from catp.calibration.precision.comparison import BundleAnswers, accuracy_changes, ask, kept_overlap, no_answers
 from catp.calibration.precision.graphs.graph import FloatGraph
 from catp.calibration.precision.graphs.layers import Layer, matching
 from catp.calibration.precision.ranges.observation import Examples, ObservingProvider, answer_each
@@ -22,7 +23,6 @@ from catp.calibration.precision.recipe import Recipe, recipe_of
 from catp.calibration.precision.report import GraphSize, PrecisionReport, Trial
 from catp.calibration.precision.search.search import fewest_kept
 from catp.calibration.precision.search.sensitivity import LayerError, layer_errors
-from catp.calibration.ratio.search import half
 from catp.runtime.bundle.chains import made_from
 from catp.runtime.bundle.folder import Bundle, write_manifest
 from catp.runtime.bundle.manifest import CalibrationSpec, Manifest
@@ -51,9 +51,9 @@ class Questions:
     name: str
     digest: str
     metric: Metric
-    samples: list[Question]  # whose activations are looked at
-    search: list[Question]  # on which layers are chosen
-    confirmation: list[Question]
+    samples: list[Example]  # whose activations are looked at
+    search: list[Example]  # on which layers are chosen
+    confirmation: list[Example]
 
     def __post_init__(self) -> None:
         if len(self.samples) < FEWEST_SAMPLES:
@@ -69,7 +69,7 @@ class Questions:
             )
 
 
-def pictures(questions: Sequence[Question]) -> int:
+def pictures(questions: Sequence[Example]) -> int:
     """How many different ones questions are about."""
     return len({question.image_key for question in questions})
 
@@ -126,7 +126,7 @@ class Calibrator:
             recipe.check(name, source.manifest.graphs[made_from(name)])
         self.graphs = {name: FloatGraph(name, source.graph_file(made_from(name))) for name in recipes}
         self.layers = self._choose(tuple(exclude))
-        self._answers: dict[int, Answers] = {}
+        self._answers: dict[int, BundleAnswers] = {}
         self._failure = ""
         self.pictures = 0  # that confirmed what was found
 
@@ -306,7 +306,9 @@ class Calibrator:
         }
         return assemble(self.source, folder, self.graphs, self.recipes, chosen, self._method)
 
-    def _ask_quantised(self, before: Answers, folder: Path, questions: Sequence[Question], what: str) -> Answers:
+    def _ask_quantised(
+        self, before: BundleAnswers, folder: Path, questions: Sequence[Example], what: str
+    ) -> BundleAnswers:
         """Where it can't answer, because what it computes is no number, it has no question right."""
         self._failure = ""
         try:
@@ -317,7 +319,7 @@ class Calibrator:
             self._failure = f" (quantised, it could not answer: {error})"
             return no_answers(before)
 
-    def _ask(self, folder: Path, questions: Sequence[Question], what: str) -> Answers:
+    def _ask(self, folder: Path, questions: Sequence[Example], what: str) -> BundleAnswers:
         """The answers, of the original bundle once for the same questions."""
         key = id(questions) if folder == self.source.path else None
         if key in self._answers:

@@ -10,10 +10,9 @@ import numpy as np
 
 from catp.calibration.accuracy.answering import Answerer, in_batches
 from catp.calibration.accuracy.settings import Setting
-from catp.calibration.accuracy.statistics import paired_difference
-from catp.calibration.data.dataset import Question
+from catp.calibration.accuracy.statistics import mean_difference, unseen_losses
+from catp.calibration.data.dataset import Example
 from catp.calibration.data.metrics import Metric
-from catp.calibration.ratio.search import unseen_losses
 from catp.export.verification.emulated import emulated
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import AccuracyChange, PruningSpec
@@ -44,7 +43,7 @@ class WatchedPipeline(Pipeline):
 
 
 @dataclass(frozen=True)
-class Answers:
+class BundleAnswers:
     """A bundle's answers to questions."""
 
     ratios: tuple[float, ...]
@@ -59,8 +58,8 @@ def tested_ratios(pruning: PruningSpec) -> tuple[float, ...]:
 
 
 def ask(
-    folder: Path, questions: Iterable[Question], metric: Metric, seed: int, batch_size: int, advance: Advance
-) -> Answers:
+    folder: Path, questions: Iterable[Example], metric: Metric, seed: int, batch_size: int, advance: Advance
+) -> BundleAnswers:
     """Ask a bundle every question at every tested ratio, on the CPU, which emulates what a GPU would compute in fp16.
 
     Raises:
@@ -86,25 +85,25 @@ def ask(
     scores = np.concatenate(pipeline.scores)
     kept = top_indices(scores, num_kept(ratios[-1], pruning.num_query_tokens))
     kept[~np.isfinite(scores).all(axis=1)] = -1
-    return Answers(ratios, tuple(images), np.array(accuracy), kept)
+    return BundleAnswers(ratios, tuple(images), np.array(accuracy), kept)
 
 
-def no_answers(before: Answers) -> Answers:
+def no_answers(before: BundleAnswers) -> BundleAnswers:
     """The answers of a bundle that can't answer the questions that another one did."""
     return replace(before, accuracy=np.zeros_like(before.accuracy), kept=np.full_like(before.kept, -1))
 
 
-def kept_overlap(before: Answers, after: Answers) -> float:
+def kept_overlap(before: BundleAnswers, after: BundleAnswers) -> float:
     """Mean share of the tokens kept by one that the other keeps too."""
     both = [len(np.intersect1d(a, b[b >= 0])) for a, b in zip(before.kept, after.kept, strict=True)]
     return float(np.mean(both)) / before.kept.shape[1]
 
 
-def accuracy_changes(before: Answers, after: Answers, seed: int) -> tuple[AccuracyChange, ...]:
+def accuracy_changes(before: BundleAnswers, after: BundleAnswers, seed: int) -> tuple[AccuracyChange, ...]:
     """At each ratio, with the paired interval of the difference: a bootstrap's, and Wilson's where that is wider."""
     changes = []
     for ratio, old, new in zip(before.ratios, before.accuracy.T, after.accuracy.T):
-        found = paired_difference(new, old, seed, clusters=before.images)
+        found = mean_difference(new, old, seed, clusters=before.images)
         # Of few changes, or none, a bootstrap is far too sure.
         low = min(found.low, found.mean - unseen_losses(new - old, before.images))
         high = max(found.high, found.mean + unseen_losses(old - new, before.images))

@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from catp.calibration.accuracy.answering import Answerer, in_batches
 from catp.calibration.accuracy.settings import Setting
-from catp.calibration.accuracy.statistics import paired_difference, wilson_interval
-from catp.calibration.data.dataset import Question
+from catp.calibration.accuracy.statistics import mean_difference, unseen_losses
+from catp.calibration.data.dataset import Example
 from catp.calibration.data.metrics import Metric
 from catp.runtime.errors import CatpError
 from catp.runtime.pipeline import Pipeline
-
-Half = Literal["search", "confirmation"]
-
-
-def unseen_losses(differences: np.ndarray, images: Sequence[str]) -> float:
-    """The share of images that may lose beyond the share that did: to the upper end of its 95 % Wilson interval.
-
-    A bootstrap knows only losses that it has seen; of few losses, or none, it is far too sure.
-
-    Args:
-        differences: [n] accuracy with pruning minus without, per question.
-        images: [n] the image of each question: one that loses on any question counts as lost.
-    """
-    lost = len({image for image, difference in zip(images, differences) if difference < 0})
-    total = len(set(images))
-    return wilson_interval(lost, total)[1] - lost / total
-
-
-def images_needed(budget: float) -> int:
-    """How many images without any loss show that losses are rarer than `budget`: where Wilson's interval ends there."""
-    return math.ceil(1.96**2 * (1 - budget) / budget)
-
-
-def half(questions: Iterable[Question], seed: int, which: Half) -> Iterator[Question]:
-    """The questions of a half. Questions about one image are in the same one, or the halves would know each other."""
-    for question in questions:
-        digest = hashlib.sha256(f"{seed} {question.image_key}".encode()).digest()
-        if (digest[0] % 2 == 0) == (which == "search"):
-            yield question
 
 
 @dataclass(frozen=True)
@@ -86,7 +54,7 @@ class Measured:
 
 def measure(
     pipeline: Pipeline,
-    questions: Iterable[Question],
+    questions: Iterable[Example],
     settings: Sequence[Setting],
     metric: Metric,
     seed: int,
@@ -120,7 +88,7 @@ def measure(
     accuracy = np.array(rows)
     drops = []
     for setting, values in zip(settings, accuracy.T[1:]):
-        found = paired_difference(values, accuracy[:, 0], seed, clusters=images)
+        found = mean_difference(values, accuracy[:, 0], seed, clusters=images)
         low = min(found.low, found.mean - unseen_losses(values - accuracy[:, 0], images))
         drops.append(Drop(setting, len(rows), float(values.mean()), found.mean, low))
     return Measured(len(rows), len(set(images)), skipped, float(accuracy[:, 0].mean()), tuple(drops))

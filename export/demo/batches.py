@@ -46,7 +46,7 @@ class Batches(torch.utils.data.Dataset[Batch]):
         # There are only some hundred different prompts, and tokenising is slower than drawing.
         self._tokenize = functools.cache(self._tokenize_once)
 
-    def _tokenize_once(self, question: scenes.Question) -> tuple[list[int], list[int]]:
+    def _tokenize_once(self, question: scenes.SceneQuestion) -> tuple[list[int], list[int]]:
         prompt = self.tokenizer(question.prompt).input_ids
         return prompt, self.tokenizer(f" {question.answer}", add_special_tokens=False).input_ids
 

@@ -49,7 +49,7 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     """A prompt in BLIP-2's VQA form and its one right answer."""
 
     prompt: str
@@ -122,12 +122,12 @@ def _draw_shape(
         pen.polygon(corners, fill=color)
 
 
-def questions(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
+def questions(scene: Scene, rng: np.random.Generator, count: int) -> list[SceneQuestion]:
     """`count` questions about the scene, each kind equally likely, in random order."""
     return [_question(scene, rng) for _ in range(count)]
 
 
-def _question(scene: Scene, rng: np.random.Generator) -> Question:
+def _question(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     thing = scene.things[int(rng.integers(len(scene.things)))]
     kind = int(rng.integers(6))
     if kind == 0:
@@ -144,7 +144,7 @@ def _question(scene: Scene, rng: np.random.Generator) -> Question:
         text, answer = f"what color is the {thing.shape}?", thing.color
     else:  # also where a shape's colour would be ambiguous
         text, answer = f"where is the {thing.color} {thing.shape}?", PLACES[thing.cell]
-    return Question(f"Question: {text} Answer:", answer)
+    return SceneQuestion(f"SceneQuestion: {text} Answer:", answer)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Example:
 
     scene: Scene
     image: Image.Image
-    question: Question
+    question: SceneQuestion
 
 
 def examples(count: int, seed: int, split: Split = "held-out", per_image: int = 1) -> Iterator[Example]:

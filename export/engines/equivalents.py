@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from catp.runtime.bundle.plans import PlanRequest, Range, plan_file
+from catp.runtime.bundle.plans import PlanRequest, ShapeRange, plan_file
 
 PREPARED = "prepared"
 """Folder that the printed commands use."""
@@ -54,5 +54,5 @@ def _trtexec(request: PlanRequest, onnx_file: str, plan: str) -> list[str]:
     return words
 
 
-def _shape(name: str, extent: Range, which: str) -> str:
+def _shape(name: str, extent: ShapeRange, which: str) -> str:
     return f"{name}:{'x'.join(str(number) for number in getattr(extent, which))}"

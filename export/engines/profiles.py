@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from catp.runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
-from catp.runtime.bundle.plans import REPEATED, Profile, Range
+from catp.runtime.bundle.plans import REPEATED, Profile, ShapeRange
 from catp.runtime.errors import UsageError
 from catp.runtime.pruning import num_kept
 
@@ -115,15 +115,17 @@ def _profile(name: str, graph: GraphSpec, extents: Mapping[str, Extent], fixed: 
         name=name,
         shapes={tensor.name: _range(tensor, every) for tensor in inputs if tensor.name not in every},
         values={
-            tensor.name: Range(**{which: (extent,) for which, extent in zip(("min", "opt", "max"), every[tensor.name])})
+            tensor.name: ShapeRange(
+                **{which: (extent,) for which, extent in zip(("min", "opt", "max"), every[tensor.name])}
+            )
             for tensor in inputs
             if tensor.name in every
         },
     )
 
 
-def _range(tensor: TensorSpec, extents: Mapping[str, Extent]) -> Range:
+def _range(tensor: TensorSpec, extents: Mapping[str, Extent]) -> ShapeRange:
     def shape(which: int) -> tuple[int, ...]:
         return tuple(d if isinstance(d, int) else extents[d][which] for d in tensor.shape)
 
-    return Range(min=shape(0), opt=shape(1), max=shape(2))
+    return ShapeRange(min=shape(0), opt=shape(1), max=shape(2))

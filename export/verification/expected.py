@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from catp.export.verification.continuations import Greedy
-from catp.export.verification.reference import Reference, Votes, count_votes
+from catp.export.verification.reference import Reference, ReferenceVotes, count_votes
 from catp.export.voting.base import VotingMethod
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.matching import Scores
@@ -50,8 +50,8 @@ class ExpectedVotes:
     image_embeds: np.ndarray  # float32 [B, I, Dv]
     image_weights: np.ndarray  # float32 [B, I]
     query_embeds: np.ndarray  # float32 [B, N, Dl], all of them, projected
-    votes: Votes
-    compared: dict[str, Votes]  # what the diagnostics should say of other methods
+    votes: ReferenceVotes
+    compared: dict[str, ReferenceVotes]  # what the diagnostics should say of other methods
     kept_indices: np.ndarray  # int64 [B, k]: the top of `votes`
 
     @property

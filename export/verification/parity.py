@@ -11,7 +11,7 @@ from catp.export.verification.emulated import emulated
 from catp.export.verification.expected import MAX_NEW_TOKENS, Expected, ExpectedMatches, ExpectedVotes
 from catp.export.verification.matching import check_matches
 from catp.export.verification.measures import check, relative_error
-from catp.export.verification.reference import Votes
+from catp.export.verification.reference import ReferenceVotes
 from catp.export.verification.turns import taking_turns
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.generation_settings import GREEDY
@@ -120,7 +120,7 @@ def _qformer(engine: Engine, bundle: Bundle, expected: ExpectedVotes, limit: flo
     yield check(subject, "kept sets that are not the top of the graph's scores", (top != kept_indices).any(1).sum(), 0)
 
 
-def unexplained(actual: np.ndarray, wanted: np.ndarray, votes: Votes) -> np.ndarray:
+def unexplained(actual: np.ndarray, wanted: np.ndarray, votes: ReferenceVotes) -> np.ndarray:
     """Per row, how many tokens were exchanged, where their scores are further apart than near ties can move them.
 
     Args:

@@ -39,14 +39,14 @@ class Instructions:
 
 
 @dataclass(frozen=True)
-class Votes:
+class ReferenceVotes:
     """Scores and how far float rounding could move them."""
 
     scores: np.ndarray  # [B, N]
     slack: np.ndarray  # [B, N]
 
 
-def count_votes(method: VotingMethod, evidence: Evidence) -> Votes:
+def count_votes(method: VotingMethod, evidence: Evidence) -> ReferenceVotes:
     """A method's scores, as they should be.
 
     Rank points, the default, are counted independently, by sorting. Other methods are run as they are, on the
@@ -64,7 +64,7 @@ def count_votes(method: VotingMethod, evidence: Evidence) -> Votes:
     for _ in range(4):
         noisy = method.scores(_with_noise(evidence, generator)).expand(batch, -1).numpy()
         slack = np.maximum(slack, 2 * np.abs(noisy - scores))
-    return Votes(scores, slack)
+    return ReferenceVotes(scores, slack)
 
 
 def _with_noise(evidence: Evidence, generator: torch.Generator) -> Evidence:
@@ -82,7 +82,7 @@ def _with_noise(evidence: Evidence, generator: torch.Generator) -> Evidence:
 
 def rank_points(
     maps: Sequence[np.ndarray], weights: Sequence[float] | None = None, image_weights: np.ndarray | None = None
-) -> Votes:
+) -> ReferenceVotes:
     """Rank points by sorting (see export/voting/catp.py); slack: the comparisons of a query that are near ties.
 
     Args:
@@ -110,7 +110,7 @@ def rank_points(
         slack = slack + weight * (voices * np.take_along_axis(close, ascending_rank, axis=2)).sum((1, 3))
     if image_weights is not None:  # no whole numbers any more: sums round too
         slack = slack + 1e-4 * np.abs(scores)
-    return Votes(np.asarray(scores), np.asarray(slack))
+    return ReferenceVotes(np.asarray(scores), np.asarray(slack))
 
 
 class Reference:

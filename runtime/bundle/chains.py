@@ -62,6 +62,11 @@ class Chain:
         """Names of the graphs, in the order of the pipeline."""
         return tuple(stage.graph for stage in self.stages)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Parts of an answer that reports name, in the order in which they are computed."""
+        return tuple(dict.fromkeys(label for stage in self.stages for label in stage.labels))
+
 
 def _check_image_size(manifest: Manifest) -> None:
     if manifest.tensor("pixel_values").shape[2:] != (manifest.image.height, manifest.image.width):

@@ -30,7 +30,7 @@ Capability = Annotated[str, Field(pattern=r"^\d+\.\d$")]
 """A CUDA compute capability, such as "8.6"."""
 
 
-class Range(Strict):
+class ShapeRange(Strict):
     """Smallest, most likely and largest shape of an input, or values of a shape tensor."""
 
     min: tuple[int, ...]
@@ -38,7 +38,7 @@ class Range(Strict):
     max: tuple[int, ...]
 
     @model_validator(mode="after")
-    def _ordered(self) -> Range:
+    def _ordered(self) -> ShapeRange:
         if not len(self.min) == len(self.opt) == len(self.max):
             raise ValueError("min, opt and max differ in length")
         if any(not 0 <= low <= best <= high for low, best, high in zip(self.min, self.opt, self.max)):
@@ -55,8 +55,8 @@ class Profile(Strict):
     """One optimization profile: what every input may be in a kind of call."""
 
     name: str
-    shapes: dict[str, Range]
-    values: dict[str, Range] = Field(default={}, description="of shape tensors, which live in host memory")
+    shapes: dict[str, ShapeRange]
+    values: dict[str, ShapeRange] = Field(default={}, description="of shape tensors, which live in host memory")
 
 
 class PlanRequest(Strict):

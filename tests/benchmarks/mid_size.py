@@ -21,7 +21,7 @@ import typer
 
 from catp.calibration.benchmark.contenders.subject import OURS
 from catp.calibration.benchmark.kernel_times import KINDS, KernelTimes
-from catp.calibration.benchmark.results.report import Report, read_report
+from catp.calibration.benchmark.results.report import BenchmarkReport, read_report
 from catp.calibration.benchmark.timing.intervals import Ratio
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def call(command: str, *arguments: object) -> None:
     subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, env=environment)
 
 
-def latency_rows(report: Report) -> list[str]:
+def latency_rows(report: BenchmarkReport) -> list[str]:
     """Medians in milliseconds, a line of Markdown each."""
     rows = ["| ms | ratio | " + " | ".join(STAGES.values()) + " |", "|---" * (2 + len(STAGES)) + "|"]
     for result in report.results:
@@ -84,7 +84,7 @@ def latency_rows(report: Report) -> list[str]:
     return rows
 
 
-def ratio_rows(report: Report) -> list[str]:
+def ratio_rows(report: BenchmarkReport) -> list[str]:
     """How many times as fast end to end, with 95 % intervals, a line of Markdown each."""
     headings = ["times as fast as", "ratio", "itself unpruned", "fp32 at that ratio", *RUNTIMES.values()]
     rows = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
@@ -97,7 +97,7 @@ def ratio_rows(report: Report) -> list[str]:
     return rows
 
 
-def precision_rows(report: Report) -> list[str]:
+def precision_rows(report: BenchmarkReport) -> list[str]:
     """What INT8 and INT4 gain over fp32, unpruned, stage by stage, a line of Markdown each."""
     rows = [f"| times as fast as fp32 | {' | '.join(STAGES.values())} |", "|---" * (1 + len(STAGES)) + "|"]
     for found in report.speedups:
@@ -108,7 +108,7 @@ def precision_rows(report: Report) -> list[str]:
     return rows
 
 
-def kernel_rows(report: Report) -> list[str]:
+def kernel_rows(report: BenchmarkReport) -> list[str]:
     """Milliseconds of one answer by kind of operator, a line of Markdown each."""
     rows = [f"| ms, while profiled | ratio | {' | '.join(KINDS)} | the whole answer |", "|---" * (3 + len(KINDS)) + "|"]
     return rows + [_kernel_row(found) for found in report.kernels]

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoImageProcessor, Blip2ForConditionalGeneration
 from transformers.utils import logging
 
-from catp.calibration.benchmark.contenders.subject import Case, Question, Sample
+from catp.calibration.benchmark.contenders.subject import Case, Timed, Workload
 from catp.export.checkpoints.placeholder import placeholder_without_embedding
 from catp.export.verification.continuations import cache_of
 from catp.runtime.errors import UsageError
@@ -66,11 +66,11 @@ class TransformersSubject:
         if self._encodes_text:  # generate() calls it by itself, before the language model's first step
             self._watch("text_encoder", self._model.language_model.get_encoder())
 
-    def run(self, question: Question, case: Case) -> Sample:
+    def run(self, workload: Workload, case: Case) -> Timed:
         self._began.clear()
         self._ended.clear()
         with self._placeholder() as placeholder:
-            return self._run(question, case, placeholder)
+            return self._run(workload, case, placeholder)
 
     def _placeholder(self) -> AbstractContextManager[int]:
         """The id that stands for a query token; the model is left as it is where it names one that has an embedding."""
@@ -79,22 +79,22 @@ class TransformersSubject:
             return nullcontext(found)
         return placeholder_without_embedding(self._model, "image_token_index")
 
-    def _run(self, question: Question, case: Case, placeholder: int) -> Sample:
-        prompt = [placeholder] * self._model.config.num_query_tokens + question.prompt_ids
+    def _run(self, workload: Workload, case: Case, placeholder: int) -> Timed:
+        prompt = [placeholder] * self._model.config.num_query_tokens + workload.prompt_ids
         ids = torch.tensor([prompt] * case.batch)
         started = time.perf_counter()
-        pixel_values = self._processor(question.images[: case.batch], return_tensors="pt").pixel_values
+        pixel_values = self._processor(workload.images[: case.batch], return_tensors="pt").pixel_values
         with torch.inference_mode():
             output = self._model.generate(
                 pixel_values=pixel_values.to(self._dtype),
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=question.new_tokens,
+                max_new_tokens=workload.new_tokens,
                 do_sample=False,
                 num_beams=1,
                 **cache_of("encoder-decoder" if self._encodes_text else "decoder-only"),
             )
-        token_ids = output[:, -question.new_tokens :].tolist()
+        token_ids = output[:, -workload.new_tokens :].tolist()
         finished = time.perf_counter()
         return self._sample(started, finished, token_ids)
 
@@ -104,7 +104,7 @@ class TransformersSubject:
         module.register_forward_pre_hook(lambda *_: began.setdefault(stage, []).append(time.perf_counter()))
         module.register_forward_hook(lambda *_: ended.setdefault(stage, []).append(time.perf_counter()))
 
-    def _sample(self, started: float, finished: float, token_ids: list[list[int]]) -> Sample:
+    def _sample(self, started: float, finished: float, token_ids: list[list[int]]) -> Timed:
         def seconds(stage: str) -> list[float]:
             return [end - begin for begin, end in zip(self._began[stage], self._ended[stage])]
 
@@ -128,7 +128,7 @@ class TransformersSubject:
         if decode:
             found["decode"] = sum(decode) / len(decode)
             found["time_per_output_token"] = (total - first) / len(decode)
-        return Sample({name: 1e3 * value for name, value in found.items()}, token_ids)
+        return Timed({name: 1e3 * value for name, value in found.items()}, token_ids)
 
 
 def _check_compiler(name: str) -> None:

@@ -1,4 +1,4 @@
-"""The subject of a timing: anything that answers the same question about the same images."""
+"""The subject of a timing: anything that answers the same workload."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import numpy as np
 from PIL import Image
 
 from catp.calibration.benchmark.contenders.runtimes import RUNTIMES
+from catp.runtime.bundle.chains import make_chain
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
 
 OURS = "catp"
 """The bundle that is timed: everything else is timed beside it."""
-STAGES = ("preprocess", "vision", "qformer", "prefill", "decode", "host")
+COMPUTED = make_chain("voted-queries", "decoder-only").labels
+"""Parts of an answer that graphs compute; other chains have the same ones."""
+STAGES = ("preprocess", *COMPUTED, "host")
 """Parts of an answer; decode is one step, host what lies between the parts (allocation, binding, loops)."""
 WHOLE = ("time_to_first_token", "time_per_output_token", "total")
 IMAGE_SIZE = (640, 480)
@@ -41,7 +44,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Timed:
     """One answer to one batch: milliseconds by stage, and the tokens."""
 
     milliseconds: dict[str, float]  # STAGES and WHOLE, without those of decode where one token is generated
@@ -49,7 +52,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Question:
+class Workload:
     """The same for everyone: made of a seed, so that nothing needs to be fetched."""
 
     images: list[Image.Image]
@@ -62,14 +65,14 @@ class Subject(Protocol):
 
     name: str
 
-    def run(self, question: Question, case: Case) -> Sample:
+    def run(self, workload: Workload, case: Case) -> Timed:
         """Answer about the first `case.batch` images, from pictures in memory to token ids in host memory."""
         ...
 
 
-def make_question(
+def make_workload(
     manifest: Manifest, vocabulary: int, batch: int, prompt_tokens: int, new_tokens: int, seed: int
-) -> Question:
+) -> Workload:
     """Pictures with structure and grain, and a prompt of ordinary token ids.
 
     Raises:
@@ -88,7 +91,7 @@ def make_question(
     # The first ids are special in most vocabularies, the last ones often added tokens (<image>).
     ordinary = [token for token in range(4, max(5, vocabulary - 8)) if token not in special]
     prompt = [ordinary[i] for i in rng.integers(len(ordinary), size=prompt_tokens)]
-    return Question([make_picture(rng) for _ in range(batch)], prompt, new_tokens)
+    return Workload([make_picture(rng) for _ in range(batch)], prompt, new_tokens)
 
 
 def make_picture(rng: np.random.Generator) -> Image.Image:
@@ -105,7 +108,7 @@ def make_sample(
     token_ids: list[list[int]],
     first_token: float | None = None,
     device_ms: Mapping[str, float] | None = None,
-) -> Sample:
+) -> Timed:
     """From the moments at which preprocessing, vision, Q-Former and language model began, and the last one ended.
 
     What the language model's loop spends outside prefill and decode steps lies partly before the first token (cache)
@@ -135,4 +138,4 @@ def make_sample(
     }
     if steps:
         found |= {"decode": sum(steps) / len(steps), "time_per_output_token": (total - first) / len(steps)}
-    return Sample({name: float(found[name]) for name in (*STAGES, *WHOLE) if name in found}, token_ids)
+    return Timed({name: float(found[name]) for name in (*STAGES, *WHOLE) if name in found}, token_ids)

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from catp.calibration.benchmark.contenders.described import Described
 from catp.calibration.benchmark.contenders.subject import OURS, STAGES, WHOLE
-from catp.calibration.benchmark.results.report import Report, Result
+from catp.calibration.benchmark.results.report import BenchmarkReport, Result
 from catp.calibration.benchmark.timing.intervals import FEWEST, Ratio, ratio_of_medians
 from catp.runtime.errors import UsageError
 
@@ -43,7 +43,7 @@ class Comparison(BaseModel):
     notes: tuple[str, ...]
 
 
-def compare(old: Report, new: Report, threshold: float) -> Comparison:
+def compare(old: BenchmarkReport, new: BenchmarkReport, threshold: float) -> Comparison:
     """Change of every stage's median in the settings that both reports have.
 
     Raises:
@@ -109,7 +109,7 @@ def _precisions(old: Described, new: Described) -> tuple[str, str]:
     return old.precision, new.precision
 
 
-def _notes(old: Report, new: Report, common: int) -> list[str]:
+def _notes(old: BenchmarkReport, new: BenchmarkReport, common: int) -> list[str]:
     found = []
     settings = len({result.case for result in (*old.results, *new.results)})
     if common < settings:

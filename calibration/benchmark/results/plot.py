@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from catp.calibration.benchmark.contenders.subject import OURS, STAGES, prunes
-from catp.calibration.benchmark.results.report import Report, Result
+from catp.calibration.benchmark.results.report import BenchmarkReport, Result
 from catp.calibration.benchmark.results.tables import TITLES
 
 PANEL, LEGEND, BAR = (4.6, 4.6), 1.9, 0.5
@@ -21,7 +21,7 @@ DPI = 150
 COLORS = ("#56B4E9", "#0072B2", "#009E73", "#E69F00", "#D55E00", "#999999")
 
 
-def draw_latency(report: Report, path: Path) -> None:
+def draw_latency(report: BenchmarkReport, path: Path) -> None:
     """Write a PNG with one panel per batch size: medians of all stages stacked, a bar for each ratio and contender.
 
     Raises:

@@ -66,7 +66,7 @@ class Speedup(Strict):
     by_stage: dict[str, Ratio]
 
 
-class Report(Strict):
+class BenchmarkReport(Strict):
     """The whole of report.json."""
 
     schema_version: Literal[1] = 1
@@ -116,7 +116,7 @@ def make_report(
     break_even: BreakEven | None = None,
     remarks: Sequence[str] = (),
     kernels: Sequence[KernelTimes] = (),
-) -> Report:
+) -> BenchmarkReport:
     """Everything that follows from the samples.
 
     Args:
@@ -132,7 +132,7 @@ def make_report(
     rounds = len(measured.yardstick_ms)
     others = None if measured.others_seconds is None else measured.others_seconds / measured.seconds / machine.cpus
     noise = _noise(results, measured, others)
-    return Report(
+    return BenchmarkReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         bundle=bundles[OURS],
         bundles={name: bundle for name, bundle in bundles.items() if name != OURS},
@@ -158,7 +158,7 @@ def make_report(
     )
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: Path) -> BenchmarkReport:
     """A report that catp-bench wrote.
 
     Raises:
@@ -171,7 +171,7 @@ def read_report(path: Path) -> Report:
     except (OSError, UnicodeDecodeError) as error:
         raise CatpError(f"{path}: can't be read ({error})") from None
     try:
-        return Report.model_validate_json(text)
+        return BenchmarkReport.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "report"

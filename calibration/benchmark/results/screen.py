@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from catp.calibration.benchmark.contenders.subject import Case
-from catp.calibration.benchmark.results.report import Report
+from catp.calibration.benchmark.results.report import BenchmarkReport
 from catp.calibration.benchmark.results.tables import (
     break_even_table,
     bundle_table,
@@ -48,7 +48,7 @@ def counted(rounds: Rounds) -> Iterator[Callable[[int, Mapping[Case, float]], No
         yield advance
 
 
-def show(report: Report) -> None:
+def show(report: BenchmarkReport) -> None:
     """The measurements; the card of costs was shown before."""
     for table in (
         bundle_table(report),

@@ -8,15 +8,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from catp.calibration.benchmark.contenders.described import Described
-from catp.calibration.benchmark.contenders.subject import OURS, prunes
+from catp.calibration.benchmark.contenders.subject import COMPUTED, OURS, prunes
 from catp.calibration.benchmark.costs.cost import Cost
 from catp.calibration.benchmark.kernel_times import KINDS
 from catp.calibration.benchmark.machine import Machine
 from catp.calibration.benchmark.rates import Rates
 from catp.calibration.benchmark.results.compare import Change, Comparison
-from catp.calibration.benchmark.results.report import Report, Result
-from catp.calibration.benchmark.timing.intervals import Difference, Ratio
+from catp.calibration.benchmark.results.report import BenchmarkReport, Result
+from catp.calibration.benchmark.timing.intervals import MedianDifference, Ratio
 from catp.calibration.benchmark.vote.break_even import Thresholds
+from catp.runtime.bundle.chains import graphs_of
 
 TITLES = {
     "preprocess": "preprocess",
@@ -29,13 +30,6 @@ TITLES = {
     "time_per_output_token": "per output token",
     "total": "total",
 }
-GRAPHS_OF = {
-    "vision": ("vision_encoder",),
-    "qformer": ("qformer_voting",),
-    "prefill": ("language_model", "text_encoder", "text_decoder"),
-    "decode": ("language_model", "text_decoder"),
-}
-"""By stage; a bundle has those of its family. A second copy of the language model has the first one's parameters."""
 MISSING = "too few"
 
 
@@ -64,14 +58,14 @@ def cost_table(bundle: Described, costs: Sequence[Cost], rates: Rates, machine: 
             for cost in row:
                 part = cost.stages[stage]
                 cells += [f"{part.flops / 1e9:.3g}", f"{part.bytes / 1e6:,.1f}", _ms(rates.least_ms(part))]
-            parameters = sum(bundle.parameters.get(graph, 0) for graph in GRAPHS_OF[stage])
+            parameters = sum(bundle.parameters.get(graph, 0) for graph in graphs_of(stage))
             table.add_row(f"{batch}", TITLES[stage], f"{parameters / 1e6:,.1f}", *cells)
         cache = [cell for cost in row for cell in ("", f"{cost.cache_bytes / 1e6:,.2f}", "")]
         table.add_row(f"{batch}", "key-value cache, at the end", "", *cache)
     return table
 
 
-def bundle_table(report: Report) -> Table | None:
+def bundle_table(report: BenchmarkReport) -> Table | None:
     """The bundles; None where there is only one, of which the card of costs says as much."""
     if not report.bundles:
         return None
@@ -92,7 +86,7 @@ def bundle_table(report: Report) -> Table | None:
     return table
 
 
-def latency_table(report: Report) -> Table:
+def latency_table(report: BenchmarkReport) -> Table:
     """Medians of every stage, how long a whole answer takes, and how often."""
     table = Table(
         title=f"Medians of {report.rounds} rounds in ms, {report.setup.prompt_tokens} prompt tokens, "
@@ -123,7 +117,7 @@ def latency_table(report: Report) -> Table:
     return table
 
 
-def roofline_table(report: Report) -> Table:
+def roofline_table(report: BenchmarkReport) -> Table:
     """How near each stage is to what the machine's arithmetic and memory allow."""
     table = Table(
         title="Share of the machine's limit in % (least possible time over median)",
@@ -131,16 +125,16 @@ def roofline_table(report: Report) -> Table:
     )
     for column in ("batch", "runtime", "ratio"):
         table.add_column(column, justify="left" if column == "runtime" else "right")
-    for stage in GRAPHS_OF:
+    for stage in COMPUTED:
         table.add_column(TITLES[stage], justify="right")
     for result in report.results:
         if result.roofline:
-            shares = [f"{100 * result.roofline[s]:.0f}" if s in result.roofline else "" for s in GRAPHS_OF]
+            shares = [f"{100 * result.roofline[s]:.0f}" if s in result.roofline else "" for s in COMPUTED]
             table.add_row(f"{result.batch}", escape(result.subject), f"{result.ratio:g}", *shares)
     return table
 
 
-def kernel_table(report: Report) -> Table | None:
+def kernel_table(report: BenchmarkReport) -> Table | None:
     """Where time goes inside the graphs; None where that was not asked for."""
     if not report.kernels:
         return None
@@ -167,7 +161,7 @@ def kernel_table(report: Report) -> Table | None:
     return table
 
 
-def pruning_table(report: Report) -> Table | None:
+def pruning_table(report: BenchmarkReport) -> Table | None:
     """The stages that pruning changes, and those that it doesn't; None where nothing was pruned."""
     rows = [speedup for speedup in report.speedups if speedup.baseline == speedup.subject]
     if not rows:
@@ -189,7 +183,7 @@ def pruning_table(report: Report) -> Table | None:
     return table
 
 
-def contender_table(report: Report) -> Table | None:
+def contender_table(report: BenchmarkReport) -> Table | None:
     """Bundles over ours at the same ratio, and all bundles over other runtimes; None without contenders."""
     rows = [speedup for speedup in report.speedups if speedup.baseline != speedup.subject]
     if not rows:
@@ -210,7 +204,7 @@ def contender_table(report: Report) -> Table | None:
     return table
 
 
-def break_even_table(report: Report) -> Table | None:
+def break_even_table(report: BenchmarkReport) -> Table | None:
     """The cost of the vote against the prefill that it saves, and from where on it pays; None where that is unknown."""
     found = report.break_even
     if found is None:
@@ -232,7 +226,7 @@ def break_even_table(report: Report) -> Table | None:
     return table
 
 
-def load_table(report: Report) -> Table:
+def load_table(report: BenchmarkReport) -> Table:
     """Loading and warm-up, which are in none of the times."""
     table = Table(title="Before timing (in none of the figures)", title_justify="left")
     columns = ("runtime", "verify, s", "load, s", "warm-up, s", "memory gained, MB", "peak so far, MB")
@@ -279,7 +273,7 @@ def _verdict(change: Change) -> str:
     return "[green]faster[/]" if change.faster else ""
 
 
-def _difference(difference: Difference) -> str:
+def _difference(difference: MedianDifference) -> str:
     if difference.interval_95 is None:
         return f"{_ms(difference.median)} (too few rounds)"
     low, high = difference.interval_95

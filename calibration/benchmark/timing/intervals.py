@@ -27,7 +27,7 @@ class Ratio(BaseModel):
         return self.interval_95 is not None and not self.interval_95[0] <= 1 <= self.interval_95[1]
 
 
-class Difference(BaseModel):
+class MedianDifference(BaseModel):
     """A difference of durations in milliseconds with its 95 % interval."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,7 +41,7 @@ class Difference(BaseModel):
         return self.interval_95 or (float("-inf"), float("inf"))
 
 
-def paired_difference(values: Sequence[float], baseline: Sequence[float], seed: int) -> Difference:
+def median_difference(values: Sequence[float], baseline: Sequence[float], seed: int) -> MedianDifference:
     """Median of values[i] - baseline[i], milliseconds, where both were measured in round i.
 
     Raises:
@@ -52,7 +52,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], seed: 
         raise ValueError(f"{above.shape} values and {below.shape} baselines: as many of both, at least one")
     differences = above - below
     medians = _resampled_medians(differences, np.random.default_rng(seed))
-    return Difference(median=float(np.median(differences)), interval_95=_interval(differences.size, medians))
+    return MedianDifference(median=float(np.median(differences)), interval_95=_interval(differences.size, medians))
 
 
 def paired_ratio(values: Sequence[float], baseline: Sequence[float], seed: int) -> Ratio:

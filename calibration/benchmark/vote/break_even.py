@@ -17,7 +17,7 @@ from pydantic import Field
 from catp.calibration.benchmark.costs.base import Workload
 from catp.calibration.benchmark.costs.cost import language_weight_bytes, matrix_weights, prefill_cost
 from catp.calibration.benchmark.costs.geometry import LanguageGeometry
-from catp.calibration.benchmark.timing.intervals import Difference
+from catp.calibration.benchmark.timing.intervals import MedianDifference
 from catp.runtime.bundle.manifest import GraphSpec
 from catp.runtime.bundle.strict import Strict
 
@@ -43,11 +43,13 @@ class Payoff(Strict):
     batch: int
     ratio: float
     num_kept: int
-    vote_ms: Difference = Field(
+    vote_ms: MedianDifference = Field(
         description="Q-Former graph with its vote less the same graph without one, which projects all query tokens"
     )
     vote_of_total: float = Field(description="median vote over the median total at this ratio")
-    saved_ms: Difference = Field(description="prefill of all query tokens less prefill at this ratio, as measured")
+    saved_ms: MedianDifference = Field(
+        description="prefill of all query tokens less prefill at this ratio, as measured"
+    )
     modelled_ms: float = Field(description="the same by the cost model, at the bundle's own rate")
     pays: Verdict = Field(description="whether saved_ms exceeds vote_ms here; unclear where their intervals overlap")
     at_own_rate: Thresholds | None = Field(description="None where the interval of vote_ms reaches down to 0")
@@ -162,7 +164,7 @@ def thresholds(
     )
 
 
-def verdict(vote: Difference, saved: Difference) -> Verdict:
+def verdict(vote: MedianDifference, saved: MedianDifference) -> Verdict:
     """Whether more is saved than spent, as sure as both intervals are."""
     if saved.bounds[0] > vote.bounds[1]:
         return "yes"

@@ -10,7 +10,7 @@ from catp.calibration.benchmark.costs.cost import Cost
 from catp.calibration.benchmark.costs.geometry import Geometry, LanguageGeometry
 from catp.calibration.benchmark.rates import Rates, best_rates
 from catp.calibration.benchmark.timing.conditions import Setup
-from catp.calibration.benchmark.timing.intervals import Difference, paired_difference
+from catp.calibration.benchmark.timing.intervals import MedianDifference, median_difference
 from catp.calibration.benchmark.timing.rounds import Measured
 from catp.calibration.benchmark.timing.summary import percentile
 from catp.calibration.benchmark.vote.break_even import BreakEven, Payoff, PrefillModel, Speed, thresholds, verdict
@@ -56,7 +56,7 @@ def find_break_even(
         for cost in (cost for cost in costs if cost.ratio == ratio):
             pruned = Case(cost.batch, OURS, ratio)
             workload = Workload(cost.batch, cost.num_kept, setup.prompt_tokens, setup.new_tokens)
-            saved = paired_difference(
+            saved = median_difference(
                 measured.values(Case(cost.batch, OURS, 0.0), "prefill"), measured.values(pruned, "prefill"), setup.seed
             )
             # A vote that is lost in the noise would pay from anywhere on.
@@ -90,9 +90,9 @@ def find_break_even(
     )
 
 
-def _spent(votes: Measured, batch: int, ratio: float, seed: int) -> Difference:
+def _spent(votes: Measured, batch: int, ratio: float, seed: int) -> MedianDifference:
     with_vote = votes.values(Case(batch, VOTING, ratio), "qformer")
-    return paired_difference(with_vote, votes.values(Case(batch, VOTELESS, 0.0), "qformer"), seed)
+    return median_difference(with_vote, votes.values(Case(batch, VOTELESS, 0.0), "qformer"), seed)
 
 
 def _median(measured: Measured, case: Case, stage: str) -> float:

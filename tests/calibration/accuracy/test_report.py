@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from catp.calibration.accuracy.predictions import Evaluation, Prediction
-from catp.calibration.accuracy.report import NAMED, Report, make_report
-from catp.calibration.accuracy.statistics import bootstrap_interval, paired_difference, wilson_interval
+from catp.calibration.accuracy.report import NAMED, AccuracyReport, make_report
+from catp.calibration.accuracy.statistics import bootstrap_interval, mean_difference, wilson_interval
 from catp.calibration.accuracy.tables import difference_table, score_table, type_table
 from catp.runtime import Pipeline
 
@@ -35,7 +35,7 @@ def predictions(right: np.ndarray = RIGHT, per_image: int = 2) -> list[Predictio
     ]
 
 
-def report(pipeline: Pipeline, found: Sequence[Prediction], **changes: Any) -> Report:
+def report(pipeline: Pipeline, found: Sequence[Prediction], **changes: Any) -> AccuracyReport:
     return make_report(EVALUATION.model_copy(update=changes), found, pipeline.manifest)
 
 
@@ -64,7 +64,7 @@ def test_methods_are_compared_question_by_question(pipeline: Pipeline) -> None:
     pairs = {(d.method, d.against): d for d in made.differences}
     assert set(pairs) == {("catp", "random"), ("coverage", "catp"), ("coverage", "random")}
     images = [i // 2 for i in range(40)]
-    expected = paired_difference(RIGHT[:, 4], RIGHT[:, 3], 1, clusters=images)
+    expected = mean_difference(RIGHT[:, 4], RIGHT[:, 3], 1, clusters=images)
     found = pairs["coverage", "catp"]
     assert (found.ratio, found.positions) == (0.5, "original")
     assert (found.difference, *found.interval_95) == (expected.mean, expected.low, expected.high)
@@ -116,7 +116,7 @@ def test_the_json_says_what_was_measured(pipeline: Pipeline) -> None:
         "method", "positions", "ratio", "keep_mass", "tokens_kept", "questions", "accuracy", "interval_95",
         "by_answer_type",
     }  # fmt: skip
-    assert Report.model_validate_json(made.model_dump_json()) == made
+    assert AccuracyReport.model_validate_json(made.model_dump_json()) == made
 
 
 def test_tables_have_a_row_for_what_differs(pipeline: Pipeline) -> None:

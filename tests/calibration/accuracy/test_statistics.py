@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from catp.calibration.accuracy.statistics import bootstrap_interval, paired_difference, wilson_interval
+from catp.calibration.accuracy.statistics import (
+    bootstrap_interval,
+    images_needed,
+    mean_difference,
+    unseen_losses,
+    wilson_interval,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -73,25 +79,25 @@ def test_clusters_of_different_sizes_weigh_what_they_hold() -> None:
 
 def test_a_difference_of_nothing_is_zero() -> None:
     values = RNG.random(50)
-    difference = paired_difference(values, values, seed=1)
+    difference = mean_difference(values, values, seed=1)
     assert (difference.mean, difference.low, difference.high) == (0, 0, 0)
 
 
 def test_pairing_takes_the_difficulty_out() -> None:
     difficulty = RNG.normal(0, 10, 500)
     a, b = difficulty + RNG.normal(1, 1, 500), difficulty
-    difference = paired_difference(a, b, seed=1)
+    difference = mean_difference(a, b, seed=1)
     assert difference.mean == pytest.approx(np.mean(a - b))
     assert 0.5 < difference.low < difference.mean < difference.high < 1.5
     assert bootstrap_interval(a, seed=1)[0] < bootstrap_interval(b, seed=1)[1]  # which alone show nothing
-    other = paired_difference(b, a, seed=1)
+    other = mean_difference(b, a, seed=1)
     assert other.mean == -difference.mean and other.high < 0
 
 
 def test_a_difference_by_cluster_is_less_sure() -> None:
     images = [f"image {i // 4}" for i in range(400)]
     a = np.repeat(RNG.normal(0, 1, 100), 4)
-    alone, together = (paired_difference(a, np.zeros(400), seed=1, clusters=c) for c in (None, images))
+    alone, together = (mean_difference(a, np.zeros(400), seed=1, clusters=c) for c in (None, images))
     assert together.high - together.low > 1.6 * (alone.high - alone.low)
 
 
@@ -103,6 +109,28 @@ def test_what_has_no_interval_is_refused(values: list[float]) -> None:
 
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="same question"):
-        paired_difference([1, 2], [1], seed=1)
+        mean_difference([1, 2], [1], seed=1)
     with pytest.raises(ValueError, match="3 clusters for 2 values"):
         bootstrap_interval([1, 2], seed=1, clusters=["a", "b", "c"])
+
+
+def test_few_losses_do_not_make_sure() -> None:
+    """At most 5 % of all draws confirm a setting that loses more than the budget."""
+    rng = np.random.default_rng(0)
+    images = [str(i) for i in range(250)]
+    for expected_losses in (2, 4.05, 7.05):
+        rate = expected_losses / 250
+        confirmed = 0
+        for _ in range(400):
+            differences = -(rng.random(250) < rate).astype(float)
+            low = differences.mean() - unseen_losses(differences, images)
+            confirmed += low >= -0.999 * rate
+        assert confirmed <= 0.05 * 400
+
+
+def test_images_needed_without_a_loss() -> None:
+    for budget in (0.01, 0.05, 0.2):
+        needed = images_needed(budget)
+        images = [str(i) for i in range(needed)]
+        assert unseen_losses(np.zeros(needed), images) <= budget + 1e-12
+        assert unseen_losses(np.zeros(needed - 1), images[:-1]) > budget

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from catp.calibration.benchmark.kernel_times import KINDS, kind_of
 from catp.calibration.benchmark.kernels import UNSEEN, _runs, _summarize
-from catp.calibration.benchmark.results.report import Report
+from catp.calibration.benchmark.results.report import BenchmarkReport
 from catp.calibration.commands.bench import app
 from catp.calibration.commands.calibrate import app as calibrate
 from catp.runtime.bundle.chains import DECODE_GRAPH
@@ -74,7 +74,7 @@ def test_a_benchmark_says_where_time_goes(demo_bundle: Path, tmp_path: Path, mon
     asked = ["--ratios", "0.5", "--batch", "2", "--iterations", "2", "--warmup", "0", "--new-tokens", "4", "--kernels"]
     result = RUNNER.invoke(app, ["run", str(demo_bundle), "--against", str(other), *asked, "--json"])
     assert result.exit_code == 0, result.output
-    report = Report.model_validate(json.loads(result.stdout))
+    report = BenchmarkReport.model_validate(json.loads(result.stdout))
     assert [(k.subject, k.ratio) for k in report.kernels] == [
         (name, ratio) for name in ("catp", "other") for ratio in (0.0, 0.5)
     ]

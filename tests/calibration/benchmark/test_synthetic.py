@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 from typer.testing import CliRunner
 
 from catp.calibration.benchmark import synthetic
-from catp.calibration.benchmark.results.report import Report
+from catp.calibration.benchmark.results.report import BenchmarkReport
 from catp.calibration.benchmark.synthetic import Sizes, Tower, check_room
 from catp.calibration.commands.bench import app
 from catp.export.demo import CHECKPOINT
@@ -27,7 +27,7 @@ def test_tiny_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         app, ["run", "--synthetic", "tiny", "--keep", str(keep), "--against", "transformers", *arguments, "--json"]
     )
     assert result.exit_code == 0, result.output
-    report = Report.model_validate_json(result.stdout)
+    report = BenchmarkReport.model_validate_json(result.stdout)
     assert report.bundle.random_weights and report.bundle.model.id == "synthetic-tiny"
     assert any("the weights of synthetic-tiny are random" in note for note in report.notes)
     assert "Cost of synthetic-tiny, random weights" in result.stderr
@@ -37,7 +37,7 @@ def test_tiny_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     again = RUNNER.invoke(
         app, ["run", str(keep / "bundle"), "--checkpoint", str(keep / "synthetic-tiny"), *arguments, "--json"]
     )
-    assert Report.model_validate_json(again.stdout).bundle.random_weights
+    assert BenchmarkReport.model_validate_json(again.stdout).bundle.random_weights
     refused = RUNNER.invoke(app, ["run", "--synthetic", "tiny", "--keep", str(keep)])
     assert refused.exit_code == 2
     assert f"catp-bench run {keep}/bundle --checkpoint {keep}/synthetic-tiny" in refused.stderr

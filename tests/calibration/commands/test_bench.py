@@ -12,7 +12,7 @@ from benchmark_reports import RATES, make
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from catp.calibration.benchmark.results.report import Report
+from catp.calibration.benchmark.results.report import BenchmarkReport
 from catp.calibration.commands.bench import app
 
 RUNNER = CliRunner()
@@ -38,7 +38,7 @@ def test_end_to_end(demo_bundle: Path, tmp_path: Path) -> None:
     assert len(result.stdout.splitlines()) == 1
     content: dict[str, Any] = json.loads(result.stdout)
     assert content == json.loads(output.read_text()) and content["schema_version"] == 1
-    report = Report.model_validate(content)
+    report = BenchmarkReport.model_validate(content)
     settings = [(r.batch, r.subject, r.ratio, r.num_kept) for r in report.results]
     ours = [("catp", 0.0, 32), ("catp", 0.5, 16), ("catp", 0.75, 8)]
     theirs = [("transformers", 0.0, 32), ("transformers-bf16", 0.0, 32)]
@@ -99,7 +99,7 @@ def test_the_baseline_alone_for_a_time(demo_bundle: Path) -> None:
     )
     result = call(demo_bundle, *arguments, "--min-time", "0.1s", "--json")  # `run` need not be said
     assert result.exit_code == 0, result.output
-    (found,) = Report.model_validate_json(result.stdout).results
+    (found,) = BenchmarkReport.model_validate_json(result.stdout).results
     assert sum(found.samples_ms["total"]) >= 100 > sum(found.samples_ms["total"][:-1])
     assert "decode" not in found.milliseconds and [len(row) for row in found.token_ids] == [1]
     assert "Pruned over" not in result.stderr and "as others" not in result.stderr

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 from vqa_folder import ACCURACY_BY_TYPE, CASES, MEAN_ACCURACY, READABLE, write_vqa_folder
 
-from catp.calibration.accuracy.report import Report
+from catp.calibration.accuracy.report import AccuracyReport
 from catp.calibration.commands.eval import app
 from catp.export.demo import CHECKPOINT
 from catp.runtime import Pipeline
@@ -28,7 +28,7 @@ def call(*arguments: object) -> Result:
 def report(result: Result) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
     content: dict[str, Any] = json.loads(result.stdout)
-    assert Report.model_validate(content).schema_version == 1
+    assert AccuracyReport.model_validate(content).schema_version == 1
     return content
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from catp.calibration.accuracy.statistics import unseen_losses
 from catp.calibration.precision.budget import Budget, BudgetExceeded, counted, most_sensitive
 from catp.calibration.precision.report import PrecisionReport
 from catp.calibration.precision.search.sensitivity import LayerError
-from catp.calibration.ratio.search import unseen_losses
 from catp.runtime import UsageError
 from catp.runtime.bundle.manifest import AccuracyChange, ModelSpec
 

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from catp.calibration.precision import comparison
-from catp.calibration.precision.comparison import Answers, accuracy_changes, ask, kept_overlap, no_answers
+from catp.calibration.precision.comparison import BundleAnswers, accuracy_changes, ask, kept_overlap, no_answers
 from catp.runtime import CatpError, Pipeline
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.bundle.manifest import PruningSpec
 
 
-def answers(accuracy: list[list[float]], kept: list[list[int]], images: tuple[str, ...] | None = None) -> Answers:
+def answers(accuracy: list[list[float]], kept: list[list[int]], images: tuple[str, ...] | None = None) -> BundleAnswers:
     """accuracy: by ratio, of every question."""
     found = np.array(accuracy).T
-    return Answers((0.0, 0.5)[: len(accuracy)], images or tuple(map(str, range(len(found)))), found, np.array(kept))
+    return BundleAnswers(
+        (0.0, 0.5)[: len(accuracy)], images or tuple(map(str, range(len(found)))), found, np.array(kept)
+    )
 
 
 def test_kept_overlap_by_hand() -> None:

@@ -6,27 +6,19 @@ import numpy as np
 import pytest
 
 from catp.calibration.accuracy.settings import Setting
-from catp.calibration.data.dataset import Question
-from catp.calibration.ratio.search import Drop, Measured, half, images_needed, measure, unseen_losses
+from catp.calibration.data.dataset import Example
+from catp.calibration.ratio.search import Drop, Measured, measure
 from catp.export.demo import scenes
 from catp.runtime import CatpError, Pipeline
 
 
-def questions(count: int, seed: int = 5) -> list[Question]:
+def questions(count: int, seed: int = 5) -> list[Example]:
     return [
-        Question(
+        Example(
             str(i), e.image, e.question.prompt[len("Question: ") : -len(" Answer:")], (e.question.answer,), "x", str(i)
         )
         for i, e in enumerate(scenes.examples(count, seed))
     ]
-
-
-def test_halves_share_no_image() -> None:
-    asked = [Question(str(i), scenes.examples, "?", ("a",), "x", str(i // 4)) for i in range(400)]  # type: ignore[arg-type]
-    search, confirmation = (list(half(asked, 3, which)) for which in ("search", "confirmation"))  # type: ignore[arg-type]
-    assert len(search) + len(confirmation) == 400 and 120 < len(search) < 280
-    assert not {q.image_key for q in search} & {q.image_key for q in confirmation}
-    assert [q.id for q in half(asked, 4, "search")] != [q.id for q in search]
 
 
 def drop(ratio: float, low: float, accuracy: float = 0.9, method: str = "catp") -> Drop:
@@ -64,25 +56,3 @@ def test_measured_losses_are_those_of_answering_one_by_one(pipeline: Pipeline) -
 def test_nothing_to_ask_is_an_error(pipeline: Pipeline) -> None:
     with pytest.raises(CatpError, match=r"none of 0 questions .* ask about more pictures"):
         measure(pipeline, [], [Setting("catp", "original", 0.5)], "exact match", 0, 8)
-
-
-def test_few_losses_do_not_make_sure() -> None:
-    """At most 5 % of all draws confirm a setting that loses more than the budget."""
-    rng = np.random.default_rng(0)
-    images = [str(i) for i in range(250)]
-    for expected_losses in (2, 4.05, 7.05):
-        rate = expected_losses / 250
-        confirmed = 0
-        for _ in range(400):
-            differences = -(rng.random(250) < rate).astype(float)
-            low = differences.mean() - unseen_losses(differences, images)
-            confirmed += low >= -0.999 * rate
-        assert confirmed <= 0.05 * 400
-
-
-def test_images_needed_without_a_loss() -> None:
-    for budget in (0.01, 0.05, 0.2):
-        needed = images_needed(budget)
-        images = [str(i) for i in range(needed)]
-        assert unseen_losses(np.zeros(needed), images) <= budget + 1e-12
-        assert unseen_losses(np.zeros(needed - 1), images[:-1]) > budget

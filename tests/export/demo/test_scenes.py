@@ -30,7 +30,7 @@ def test_scenes_are_what_they_say() -> None:
             assert right(scene, question)
 
 
-def right(scene: scenes.Scene, question: scenes.Question) -> bool:
+def right(scene: scenes.Scene, question: scenes.SceneQuestion) -> bool:
     """Whether the answer follows from the scene, by reading the question."""
     text, answer = question.prompt, question.answer
     place = max((p for p in scenes.PLACES if f"the {p}?" in text), key=len, default=None)

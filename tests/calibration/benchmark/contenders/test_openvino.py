@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from catp.calibration.benchmark.contenders.subject import Case
-from catp.calibration.benchmark.results.report import Report
+from catp.calibration.benchmark.results.report import BenchmarkReport
 from catp.calibration.commands.bench import app
 
 pytest.importorskip("openvino", reason="an extra of its own: pip install '.[openvino]'")
@@ -18,7 +18,7 @@ def test_its_tokens_are_those_of_the_checkpoint(demo_bundle: Path) -> None:
     arguments += ["--iterations", "2", "--warmup", "1", "--new-tokens", "12", "--json"]
     result = CliRunner().invoke(app, [str(demo_bundle), *arguments])
     assert result.exit_code == 0, result.output
-    report = Report.model_validate_json(result.stdout)
+    report = BenchmarkReport.model_validate_json(result.stdout)
     for batch in (1, 3):
         theirs = report.result(Case(batch, "transformers", 0.0))
         for name in ("openvino", "openvino-int8"):

@@ -12,7 +12,7 @@ from benchmark_reports import RATES
 from typer.testing import CliRunner
 
 from catp.calibration.benchmark.contenders.registry import find_contenders, open_bundles
-from catp.calibration.benchmark.results.report import Report
+from catp.calibration.benchmark.results.report import BenchmarkReport
 from catp.calibration.commands.bench import app
 from catp.runtime.bundle.folder import file_spec, open_bundle, write_manifest
 from catp.runtime.bundle.manifest import Manifest, Quantization
@@ -100,7 +100,7 @@ def test_a_bundle_is_timed_beside_another(demo_bundle: Path, tmp_path: Path, mon
         app, ["run", str(renamed), "--against", str(other), *arguments, "-o", str(output), "--plot", plot]
     )
     assert result.exit_code == 0, result.output
-    report = Report.model_validate_json(output.read_text())
+    report = BenchmarkReport.model_validate_json(output.read_text())
     settings = [(r.batch, r.subject, r.ratio, r.num_kept) for r in report.results]
     assert settings == [
         (batch, name, ratio, kept)
@@ -140,7 +140,7 @@ def test_compile_compiles_the_three_parts(demo_bundle: Path, monkeypatch: pytest
     arguments += ["--iterations", "1", "--warmup", "1", "--json"]
     result = RUNNER.invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    report = Report.model_validate_json(result.stdout)
+    report = BenchmarkReport.model_validate_json(result.stdout)
     assert len(compiled) == 4 and report.results[1].subject == "compile"
     assert report.results[1].agreeing_tokens == 10 and min(report.results[1].samples_ms["vision"]) > 0
 

@@ -7,12 +7,12 @@ from benchmark_reports import BUNDLE, make
 
 from catp.calibration.benchmark.contenders.subject import OURS, Case
 from catp.calibration.benchmark.results.compare import compare
-from catp.calibration.benchmark.results.report import Report, read_report
+from catp.calibration.benchmark.results.report import BenchmarkReport, read_report
 from catp.calibration.benchmark.timing.summary import summarize
 from catp.runtime.errors import UsageError
 
 
-def slow(stage: str, factor: float, ratio: float | None = None) -> Report:
+def slow(stage: str, factor: float, ratio: float | None = None) -> BenchmarkReport:
     return make(
         seed=1,
         slowdown=lambda case, name: factor if name == stage and ratio in (None, case.ratio) else 1.0,
@@ -105,7 +105,7 @@ def test_other_work_is_refused() -> None:
         compare(make(), make().model_copy(update={"results": ()}), 0.05)
 
 
-def part_of(report: Report, start: int, factor: float = 1.0) -> Report:
+def part_of(report: BenchmarkReport, start: int, factor: float = 1.0) -> BenchmarkReport:
     """Every second round of a run from `start` on, ours taking `factor` times as long for everything."""
     results = []
     for result in report.results:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from catp.calibration.benchmark.contenders.subject import OURS, Case
 from catp.calibration.benchmark.results.compare import compare
-from catp.calibration.benchmark.results.report import Report
+from catp.calibration.benchmark.results.report import BenchmarkReport
 from catp.calibration.benchmark.results.tables import latency_table
 
 TOTAL = sum(MEDIANS.values()) + 8 * MEDIANS["decode"]  # nine decode steps
@@ -111,7 +111,7 @@ def test_random_weights_are_said_to_be() -> None:
 
 def test_a_report_survives_json() -> None:
     report = make(against=("int8", "transformers"))
-    assert Report.model_validate_json(report.model_dump_json()) == report
+    assert BenchmarkReport.model_validate_json(report.model_dump_json()) == report
 
 
 def test_reports_of_before_bundles_were_compared_are_still_read() -> None:
@@ -119,6 +119,6 @@ def test_reports_of_before_bundles_were_compared_are_still_read() -> None:
     del content["bundles"]
     for name in ("precisions", "bytes", "random_weights"):
         del content["bundle"][name]
-    report = Report.model_validate(content)
+    report = BenchmarkReport.model_validate(content)
     assert report.bundles == {} and report.bundle.precision_label == "fp32"
     assert compare(report, make(), 0.05).notes == ()

@@ -8,7 +8,7 @@ import pytest
 from catp.calibration.benchmark.costs.base import Workload
 from catp.calibration.benchmark.costs.cost import language_flops, matrix_weights
 from catp.calibration.benchmark.costs.geometry import LanguageGeometry, read_geometry
-from catp.calibration.benchmark.timing.intervals import Difference, paired_difference
+from catp.calibration.benchmark.timing.intervals import MedianDifference, median_difference
 from catp.calibration.benchmark.vote.break_even import (
     PrefillModel,
     Speed,
@@ -87,13 +87,16 @@ def test_where_nothing_pays_none_is_said(model: PrefillModel) -> None:
     [((1, 2), (3, 4), "yes"), ((3, 4), (1, 2), "no"), ((1, 3), (2, 4), "unclear"), (None, (3, 4), "unclear")],
 )
 def test_verdicts(vote: tuple[float, float] | None, saved: tuple[float, float], expected: str) -> None:
-    assert verdict(Difference(median=1.5, interval_95=vote), Difference(median=3, interval_95=saved)) == expected
+    assert (
+        verdict(MedianDifference(median=1.5, interval_95=vote), MedianDifference(median=3, interval_95=saved))
+        == expected
+    )
 
 
 def test_differences_are_of_pairs() -> None:
     drift = [float(10 * round) for round in range(1, 21)]
-    found = paired_difference([value + 3 for value in drift], drift, seed=0)
-    assert found == Difference(median=3, interval_95=(3, 3)) and found.bounds == (3, 3)
-    assert paired_difference([5.0], [1.0], seed=0) == Difference(median=4, interval_95=None)
+    found = median_difference([value + 3 for value in drift], drift, seed=0)
+    assert found == MedianDifference(median=3, interval_95=(3, 3)) and found.bounds == (3, 3)
+    assert median_difference([5.0], [1.0], seed=0) == MedianDifference(median=4, interval_95=None)
     with pytest.raises(ValueError, match="as many of both"):
-        paired_difference([1.0], [], seed=0)
+        median_difference([1.0], [], seed=0)
