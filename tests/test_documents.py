@@ -1,15 +1,19 @@
 """The documents are true: commands run as written, page by page, in one folder; figures are those they print."""
 
+import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from documents import OTHERS, PAGES, ROOT, anchors, blocks, links, table, text_of
 
 from catp.calibration.accuracy.report import AccuracyReport
@@ -36,12 +40,16 @@ MADE = {
 """Commands whose output a fixture made: the same command, of a tiny checkpoint where the document names the Hub's."""
 
 
+EXECUTED = pytest.mark.heavy
+"""All pages take three minutes; `make test` reads the commands, and those of the tests beside each command run."""
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory, odd_checkpoint: Path) -> Path:
     """A copy of the tree, with a local folder where the documents name a model of the Hub."""
     folder = tmp_path_factory.mktemp("documents") / "clone"
     ignore = shutil.ignore_patterns(".git", ".venv", "build", "*-bundle", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, folder, ignore=ignore)
+    shutil.copytree(ROOT, folder, ignore=ignore, symlinks=True)
     shutil.copytree(odd_checkpoint, folder / MODEL)
     return folder
 
@@ -97,12 +105,14 @@ def test_the_readme_has_the_two_commands_and_the_makefile_knows_them() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
+@EXECUTED
 def test_make_demo_ends_with_the_right_answer(outputs: dict[str, str]) -> None:
     printed = outputs["make demo"].strip()
     assert samples()[0].answer in printed.splitlines()
     assert samples()[0].answer in [block.strip() for block in blocks("README.md", "text")]
 
 
+@EXECUTED
 def test_the_other_commands_do_what_they_say(outputs: dict[str, str]) -> None:
     demo = " ".join(outputs["make demo"].split())
     assert f"No --model: exporting the embedded demo. A real one: --model {MODEL}" in demo
@@ -119,6 +129,7 @@ def test_the_other_commands_do_what_they_say(outputs: dict[str, str]) -> None:
             assert line.endswith(tuple(sample.answer for sample in samples()))
 
 
+@EXECUTED
 def test_engines_are_built_and_shown(outputs: dict[str, str]) -> None:
     (build,) = (output for command, output in outputs.items() if command.startswith("catp-build"))
     (shown,) = (output for command, output in outputs.items() if command.startswith("catp-inspect"))
@@ -126,6 +137,7 @@ def test_engines_are_built_and_shown(outputs: dict[str, str]) -> None:
     assert key is not None and f"engines {key[1]}: current" in shown
 
 
+@EXECUTED
 def test_a_picture_is_drawn_and_a_ratio_chosen(clone: Path, outputs: dict[str, str]) -> None:
     (explained,) = (output for command, output in outputs.items() if command.startswith("catp-explain"))
     assert samples()[0].answer in explained and (clone / "build" / "explain.png").is_file()
@@ -133,6 +145,7 @@ def test_a_picture_is_drawn_and_a_ratio_chosen(clone: Path, outputs: dict[str, s
     assert "Confirmation on" in chosen
 
 
+@EXECUTED
 def test_a_bundle_is_quantised(outputs: dict[str, str]) -> None:
     (printed,) = (output for command, output in outputs.items() if command.startswith("catp-calibrate precision"))
     assert "Published build/demo-int8" in printed
@@ -140,6 +153,7 @@ def test_a_bundle_is_quantised(outputs: dict[str, str]) -> None:
     assert samples()[0].answer in answer
 
 
+@EXECUTED
 def test_texts_are_scored(outputs: dict[str, str]) -> None:
     (printed,) = (output for command, output in outputs.items() if command.startswith("catp-match"))
     assert re.match(r"match [01]\.\d{4}  similarity [+-][01]\.\d{4}  ", printed)
@@ -149,6 +163,17 @@ def test_every_command_of_the_project_has_an_example_in_the_readme() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     shown = "\n".join(blocks("README.md", "console"))
     assert [script for script in scripts if f"$ {script} " not in shown] == []
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("catp-")])
+def test_commands_have_the_options_that_they_are_given(command: str) -> None:
+    name, *arguments = shlex.split(command)
+    module, _, app = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"][name].partition(":")
+    parser: Any = typer.main.get_command(getattr(importlib.import_module(module), app))
+    if hasattr(parser, "commands"):  # a group; catp-bench takes its `run` for granted
+        inner = arguments.pop(0) if arguments[0] in parser.commands else "run"
+        parser = parser.commands[inner]
+    parser.make_context(name, arguments)  # an unknown option, or a value that it does not take, is an error
 
 
 def test_the_limits_of_half_precision_are_the_exports() -> None:
@@ -249,6 +274,7 @@ def test_the_second_models_table_is_the_recorded_report() -> None:
             assert cell == pytest.approx(wanted, abs=0.051)
 
 
+@EXECUTED
 def test_the_accuracy_table_is_what_the_command_prints(outputs: dict[str, str]) -> None:
     def figures(line: str) -> list[float]:
         return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", line)]
@@ -266,6 +292,7 @@ EXAMPLES = [(page, code) for page in PAGES for code in blocks(page, "python")]
 
 
 @pytest.mark.parametrize(("page", "code"), EXAMPLES, ids=[page for page, _ in EXAMPLES])
+@EXECUTED
 def test_the_python_examples_run(clone: Path, outputs: dict[str, str], page: str, code: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -18,6 +18,7 @@ from catp.runtime.errors import CatpError
 RUNNER = CliRunner()
 
 
+@pytest.mark.heavy  # exports and times a model of its own
 def test_tiny_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made, exported with its parity checks, kept, and timed against transformers on the same weights."""
     monkeypatch.setattr("catp.calibration.commands.bench.measure_rates", lambda threads: RATES)

@@ -25,6 +25,7 @@ from catp.runtime.bundle.folder import file_spec, open_bundle, write_manifest
 from catp.runtime.errors import ParityError
 
 
+@pytest.mark.heavy  # one more export
 def test_an_fp16_bundle_from_before_that_overflows_is_not_calibrated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.heavy  # one more export; reading the forms is tested beside it
 def test_they_export_and_answer_as_hugging_face_does(tuned: Path, tmp_path: Path) -> None:
     assert len(list(tuned.glob("model-*.safetensors"))) > 2 and stored_dtype(weight_files(str(tuned))) == torch.bfloat16
     a, b = torch.randn(3, 128), 0.1 * torch.randn(128, 3)

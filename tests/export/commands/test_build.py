@@ -60,8 +60,17 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-@pytest.mark.parametrize("capability", ["8.6", "8.9"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "capability"),
+    [
+        ("fp32", "8.6"),
+        ("fp16", "8.9"),
+        *(
+            pytest.param(*other, marks=pytest.mark.heavy)
+            for other in (("fp32", "8.9"), ("fp16", "8.6"), ("bf16", "8.6"), ("bf16", "8.9"))
+        ),
+    ],
+)
 def test_every_graph_builds(precision: str, capability: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     name, cache = {
         "fp32": ("demo_bundle", "float32"),
@@ -202,6 +211,7 @@ def test_the_set_that_fits_is_chosen(copy: Path) -> None:
     assert choose_set(bundle, "tensorrt-rtx", trt.__version__, "8.6").folder == newer
 
 
+@pytest.mark.heavy  # exports twice
 def test_a_new_export_takes_along_the_plans_that_it_can_use(copy: Path, builds: list[str]) -> None:
     result = RUNNER.invoke(export_app, ["--method", "l2-norm", "-o", str(copy), "--overwrite"])
     assert result.exit_code == 0, result.output

@@ -161,6 +161,7 @@ def test_bf16_checks_say_that_they_emulate(bf16_bundle: Path, half_bundle: Path)
     assert len(relative) == 3 and all(4 * errors[c.measure] < c.value < c.limit for c in relative)
 
 
+@pytest.mark.heavy  # the same check as of fp32, through the emulation that its own tests cover
 def test_a_wrong_bf16_graph_fails_its_emulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = VisionEncoder.forward
     monkeypatch.setattr(VisionEncoder, "forward", lambda self, pixel_values: forward(self, pixel_values) * 1.25)
@@ -238,6 +239,7 @@ def test_layer_weights_from_a_file_or_a_list(tmp_path: Path) -> None:
     assert read_weights(str(path)) == read_weights("1,0.5") == (1.0, 0.5)
 
 
+@pytest.mark.heavy  # one more export, of the simplest vote
 def test_method_none_keeps_every_token(tmp_path: Path, demo_bundle: Path) -> None:
     assert RUNNER.invoke(app, ["--method", "none", "-o", str(tmp_path / "all")]).exit_code == 0
     pipeline = Pipeline.load(tmp_path / "all")
@@ -269,6 +271,7 @@ def test_wrong_graphs_are_never_published(tmp_path: Path, monkeypatch: pytest.Mo
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.heavy  # publishing in one step is tested beside its code
 def test_a_killed_export_leaves_nothing_that_loads(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-c", CODE, "-o", str(out)], stderr=subprocess.DEVNULL)
@@ -286,6 +289,7 @@ def test_a_killed_export_leaves_nothing_that_loads(tmp_path: Path) -> None:
     # The next export to the same place cleans up: tests/runtime/bundle/test_publish.py.
 
 
+@pytest.mark.heavy  # exports until a disk of its own is full
 def test_a_full_disk_publishes_nothing(tmp_path: Path) -> None:
     # A limit on file size fails writes as a full disk does, in the middle of the weights.
     result = subprocess.run(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from catp.export.checkpoints.loading import load_checkpoint
@@ -9,6 +10,7 @@ from catp.export.voting import make_method
 from catp.export.writing.writer import write_graph
 
 
+@pytest.mark.heavy  # one more export
 def test_a_float32_q_former_between_half_precision_graphs(instructblip_checkpoint: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(str(instructblip_checkpoint))
     checkpoint.family.set_dtype(checkpoint.model, torch.float16)

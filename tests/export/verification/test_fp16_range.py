@@ -143,11 +143,16 @@ def scaled(case: Case, source: Path, folder: Path, target: float) -> Path:
     return folder
 
 
+def heavy(*names: str) -> list[Any]:
+    """Cases that `make test` leaves out: each exports a model or two."""
+    return [pytest.param(name, marks=pytest.mark.heavy) for name in names]
+
+
 def source_of(case: Case, request: pytest.FixtureRequest) -> Path:
     return CHECKPOINT if case.checkpoint == "demo" else Path(request.getfixturevalue(case.checkpoint))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["OPT", *heavy(*list(CASES)[1:])])
 def test_every_graph_of_every_family(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     case, source = CASES[name], source_of(CASES[name], request)
     folder = scaled(case, source, tmp_path / "beyond", BEYOND)
@@ -157,7 +162,7 @@ def test_every_graph_of_every_family(name: str, request: pytest.FixtureRequest, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beyond"]
 
 
-@pytest.mark.parametrize("name", ["OPT", "Llama"])
+@pytest.mark.parametrize("name", ["OPT", *heavy("Llama")])
 def test_what_is_just_within_the_range(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     case, source = CASES[name], source_of(CASES[name], request)
     folder = scaled(case, source, tmp_path / "within", WITHIN)
@@ -167,6 +172,7 @@ def test_what_is_just_within_the_range(name: str, request: pytest.FixtureRequest
     assert checks == {f"{graph} (fp16 emulated in float32)": 0 for graph in bundle.manifest.graphs}
 
 
+@pytest.mark.heavy  # exports; the case of OPT runs with every change
 def test_cubes_beyond_the_range_that_only_a_tanh_reads(t5_checkpoint: Path, tmp_path: Path) -> None:
     """T5's GELU in float16 is right for numbers whose third power is infinite."""
     layer = "language_model.decoder.block.0.layer.2.DenseReluDense"
@@ -182,6 +188,7 @@ def test_cubes_beyond_the_range_that_only_a_tanh_reads(t5_checkpoint: Path, tmp_
     export_bundle(str(tmp_path / "cubes"), tmp_path / "bundle", precision="fp16")
 
 
+@pytest.mark.heavy  # exports; the case of OPT runs with every change
 def test_an_adapter_that_takes_it_beyond(tmp_path: Path) -> None:
     layer = "language_model.model.decoder.layers.0.self_attn.v_proj"
     generator = torch.Generator().manual_seed(0)
@@ -206,6 +213,7 @@ def test_an_adapter_that_takes_it_beyond(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
 
 
+@pytest.mark.heavy  # exports; the case of OPT runs with every change
 def test_weights_beyond_the_range_are_named_whether_anything_reads_them(tmp_path: Path) -> None:
     model = load_checkpoint(str(CHECKPOINT)).model
     decoder = model.language_model.model.decoder

@@ -46,6 +46,7 @@ def test_it_exports_passes_every_check_and_answers(tmp_path: Path, pipeline: Pip
     assert shown.exit_code == 0 and "patch_layers: fp32" in shown.stdout
 
 
+@pytest.mark.heavy  # one more export
 @pytest.mark.usefixtures("registered")
 def test_a_side_that_computes_something_else_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(self: run.TwoSteps, pixel_values: np.ndarray) -> object:

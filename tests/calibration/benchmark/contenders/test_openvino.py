@@ -13,6 +13,7 @@ pytest.importorskip("openvino", reason="an extra of its own: pip install '.[open
 pytest.importorskip("nncf", reason="an extra of its own: pip install '.[openvino]'")
 
 
+@pytest.mark.heavy  # converts the model anew
 def test_its_tokens_are_those_of_the_checkpoint(demo_bundle: Path) -> None:
     arguments = ["--against", "transformers,openvino,openvino-int8", "--ratios", "0", "--batch", "1,3"]
     arguments += ["--iterations", "2", "--warmup", "1", "--new-tokens", "12", "--json"]
