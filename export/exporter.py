@@ -51,7 +51,7 @@ from catp.runtime.system.progress import Progress, silent
 
 LIBRARIES = (torch, transformers, onnx, onnxscript, onnxruntime)
 COMPARED = ("catp", "coverage", "distinct", "l2-norm", "self-attention")
-"""Methods, with their default options, whose scores diagnostics put out."""
+"""Methods, with their default options, whose scores are diagnostics."""
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Of the weights of vision encoder, projection and language model."""

@@ -25,10 +25,10 @@ MOST = 500
 
 
 def check_layer_points(pipeline: Pipeline) -> None:
-    """Raises UsageError where the bundle does not put out each layer's points."""
+    """Raises UsageError where the bundle does not output each layer's points."""
     if LAYER_POINTS not in {tensor.name for tensor in pipeline.manifest.graphs["qformer_voting"].outputs}:
         raise UsageError(
-            f"bundle {pipeline.bundle.path}: it does not put out each layer's points; export with --diagnostics"
+            f"bundle {pipeline.bundle.path}: it does not output each layer's points; export with --diagnostics"
         )
 
 
@@ -52,7 +52,7 @@ class LayerWeights:
         kept: how many tokens are kept.
 
     Raises:
-        UsageError: the bundle does not put out each layer's points.
+        UsageError: the bundle does not output each layer's points.
         CatpError: no question can be asked.
     """
 

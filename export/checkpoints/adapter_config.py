@@ -103,7 +103,7 @@ def read_config(adapter: str, path: Path) -> AdapterConfig:
         raise UsageError(f"adapter {adapter}: {CONFIG} is not one of PEFT's ({error!r})") from None
     if found:
         raise UsageError(
-            f"adapter {adapter}: it is {', '.join(found)}; accepted: plain LoRA; "
+            f"adapter {adapter}: it has {', '.join(found)}; accepted: plain LoRA; "
             "where PEFT can merge it (merge_and_unload()), give the merged checkpoint as the model"
         )
     return config

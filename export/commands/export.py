@@ -68,7 +68,7 @@ def export(
         bool,
         typer.Option(
             "--diagnostics",
-            help="Let the Q-Former graph also put out other methods' scores and each query's attention, for catp-eval "
+            help="Let the Q-Former graph also output other methods' scores and each query's attention, for catp-eval "
             "and catp-explain.",
         ),
     ] = False,

@@ -144,7 +144,7 @@ def _question(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
         text, answer = f"what color is the {thing.shape}?", thing.color
     else:  # also where a shape's colour would be ambiguous
         text, answer = f"where is the {thing.color} {thing.shape}?", PLACES[thing.cell]
-    return SceneQuestion(f"SceneQuestion: {text} Answer:", answer)
+    return SceneQuestion(f"Question: {text} Answer:", answer)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class QFormerVoting(torch.nn.Module):
         method: VotingMethod,
         compared: Sequence[VotingMethod] | None = None,
     ) -> None:
-        """Args: `compared`: methods whose scores are put out as well; None: no diagnostics."""
+        """Args: `compared`: methods whose scores are outputs as well; None: no diagnostics."""
         super().__init__()
         self.query_tokens = query_tokens
         self.qformer = qformer

@@ -11,7 +11,7 @@ def check_finite(graph: str, logits: np.ndarray, rows: np.ndarray) -> None:
     """Raises GraphError where a row's highest score is not finite: NaN counts as the highest of all.
 
     Args:
-        graph: that put them out.
+        graph: that computed them.
         logits: [R, V].
         rows: bool [R] or indices, those that mean something.
     """

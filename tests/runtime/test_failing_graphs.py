@@ -123,6 +123,9 @@ def test_a_graph_that_fails_at_run_time_is_named(
         ask(pipeline)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""  # ONNX Runtime's red lines say the same
+    with pytest.raises(GraphError):
+        ask(Pipeline.load(pipeline.bundle.path, verbose=True))
+    assert "Expand" in capfd.readouterr().err
 
 
 def test_tokens_that_are_none_are_an_error(tampered: Callable[[str, Change], Pipeline]) -> None:

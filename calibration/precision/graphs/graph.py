@@ -41,7 +41,7 @@ class FloatGraph:
     def exchanged(self, fragments: Mapping[str, onnx.GraphProto]) -> ir.Model:
         """The graph with layers, by name, computed by fragments.
 
-        A fragment reads the layer's input under its own name and puts the product out as its only output. Nodes that
+        A fragment reads the layer's input under its own name and outputs the product alone. Nodes that
         several fragments have in common, because their layers read the same tensor, become one.
         """
         model = self._model.clone()

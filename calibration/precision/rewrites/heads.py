@@ -67,7 +67,7 @@ def _take_rows(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _take_probabilities(graph: ir.Graph, softmax: ir.Node) -> None:
-    """Attention written out because its probabilities are read (the vote): the operator puts them out as well."""
+    """Attention written out because its probabilities are read (the vote): the operator outputs them as well."""
     scaled = producer(softmax.inputs[0], "Mul")
     scale = constant(scaled.inputs[1]) if scaled is not None else None
     logits = producer(scaled.inputs[0], "MatMul") if scaled is not None else None

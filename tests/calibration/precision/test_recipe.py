@@ -114,7 +114,7 @@ def test_graphs_have_formats_of_their_own(to: Any, own: Any, wanted: Any) -> Non
     names = ("vision_encoder", "qformer_voting", "language_model")
     assert tuple(recipes[name].format if name in recipes else None for name in names) == wanted
     for recipe in recipes.values():
-        assert recipe.options.block_size == 32 and recipe.options.reduce_range == (recipe.format == "int8")
+        assert (recipe.options.block_size, recipe.options.reduce_range) == (32, True)
 
 
 @pytest.mark.parametrize(

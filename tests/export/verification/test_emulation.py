@@ -66,7 +66,7 @@ def test_every_operator_computes_in_float32_and_rounds_its_result(precision: str
     if precision == "bf16":
         with pytest.raises(Exception, match="NOT_IMPLEMENTED"):  # what makes all this necessary
             ort.InferenceSession(model.SerializeToString())
-    assert len(emulate(model)) == 5  # "past", and what the nodes put out in half precision
+    assert len(emulate(model)) == 5  # "past", and what the nodes output in half precision
     onnx.checker.check_model(model, full_check=True)
     session = ort.InferenceSession(model.SerializeToString())
     assert {tensor.type for tensor in (*session.get_inputs(), *session.get_outputs())} == {"tensor(float)"}

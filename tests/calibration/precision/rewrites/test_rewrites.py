@@ -1,4 +1,4 @@
-"""Fitted graphs put out what they did before, bit for bit, and have the forms that are faster."""
+"""Fitted graphs output what they did before, bit for bit, and have the forms that are faster."""
 
 from collections import Counter
 from collections.abc import Callable
