@@ -180,13 +180,24 @@ def t5_tokenizer() -> Any:
 
 
 def qformer_tokenizer() -> Any:
-    """Word pieces in lower case between [CLS] and [SEP], as BERT's."""
+    """Word pieces in lower case between [CLS] and [SEP], as BERT's.
+
+    Its vocabulary is not trained: of pieces that are equally frequent, the library's trainer takes another in each run.
+    """
+    splits = pre_tokenizers.BertPreTokenizer()
+    prompts = [e.question.prompt.lower() for e in scenes.examples(64, seed=1)]
+    words = sorted({word for prompt in prompts for word, _ in splits.pre_tokenize_str(prompt)})
+    letters = sorted(set("".join(words)))
+    # Every third word is one piece; the rest are taken apart.
+    pieces = [*letters, *(f"##{letter}" for letter in letters), *words[::3]]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    vocabulary = dict.fromkeys([*special, *pieces])
+    assert len(vocabulary) <= QFORMER["vocab_size"]
+    model = models.WordPiece({piece: place for place, piece in enumerate(vocabulary)}, unk_token="[UNK]")
+    tokenizer = Tokenizer(model)
+    tokenizer.add_special_tokens(special)
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=QFORMER["vocab_size"], special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator((e.question.prompt for e in scenes.examples(64, seed=1)), trainer)
+    tokenizer.pre_tokenizer = splits
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )

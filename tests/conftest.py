@@ -29,6 +29,16 @@ from catp.runtime.commands import console
 torch.set_num_threads(1)  # the models are small, and the tests run in two processes
 console.ANNOUNCED_AFTER = 3600  # what a command prints must not depend on how busy the machine is
 
+RARE = {"bf16_bundle", "odd_diagnostics_bundle", "instructblip_t5_bundle", "video_t5_bundle"}
+"""Bundles of what others have too, in another combination: each takes as long as a hundred tests."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if RARE & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.heavy)
+
+
 Shared = Callable[[str, Callable[[Path], object]], Path]
 
 
@@ -175,5 +185,10 @@ def retrieval_bundle(retrieval_checkpoint: Path, shared: Shared) -> Path:
 
 @pytest.fixture(scope="session")
 def odd_bundle(odd_checkpoint: Path, shared: Shared) -> Path:
-    """With diagnostics: every method is compared on a second checkpoint."""
-    return shared("odd-bundle", lambda folder: export_bundle(str(odd_checkpoint), folder, ratio=0.3, diagnostics=True))
+    return shared("odd-bundle", lambda folder: export_bundle(str(odd_checkpoint), folder, ratio=0.3))
+
+
+@pytest.fixture(scope="session")
+def odd_diagnostics_bundle(odd_checkpoint: Path, shared: Shared) -> Path:
+    """Every method is compared on a second checkpoint."""
+    return shared("odd-diagnostics-bundle", lambda folder: export_bundle(str(odd_checkpoint), folder, diagnostics=True))

@@ -88,7 +88,8 @@ def test_writing_takes_the_memory_of_one_weight(tmp_path: Path) -> None:
     before = _peak()
     write(module, tmp_path, torch.float16, WIDTH, load=False)
     assert (tmp_path / "g.onnx_data").stat().st_size > layers * matrix / 2
-    assert _peak() - before < 4 * matrix
+    # Two weights are usual; what Python has not freed yet made it five once. All of them would be twelve.
+    assert _peak() - before < 8 * matrix
 
 
 def _peak() -> int:

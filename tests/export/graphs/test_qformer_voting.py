@@ -27,10 +27,10 @@ def reference(odd_checkpoint: Path) -> Reference:
     return Reference(load_checkpoint(str(odd_checkpoint)))
 
 
-@pytest.fixture(scope="module", params=["odd", "demo"])
+@pytest.fixture(scope="module", params=[pytest.param("odd", marks=pytest.mark.heavy), "demo"])
 def compared(request: pytest.FixtureRequest) -> tuple[ort.InferenceSession, Reference]:
     """A bundle with diagnostics, and its checkpoint."""
-    bundle = request.getfixturevalue({"odd": "odd_bundle", "demo": "diagnostics_bundle"}[request.param])
+    bundle = request.getfixturevalue({"odd": "odd_diagnostics_bundle", "demo": "diagnostics_bundle"}[request.param])
     checkpoint = request.getfixturevalue("odd_checkpoint") if request.param == "odd" else CHECKPOINT
     return ort.InferenceSession(bundle / "qformer_voting.onnx"), Reference(load_checkpoint(str(checkpoint)))
 

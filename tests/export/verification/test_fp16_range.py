@@ -162,7 +162,8 @@ def test_every_graph_of_every_family(name: str, request: pytest.FixtureRequest, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beyond"]
 
 
-@pytest.mark.parametrize("name", ["OPT", *heavy("Llama")])
+@pytest.mark.heavy  # exports twice
+@pytest.mark.parametrize("name", ["OPT", "Llama"])
 def test_what_is_just_within_the_range(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     case, source = CASES[name], source_of(CASES[name], request)
     folder = scaled(case, source, tmp_path / "within", WITHIN)

@@ -14,7 +14,7 @@ def count(model: onnx.ModelProto, operator: str, attribute: str, default: int) -
     return values.count(onnx.TensorProto.FLOAT)
 
 
-@pytest.mark.parametrize("fixture", ["half_bundle", "bf16_bundle"])
+@pytest.mark.parametrize("fixture", ["half_bundle", pytest.param("bf16_bundle", marks=pytest.mark.heavy)])
 def test_they_are_counted(fixture: str, request: pytest.FixtureRequest) -> None:
     bundle = open_bundle(request.getfixturevalue(fixture))
     for name in ("vision_encoder", "language_model"):

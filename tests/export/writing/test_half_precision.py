@@ -1,7 +1,6 @@
 """What half precision changes on the demo's held-out questions: embeddings, votes, tokens."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,9 +46,11 @@ def full(pipeline: Pipeline) -> Results:
     return results(pipeline)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_held_out_questions(precision: str, full: Results, half_bundle: Path, bf16_bundle: Path) -> None:
-    found = results(Pipeline(*emulated(open_bundle({"fp16": half_bundle, "bf16": bf16_bundle}[precision]))))
+@pytest.mark.parametrize(
+    ("precision", "fixture"), [("fp16", "half_bundle"), pytest.param("bf16", "bf16_bundle", marks=pytest.mark.heavy)]
+)
+def test_held_out_questions(precision: str, fixture: str, full: Results, request: pytest.FixtureRequest) -> None:
+    found = results(Pipeline(*emulated(open_bundle(request.getfixturevalue(fixture)))))
     cosine, overlap, equal = LIMITS[precision]
     norms = np.linalg.norm(found.embeds, axis=-1) * np.linalg.norm(full.embeds, axis=-1)
     cosines = (found.embeds * full.embeds).sum(-1) / norms

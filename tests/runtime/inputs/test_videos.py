@@ -16,6 +16,7 @@ from catp.runtime import ImageError, Pipeline, UsageError
 from catp.runtime.commands.run import app
 from catp.runtime.inputs.images import load_image
 from catp.runtime.inputs.videos import frames_of
+from catp.runtime.system.printable import printable
 
 PICTURES = [load_image(sample.image) for sample in samples()]
 PROMPT = samples()[0].prompt
@@ -108,7 +109,9 @@ def test_every_frame_keeps_its_own(pipeline: Pipeline) -> None:
 
 def test_a_folder_of_frames_on_the_command_line(video_bundle: Path, folder: Path, pipeline: Pipeline) -> None:
     found = CliRunner().invoke(app, [str(video_bundle), "--image", str(folder), "--prompt", PROMPT])
-    assert found.exit_code == 0 and found.stdout.strip() == pipeline.ask(PICTURES[:3], [PROMPT])[0].answer
+    assert found.exit_code == 0
+    # A model with random weights may answer in characters that steer a terminal.
+    assert found.stdout.rstrip("\n") == printable(pipeline.ask(PICTURES[:3], [PROMPT])[0].answer)
 
 
 @pytest.mark.parametrize(
