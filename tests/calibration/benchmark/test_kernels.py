@@ -63,6 +63,7 @@ def test_an_answer_is_one_prefill_and_the_steps_after_it(own_decode: bool) -> No
     assert found.total("products") == pytest.approx(2 + 0.050 + 0.011)
 
 
+@pytest.mark.heavy  # a benchmark at several ratios
 def test_a_benchmark_says_where_time_goes(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two bundles, one of which has a graph for decode steps."""
     monkeypatch.setattr("catp.calibration.commands.bench.measure_rates", lambda threads: RATES)

@@ -174,6 +174,7 @@ def test_a_wrong_bf16_graph_fails_its_emulation(tmp_path: Path, monkeypatch: pyt
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.heavy  # one more export, of the largest vote
 def test_options_reach_graphs_and_manifest(tmp_path: Path) -> None:
     options = [
         "--json",

@@ -29,6 +29,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FAMILIES, ("blip-2", "decoder-only"), Blip2(exported.TwoSteps(), DecoderOnly()))
 
 
+@pytest.mark.heavy  # one more export
 @pytest.mark.usefixtures("registered")
 def test_it_exports_passes_every_check_and_answers(tmp_path: Path, pipeline: Pipeline) -> None:
     bundle = export_bundle(str(CHECKPOINT), tmp_path / "bundle")
