@@ -10,7 +10,7 @@ import numpy as np
 from catp.calibration.accuracy.choice import kept_tokens, random_scores
 from catp.calibration.accuracy.predictions import Prediction
 from catp.calibration.accuracy.settings import RANDOM, Setting, score_outputs
-from catp.calibration.data.dataset import Example
+from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.metrics import JUDGES, Metric
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.errors import ImageError, UsageError
@@ -21,9 +21,9 @@ Case = tuple[int, Positions, tuple[int, ...]]
 """What decides an answer: a question of the batch, the position mode, the tokens kept. Settings may share one."""
 
 
-def in_batches(questions: Iterable[Example], size: int) -> Iterator[list[Example]]:
+def in_batches(questions: Iterable[VqaExample], size: int) -> Iterator[list[VqaExample]]:
     """Batches that end with the image that fills them: at least `size` questions, and never half an image's."""
-    batch: list[Example] = []
+    batch: list[VqaExample] = []
     for question in questions:
         if len(batch) >= size and question.image_key != batch[-1].image_key:
             yield batch
@@ -33,7 +33,7 @@ def in_batches(questions: Iterable[Example], size: int) -> Iterator[list[Example
         yield batch
 
 
-def read_images(pipeline: Pipeline, batch: Sequence[Example]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_images(pipeline: Pipeline, batch: Sequence[VqaExample]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """By image key, pixel_values [1, 3, H, W] or what is wrong; one decoded picture is held at a time."""
     pixels: dict[str, np.ndarray] = {}
     errors: dict[str, str] = {}
@@ -47,7 +47,7 @@ def read_images(pipeline: Pipeline, batch: Sequence[Example]) -> tuple[dict[str,
     return pixels, errors
 
 
-def read_prompt(pipeline: Pipeline, question: Example) -> tuple[list[int], str | None]:
+def read_prompt(pipeline: Pipeline, question: VqaExample) -> tuple[list[int], str | None]:
     """Token ids of a question's prompt, and why it can't be asked; None where it can."""
     try:
         token_ids = pipeline.tokenize(question.prompt)
@@ -81,7 +81,7 @@ class Answerer:
         self._outputs = score_outputs(pipeline.manifest)
         self._num_query_tokens = pipeline.manifest.pruning.num_query_tokens
 
-    def answer(self, batch: Sequence[Example]) -> list[Prediction]:
+    def answer(self, batch: Sequence[VqaExample]) -> list[Prediction]:
         """One prediction for each question; those that can't be asked say why.
 
         Raises:
@@ -107,7 +107,7 @@ class Answerer:
             for question, reason in zip(batch, reasons)
         ]
 
-    def _cases(self, questions: Sequence[Example], votes: Votes, images: np.ndarray) -> list[list[Case]]:
+    def _cases(self, questions: Sequence[VqaExample], votes: Votes, images: np.ndarray) -> list[list[Case]]:
         """For each question, its case in each setting.
 
         Args:
@@ -149,7 +149,7 @@ class Answerer:
                     answers[case] = self._pipeline.detokenize(ids)
         return answers
 
-    def _predict(self, question: Example, cases: Sequence[Case], answers: dict[Case, str]) -> Prediction:
+    def _predict(self, question: VqaExample, cases: Sequence[Case], answers: dict[Case, str]) -> Prediction:
         texts = [answers[case] for case in cases]
         right = {text: self._judge(text, question.answers) for text in set(texts)}
         return Prediction(

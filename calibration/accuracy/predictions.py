@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from catp.calibration.accuracy.settings import Grid
-from catp.calibration.data.dataset import Example
+from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.errors import DataError
 from catp.calibration.data.metrics import Metric
 from catp.runtime.bundle.manifest import Positions
@@ -124,7 +124,7 @@ class PredictionsFile:
         if differences:
             raise UsageError(f"predictions {self.path}: it was begun with {'; '.join(differences)}; {ELSEWHERE}")
 
-    def resume(self, batches: Iterable[Sequence[Example]]) -> tuple[int, Iterator[Sequence[Example]]]:
+    def resume(self, batches: Iterable[Sequence[VqaExample]]) -> tuple[int, Iterator[Sequence[VqaExample]]]:
         """How many questions are answered, and the batches that are left.
 
         A batch of which only a part was written is answered again, whole: so its answers do not depend on the kill.
@@ -135,7 +135,7 @@ class PredictionsFile:
         remaining = iter(batches)
         lines = self._lines()
         done, end = 0, self._start
-        left: Iterator[Sequence[Example]] = remaining
+        left: Iterator[Sequence[VqaExample]] = remaining
         for batch in remaining:
             found = list(islice(lines, len(batch)))
             for number, ((prediction, _), question) in enumerate(zip(found, batch), start=done + 2):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from catp.calibration.benchmark.contenders.bundle_subject import BundleSubject
-from catp.calibration.benchmark.contenders.subject import Case, Workload
+from catp.calibration.benchmark.contenders.subject import Case, TimedInput
 from catp.calibration.benchmark.kernel_times import KINDS, KernelTimes, Kind, kind_of
 from catp.calibration.benchmark.timing.summary import percentile
 from catp.runtime.bundle.chains import DECODE_GRAPH
@@ -28,17 +28,17 @@ UNSEEN = 3
 
 
 def profile_kernels(
-    bundle: Bundle, name: str, threads: int, positions: Positions, workload: Workload, ratios: Sequence[float]
+    bundle: Bundle, name: str, threads: int, positions: Positions, timed_input: TimedInput, ratios: Sequence[float]
 ) -> Iterator[KernelTimes]:
     """Times of a decoder-only bundle's operators on a CPU, one image at a time; it is loaded anew for each ratio."""
     for ratio in ratios:
         with tempfile.TemporaryDirectory() as folder:
             provider = _ProfilingProvider(threads, Path(folder))
             subject = BundleSubject(bundle, provider, positions, name)
-            samples = [subject.run(workload, Case(1, name, ratio)) for _ in range(UNSEEN + ANSWERS)]
+            samples = [subject.run(timed_input, Case(1, name, ratio)) for _ in range(UNSEEN + ANSWERS)]
             runs = {graph: _runs(provider.finish(graph)) for graph in provider.opened}
         whole = [sample.milliseconds["total"] for sample in samples[UNSEEN:]]
-        yield _summarize(name, ratio, runs, workload.new_tokens, percentile(whole, 50))
+        yield _summarize(name, ratio, runs, timed_input.new_tokens, percentile(whole, 50))
 
 
 class _ProfilingProvider(OrtProvider):

@@ -18,7 +18,7 @@ from catp.calibration.benchmark.contenders.registry import (
     open_contender,
 )
 from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, RUNTIMES
-from catp.calibration.benchmark.contenders.subject import IMAGE_SIZE, OURS, Case, Subject, make_workload
+from catp.calibration.benchmark.contenders.subject import IMAGE_SIZE, OURS, Case, Subject, make_timed_input
 from catp.calibration.benchmark.costs.base import Workload
 from catp.calibration.benchmark.costs.cost import Cost, cost_of
 from catp.calibration.benchmark.costs.geometry import Geometry, read_geometry
@@ -222,7 +222,7 @@ def _measure(
     first = bundles[OURS]
     manifest, geometry = first.manifest, read_geometry(first)
     positions = positions or manifest.pruning.positions  # the same for all bundles
-    workload = make_workload(
+    timed_input = make_timed_input(
         manifest, geometry.language.vocabulary, max(setup.batches), setup.prompt_tokens, setup.new_tokens, setup.seed
     )
     described = {name: describe(bundle, positions) for name, bundle in bundles.items()}
@@ -240,22 +240,22 @@ def _measure(
             bundles[name], open_provider(setup.provider, setup.threads, setup.engines), positions, name
         )
 
-    subjects, loads = load_subjects(open_subject, setup, workload, verified, busy)
+    subjects, loads = load_subjects(open_subject, setup, timed_input, verified, busy)
     cases = [case for name in subjects for case in setup.cases(name)]
     with counted(rounds) as advance:
-        measured = measure(subjects, workload, cases, rounds, setup.seed, advance)
+        measured = measure(subjects, timed_input, cases, rounds, setup.seed, advance)
     load_after = load_average()
     reason, votes = why_not(manifest, setup), None
     if reason is None:
         ours = subjects[OURS]
         assert isinstance(ours, BundleSubject)
         with busy("time the vote"):
-            votes = time_vote(ours.pipeline, workload, setup, len(measured.yardstick_ms))
+            votes = time_vote(ours.pipeline, timed_input, setup, len(measured.yardstick_ms))
     found: list[KernelTimes] = []
     if kernels:
         with busy("profile the graphs"):
             for name, bundle in bundles.items():
-                found += profile_kernels(bundle, name, setup.threads, positions, workload, setup.ratios)
+                found += profile_kernels(bundle, name, setup.threads, positions, timed_input, setup.ratios)
     with busy("measure the machine again"):
         rates_after = measure_rates(setup.threads)
     both = rates, rates_after

@@ -22,7 +22,7 @@ from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.data.halves import Half, half
 from catp.calibration.ratio.layer_weights import LayerWeights, check_layer_points
 from catp.calibration.ratio.report import LearnedWeights, RatioReport, points, search_table
-from catp.calibration.ratio.search import Measured, measure
+from catp.calibration.ratio.search import MeasuredHalf, measure
 from catp.calibration.supported import check_image_votes
 from catp.runtime.bundle.folder import write_manifest
 from catp.runtime.bundle.manifest import Positions
@@ -182,7 +182,7 @@ def _parse_ratios(text: str) -> tuple[float, ...]:
 
 def _measure(
     pipeline: Pipeline, asked: DataSet, which: Half, settings: Sequence[Setting], seed: int, batch_size: int
-) -> Measured:
+) -> MeasuredHalf:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(which, total=len(asked) // 2)
         questions = half(asked, seed, which)
@@ -209,7 +209,7 @@ def _learn(pipeline: Pipeline, asked: DataSet, setting: Setting, seed: int, batc
         return LearnedWeights(ratio, weights, float(found.mean()), float(equal.mean()), (gain.low, gain.high))
 
 
-def _few(measured: Measured, budget: float) -> str:
+def _few(measured: MeasuredHalf, budget: float) -> str:
     needed = images_needed(budget)
     if measured.images >= needed:
         return ""

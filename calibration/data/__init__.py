@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from catp.calibration.data.dataset import DataSet, Example
+from catp.calibration.data.dataset import DataSet, VqaExample
 from catp.calibration.data.demo import DemoScenes
 from catp.calibration.data.errors import DataError
 from catp.calibration.data.jsonl import read_jsonl
@@ -12,7 +12,7 @@ from catp.calibration.data.vqa_folder import open_vqa
 from catp.runtime.errors import UsageError
 from catp.runtime.files import is_dir
 
-__all__ = ["DataError", "DataSet", "Example", "open_data"]
+__all__ = ["DataError", "DataSet", "VqaExample", "open_data"]
 
 
 def open_data(name_or_path: str) -> DataSet:

@@ -20,7 +20,7 @@ PROMPT_TEMPLATE = "Question: {} Answer:"
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class VqaExample:
     """One question, with what is needed to ask it and to judge the answer.
 
     Args:
@@ -60,7 +60,7 @@ class DataSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[Example]: ...
+    def __iter__(self) -> Iterator[VqaExample]: ...
 
     def subset(self, limit: int | None, fraction: float | None, seed: int) -> DataSet:
         """At most `limit` questions, or that fraction of them, chosen by `seed`; all of them where both are None.
@@ -80,7 +80,7 @@ class QuestionList:
 
     metric: Metric = "VQA accuracy"
 
-    def __init__(self, name: str, questions: Iterable[Example]) -> None:
+    def __init__(self, name: str, questions: Iterable[VqaExample]) -> None:
         self.name = name
         listed = list(questions)
         # Stable, so only questions whose image came up before move: an image is encoded once for all its questions.
@@ -92,7 +92,7 @@ class QuestionList:
     def __len__(self) -> int:
         return len(self._questions)
 
-    def __iter__(self) -> Iterator[Example]:
+    def __iter__(self) -> Iterator[VqaExample]:
         return iter(self._questions)
 
     def subset(self, limit: int | None, fraction: float | None, seed: int) -> QuestionList:

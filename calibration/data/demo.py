@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from catp.calibration.data.dataset import PROMPT_TEMPLATE, Example, subset_size
+from catp.calibration.data.dataset import PROMPT_TEMPLATE, VqaExample, subset_size
 from catp.calibration.data.metrics import Metric
 from catp.export.demo import scenes
 
@@ -27,12 +27,12 @@ class DemoScenes:
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[Example]:
+    def __iter__(self) -> Iterator[VqaExample]:
         before, after = PROMPT_TEMPLATE.split("{}")
         for index, example in enumerate(scenes.examples(self.count, self.seed)):
             id = f"{self.seed}-{index}"
             text = example.question.prompt.removeprefix(before).removesuffix(after)
-            yield Example(id, example.image, text, (example.question.answer,), "other", image_key=id)
+            yield VqaExample(id, example.image, text, (example.question.answer,), "other", image_key=id)
 
     def subset(self, limit: int | None, fraction: float | None, seed: int) -> DemoScenes:
         """The first scenes of another sequence: there is no end to them, so `limit` may also exceed the length."""

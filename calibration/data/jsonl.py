@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
-from catp.calibration.data.dataset import Example, QuestionList
+from catp.calibration.data.dataset import QuestionList, VqaExample
 from catp.calibration.data.errors import DataError, first_problem
 from catp.runtime.errors import UsageError
 
@@ -35,7 +35,7 @@ def read_jsonl(path: Path) -> QuestionList:
         UsageError: there is no such file.
         DataError: a line is not as above, an id comes twice, or nothing is in it; the message names file and line.
     """
-    questions: list[Example] = []
+    questions: list[VqaExample] = []
     line_of: dict[str, int] = {}
     for number, question in _questions(path):
         if question.id in line_of:
@@ -50,7 +50,7 @@ def read_jsonl(path: Path) -> QuestionList:
     return QuestionList(path.name, questions)
 
 
-def _questions(path: Path) -> Iterator[tuple[int, Example]]:
+def _questions(path: Path) -> Iterator[tuple[int, VqaExample]]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -61,7 +61,7 @@ def _questions(path: Path) -> Iterator[tuple[int, Example]]:
         raise UsageError(f"data {path}: can't be opened ({error.strerror}); give a .jsonl file") from None
 
 
-def _parse(content: bytes, path: Path, number: int) -> Example:
+def _parse(content: bytes, path: Path, number: int) -> VqaExample:
     where = f"{path}, line {number}"
     try:
         line = _Line.model_validate_json(content)
@@ -76,4 +76,4 @@ def _parse(content: bytes, path: Path, number: int) -> Example:
     # As written where two spellings lead to one file: nothing is looked up on disk.
     image = Path(os.path.normpath(path.parent / line.image))
     id = f"line {number}" if line.id is None else str(line.id)
-    return Example(id, image, line.question, answers, line.answer_type, image_key=str(image))
+    return VqaExample(id, image, line.question, answers, line.answer_type, image_key=str(image))

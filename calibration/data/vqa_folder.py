@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from catp.calibration.data.dataset import Example, QuestionList
+from catp.calibration.data.dataset import QuestionList, VqaExample
 from catp.calibration.data.errors import DataError, first_problem
 from catp.runtime.errors import UsageError
 from catp.runtime.files import is_dir
@@ -172,14 +172,14 @@ def _only(folder: Path, paths: list[Path], what: str, advice: str = "") -> Path:
     return paths[0]
 
 
-def _join(questions_file: Path, annotations_file: Path, pictures: Path) -> list[Example]:
+def _join(questions_file: Path, annotations_file: Path, pictures: Path) -> list[VqaExample]:
     """Every question with its answers; `pictures` is what the pictures' paths begin with."""
     annotations: dict[int, _Annotation] = {}
     for annotation in _read(annotations_file, _AnnotationsFile).annotations:
         if annotation.question_id in annotations:
             raise DataError(f"{annotations_file}: question_id {annotation.question_id} comes twice; unpack it again")
         annotations[annotation.question_id] = annotation
-    questions: dict[int, Example] = {}
+    questions: dict[int, VqaExample] = {}
     for asked in _read(questions_file, _QuestionsFile).questions:
         id = asked.question_id
         if id in questions:
@@ -196,7 +196,7 @@ def _join(questions_file: Path, annotations_file: Path, pictures: Path) -> list[
         if not any(answer.strip() for answer in answers):
             raise DataError(f"{annotations_file}: the answers to question_id {id} are empty")
         image = Path(f"{pictures}{asked.image_id:012d}.jpg")
-        questions[id] = Example(
+        questions[id] = VqaExample(
             str(id), image, asked.question, answers, annotated.answer_type, image_key=str(asked.image_id)
         )
     if not questions:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from catp.calibration.data.dataset import DataSet, Example
+from catp.calibration.data.dataset import DataSet, VqaExample
 from catp.calibration.data.halves import half
 from catp.calibration.data.metrics import Metric
 from catp.calibration.precision.assembly import Fragments, assemble
@@ -51,9 +51,9 @@ class Questions:
     name: str
     digest: str
     metric: Metric
-    samples: list[Example]  # whose activations are looked at
-    search: list[Example]  # on which layers are chosen
-    confirmation: list[Example]
+    samples: list[VqaExample]  # whose activations are looked at
+    search: list[VqaExample]  # on which layers are chosen
+    confirmation: list[VqaExample]
 
     def __post_init__(self) -> None:
         if len(self.samples) < FEWEST_SAMPLES:
@@ -69,7 +69,7 @@ class Questions:
             )
 
 
-def pictures(questions: Sequence[Example]) -> int:
+def pictures(questions: Sequence[VqaExample]) -> int:
     """How many different ones questions are about."""
     return len({question.image_key for question in questions})
 
@@ -307,7 +307,7 @@ class Calibrator:
         return assemble(self.source, folder, self.graphs, self.recipes, chosen, self._method)
 
     def _ask_quantised(
-        self, before: BundleAnswers, folder: Path, questions: Sequence[Example], what: str
+        self, before: BundleAnswers, folder: Path, questions: Sequence[VqaExample], what: str
     ) -> BundleAnswers:
         """Where it can't answer, because what it computes is no number, it has no question right."""
         self._failure = ""
@@ -319,7 +319,7 @@ class Calibrator:
             self._failure = f" (quantised, it could not answer: {error})"
             return no_answers(before)
 
-    def _ask(self, folder: Path, questions: Sequence[Example], what: str) -> BundleAnswers:
+    def _ask(self, folder: Path, questions: Sequence[VqaExample], what: str) -> BundleAnswers:
         """The answers, of the original bundle once for the same questions."""
         key = id(questions) if folder == self.source.path else None
         if key in self._answers:

@@ -11,7 +11,7 @@ import numpy as np
 from catp.calibration.accuracy.answering import Answerer, in_batches
 from catp.calibration.accuracy.settings import Setting
 from catp.calibration.accuracy.statistics import mean_difference, unseen_losses
-from catp.calibration.data.dataset import Example
+from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.metrics import Metric
 from catp.export.verification.emulated import emulated
 from catp.runtime.bundle.folder import Bundle, open_bundle
@@ -58,7 +58,7 @@ def tested_ratios(pruning: PruningSpec) -> tuple[float, ...]:
 
 
 def ask(
-    folder: Path, questions: Iterable[Example], metric: Metric, seed: int, batch_size: int, advance: Advance
+    folder: Path, questions: Iterable[VqaExample], metric: Metric, seed: int, batch_size: int, advance: Advance
 ) -> BundleAnswers:
     """Ask a bundle every question at every tested ratio, on the CPU, which emulates what a GPU would compute in fp16.
 

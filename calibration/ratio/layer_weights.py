@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 
 from catp.calibration.accuracy.answering import in_batches, read_images, read_prompt
-from catp.calibration.data.dataset import Example
+from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.metrics import JUDGES, Metric
 from catp.runtime.bundle.manifest import LAYER_POINTS, Positions
 from catp.runtime.errors import CatpError, UsageError
@@ -59,7 +59,7 @@ class LayerWeights:
     def __init__(
         self,
         pipeline: Pipeline,
-        questions: Iterable[Example],
+        questions: Iterable[VqaExample],
         kept: int,
         positions: Positions,
         metric: Metric,
@@ -113,7 +113,7 @@ class LayerWeights:
                 found.append(self._judge(self._pipeline.detokenize(ids), case.answers))
         return np.array(found, np.float64)
 
-    def _read(self, batch: list[Example]) -> list[_Case]:
+    def _read(self, batch: list[VqaExample]) -> list[_Case]:
         """Every image once, as Answerer does; what it skips is skipped here."""
         prompts = [read_prompt(self._pipeline, question) for question in batch]
         pixels, _ = read_images(self._pipeline, batch)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from catp.calibration.ratio.search import Drop, Measured
+from catp.calibration.ratio.search import Drop, MeasuredHalf
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RatioReport:
     metric: str
     seed: int
     max_accuracy_drop: float
-    search: Measured
+    search: MeasuredHalf
     chosen: Drop | None = None
     confirmation: Drop | None = None
     layer_weights: LearnedWeights | None = None
@@ -58,7 +58,7 @@ def points(difference: float) -> str:
     return f"{-100 * difference:.2f}".replace("-0.00", "0.00")
 
 
-def search_table(measured: Measured, ratios: Sequence[float], methods: Sequence[str], budget: float) -> Table:
+def search_table(measured: MeasuredHalf, ratios: Sequence[float], methods: Sequence[str], budget: float) -> Table:
     """The loss of every method at every ratio, and in brackets the one that can't be excluded."""
     table = Table(
         title=f"Points lost (at most so many with 95 % confidence), of {100 * measured.full_accuracy:.1f} % unpruned; "

@@ -10,7 +10,7 @@ import numpy as np
 from catp.calibration.accuracy.answering import Answerer, in_batches
 from catp.calibration.accuracy.settings import Setting
 from catp.calibration.accuracy.statistics import mean_difference, unseen_losses
-from catp.calibration.data.dataset import Example
+from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.metrics import Metric
 from catp.runtime.errors import CatpError
 from catp.runtime.pipeline import Pipeline
@@ -32,7 +32,7 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredHalf:
     """All settings on one half."""
 
     questions: int
@@ -54,13 +54,13 @@ class Measured:
 
 def measure(
     pipeline: Pipeline,
-    questions: Iterable[Example],
+    questions: Iterable[VqaExample],
     settings: Sequence[Setting],
     metric: Metric,
     seed: int,
     batch_size: int,
     advance: Callable[[int], None] = lambda done: None,
-) -> Measured:
+) -> MeasuredHalf:
     """Ask every question without pruning and in every setting.
 
     Args:
@@ -91,4 +91,4 @@ def measure(
         found = mean_difference(values, accuracy[:, 0], seed, clusters=images)
         low = min(found.low, found.mean - unseen_losses(values - accuracy[:, 0], images))
         drops.append(Drop(setting, len(rows), float(values.mean()), found.mean, low))
-    return Measured(len(rows), len(set(images)), skipped, float(accuracy[:, 0].mean()), tuple(drops))
+    return MeasuredHalf(len(rows), len(set(images)), skipped, float(accuracy[:, 0].mean()), tuple(drops))

@@ -20,14 +20,14 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     pixel_values: torch.Tensor  # float32 [B, 3, H, W]
     cells: torch.Tensor  # int64 [B, 9, 2]: colour and shape of each cell; the last class is "nothing"
     text: torch.Tensor  # int64 [B, Q, L]: prompt, answer, EOS, padding
     labels: torch.Tensor  # int64 [B, Q, L]: the next token where it belongs to the answer, else IGNORE
 
 
-class Batches(torch.utils.data.Dataset[Batch]):
+class Batches(torch.utils.data.Dataset[TrainingBatch]):
     """Batch i is a function of (seed, split, i) alone, whoever computes it."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Batches(torch.utils.data.Dataset[Batch]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> TrainingBatch:
         rng = np.random.default_rng([self.seed, self.split == "train", index])
         rows = [scenes.random_scene(rng, self.split) for _ in range(self.images_per_batch)]
         colors, shapes = list(scenes.COLORS), list(scenes.SHAPES)
@@ -75,9 +75,9 @@ class Batches(torch.utils.data.Dataset[Batch]):
             text[i, : len(sequence)] = torch.tensor(sequence)
             labels[i, start - 1 : len(sequence) - 1] = torch.tensor(sequence[start:])
         shape = (len(rows), self.questions_per_image, length)
-        return Batch(torch.from_numpy(pixels), cells, text.view(shape), labels.view(shape))
+        return TrainingBatch(torch.from_numpy(pixels), cells, text.view(shape), labels.view(shape))
 
 
-def stream(dataset: Batches) -> Iterator[Batch]:
+def stream(dataset: Batches) -> Iterator[TrainingBatch]:
     # A worker draws the pictures while the main process trains.
     return iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4))

@@ -40,7 +40,7 @@ from catp.export.demo.untrained import QUERIES, make_model, make_processor
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """Everything that decides the result, recorded in the model card."""
 
     seed: int = 0
@@ -54,7 +54,7 @@ class Recipe:
     auxiliary_weight: float = 0.3
 
 
-def train(recipe: Recipe, processor: Blip2Processor) -> tuple[Blip2ForConditionalGeneration, dict[str, float]]:
+def train(recipe: TrainingRecipe, processor: Blip2Processor) -> tuple[Blip2ForConditionalGeneration, dict[str, float]]:
     torch.manual_seed(recipe.seed)
     model = make_model(processor)
     reader = CellReader(model.query_tokens.shape[-1])
@@ -132,8 +132,8 @@ def main(
     scale: Annotated[float, typer.Option(help="Multiplies every phase's steps (small values: a smoke test).")] = 1.0,
 ) -> None:
     """Train the demo model and write it as an ordinary Hugging Face checkpoint folder."""
-    base = Recipe()
-    recipe = Recipe(
+    base = TrainingRecipe()
+    recipe = TrainingRecipe(
         seed=seed,
         auxiliary_steps=round(base.auxiliary_steps * scale),
         joint_steps=round(base.joint_steps * scale),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from catp.calibration.benchmark.contenders.subject import OURS, Case, Timed, Workload, make_sample
+from catp.calibration.benchmark.contenders.subject import OURS, Case, Timed, TimedInput, make_sample
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.pipeline import Pipeline
@@ -28,18 +28,18 @@ class BundleSubject:
         self.pipeline = Pipeline(Bundle(bundle.path, manifest.model_copy(update={"text": endless})), provider)
         self._positions = positions
 
-    def run(self, workload: Workload, case: Case) -> Timed:
+    def run(self, timed_input: TimedInput, case: Case) -> Timed:
         pipeline = self.pipeline
         kept = pipeline.num_kept(case.ratio)
         clock = [time.perf_counter()]
-        pixel_values = pipeline.preprocess(workload.images[: case.batch])
+        pixel_values = pipeline.preprocess(timed_input.images[: case.batch])
         clock.append(time.perf_counter())
         encoded, vision = self._timed(lambda: pipeline.encode(pixel_values))
         clock.append(time.perf_counter())
         pruned, qformer = self._timed(lambda: pipeline.prune(encoded, kept))
         clock.append(time.perf_counter())
-        prompts = [workload.prompt_ids] * case.batch
-        generation = pipeline.decode(pruned, prompts, workload.new_tokens, self._positions)
+        prompts = [timed_input.prompt_ids] * case.batch
+        generation = pipeline.decode(pruned, prompts, timed_input.new_tokens, self._positions)
         clock.append(time.perf_counter())
         return make_sample(
             clock,

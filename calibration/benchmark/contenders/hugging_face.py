@@ -10,7 +10,7 @@ import torch
 from transformers import AutoImageProcessor, Blip2ForConditionalGeneration
 from transformers.utils import logging
 
-from catp.calibration.benchmark.contenders.subject import Case, Timed, Workload
+from catp.calibration.benchmark.contenders.subject import Case, Timed, TimedInput
 from catp.export.checkpoints.placeholder import placeholder_without_embedding
 from catp.export.verification.continuations import cache_of
 from catp.runtime.errors import UsageError
@@ -66,11 +66,11 @@ class TransformersSubject:
         if self._encodes_text:  # generate() calls it by itself, before the language model's first step
             self._watch("text_encoder", self._model.language_model.get_encoder())
 
-    def run(self, workload: Workload, case: Case) -> Timed:
+    def run(self, timed_input: TimedInput, case: Case) -> Timed:
         self._began.clear()
         self._ended.clear()
         with self._placeholder() as placeholder:
-            return self._run(workload, case, placeholder)
+            return self._run(timed_input, case, placeholder)
 
     def _placeholder(self) -> AbstractContextManager[int]:
         """The id that stands for a query token; the model is left as it is where it names one that has an embedding."""
@@ -79,22 +79,22 @@ class TransformersSubject:
             return nullcontext(found)
         return placeholder_without_embedding(self._model, "image_token_index")
 
-    def _run(self, workload: Workload, case: Case, placeholder: int) -> Timed:
-        prompt = [placeholder] * self._model.config.num_query_tokens + workload.prompt_ids
+    def _run(self, timed_input: TimedInput, case: Case, placeholder: int) -> Timed:
+        prompt = [placeholder] * self._model.config.num_query_tokens + timed_input.prompt_ids
         ids = torch.tensor([prompt] * case.batch)
         started = time.perf_counter()
-        pixel_values = self._processor(workload.images[: case.batch], return_tensors="pt").pixel_values
+        pixel_values = self._processor(timed_input.images[: case.batch], return_tensors="pt").pixel_values
         with torch.inference_mode():
             output = self._model.generate(
                 pixel_values=pixel_values.to(self._dtype),
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=workload.new_tokens,
+                max_new_tokens=timed_input.new_tokens,
                 do_sample=False,
                 num_beams=1,
                 **cache_of("encoder-decoder" if self._encodes_text else "decoder-only"),
             )
-        token_ids = output[:, -workload.new_tokens :].tolist()
+        token_ids = output[:, -timed_input.new_tokens :].tolist()
         finished = time.perf_counter()
         return self._sample(started, finished, token_ids)
 

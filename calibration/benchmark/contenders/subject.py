@@ -1,4 +1,4 @@
-"""The subject of a timing: anything that answers the same workload."""
+"""The subject of a timing: anything that answers the same input."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Workload:
+class TimedInput:
     """The same for everyone: made of a seed, so that nothing needs to be fetched."""
 
     images: list[Image.Image]
@@ -65,14 +65,14 @@ class Subject(Protocol):
 
     name: str
 
-    def run(self, workload: Workload, case: Case) -> Timed:
+    def run(self, timed_input: TimedInput, case: Case) -> Timed:
         """Answer about the first `case.batch` images, from pictures in memory to token ids in host memory."""
         ...
 
 
-def make_workload(
+def make_timed_input(
     manifest: Manifest, vocabulary: int, batch: int, prompt_tokens: int, new_tokens: int, seed: int
-) -> Workload:
+) -> TimedInput:
     """Pictures with structure and grain, and a prompt of ordinary token ids.
 
     Raises:
@@ -91,7 +91,7 @@ def make_workload(
     # The first ids are special in most vocabularies, the last ones often added tokens (<image>).
     ordinary = [token for token in range(4, max(5, vocabulary - 8)) if token not in special]
     prompt = [ordinary[i] for i in rng.integers(len(ordinary), size=prompt_tokens)]
-    return Workload([make_picture(rng) for _ in range(batch)], prompt, new_tokens)
+    return TimedInput([make_picture(rng) for _ in range(batch)], prompt, new_tokens)
 
 
 def make_picture(rng: np.random.Generator) -> Image.Image:

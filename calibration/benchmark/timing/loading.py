@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from catp.calibration.benchmark.contenders.subject import OURS, Subject, Workload
+from catp.calibration.benchmark.contenders.subject import OURS, Subject, TimedInput
 from catp.calibration.benchmark.machine import peak_memory, resident_memory
 from catp.calibration.benchmark.timing.conditions import Load, Setup
 from catp.calibration.benchmark.timing.rounds import warm_up
@@ -16,7 +16,7 @@ from catp.runtime.system.progress import Progress, silent
 def load_subjects(
     open_subject: Callable[[str], Subject],
     setup: Setup,
-    workload: Workload,
+    timed_input: TimedInput,
     verified: Mapping[str, float],
     step: Progress = silent,
 ) -> tuple[dict[str, Subject], list[Load]]:
@@ -39,7 +39,7 @@ def load_subjects(
             subjects[name] = open_subject(name)
         clock.append(time.perf_counter())
         with step(f"warm up {name}"):
-            warm_up(subjects[name], workload, setup.cases(name), setup.warmup)
+            warm_up(subjects[name], timed_input, setup.cases(name), setup.warmup)
         clock.append(time.perf_counter())
         after, device_after = resident_memory(), _device_memory(setup.provider)
         loads.append(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from catp.calibration.benchmark.contenders.subject import Case, Subject, Timed, Workload
+from catp.calibration.benchmark.contenders.subject import Case, Subject, Timed, TimedInput
 from catp.calibration.benchmark.machine import busy_seconds_of_others
 
 SETTLE_SECONDS = 0.02
@@ -46,16 +46,16 @@ class Measured:
         return [sample.milliseconds[stage] for sample in self.samples[case] if stage in sample.milliseconds]
 
 
-def warm_up(subject: Subject, workload: Workload, cases: Sequence[Case], times: int) -> None:
+def warm_up(subject: Subject, timed_input: TimedInput, cases: Sequence[Case], times: int) -> None:
     """Run each setting: memory is allocated, kernels are chosen, caches are filled."""
     for case in cases:
         for _ in range(times):
-            subject.run(workload, case)
+            subject.run(timed_input, case)
 
 
 def measure(
     subjects: Mapping[str, Subject],
-    workload: Workload,
+    timed_input: TimedInput,
     cases: Sequence[Case],
     rounds: Rounds,
     seed: int,
@@ -84,7 +84,7 @@ def measure(
             measured.yardstick_ms.append(yardstick.run())
             for case in order.sample(list(cases), len(cases)):
                 time.sleep(SETTLE_SECONDS)
-                sample = subjects[case.subject].run(workload, case)
+                sample = subjects[case.subject].run(timed_input, case)
                 measured.samples[case].append(sample)
                 seconds[case] += sample.milliseconds["total"] / 1e3
             done += 1

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from catp.calibration.benchmark.contenders.registry import check_installed
-from catp.calibration.benchmark.contenders.subject import Case, Subject, Timed, Workload
+from catp.calibration.benchmark.contenders.subject import Case, Subject, Timed, TimedInput
 from catp.calibration.benchmark.timing.conditions import Setup
 from catp.calibration.benchmark.timing.rounds import Measured, Rounds, measure, warm_up
 from catp.runtime.bundle.manifest import Manifest
@@ -40,7 +40,7 @@ def why_not(manifest: Manifest, setup: Setup) -> str | None:
     return None
 
 
-def time_vote(pipeline: Pipeline, workload: Workload, setup: Setup, rounds: int) -> Measured:
+def time_vote(pipeline: Pipeline, timed_input: TimedInput, setup: Setup, rounds: int) -> Measured:
     """Time the Q-Former alone: for each batch once without a vote, and with it at every ratio above 0.
 
     Samples have one stage, "qformer". Loads the graph without a vote, which has the weights of the other.
@@ -56,7 +56,7 @@ def time_vote(pipeline: Pipeline, workload: Workload, setup: Setup, rounds: int)
     graph = without_vote(bundle.graph_file("qformer_voting"))
     purpose = spec.quantization.purpose if spec.quantization else None
     engine = provider.engine_in_memory(graph, bundle.path, purpose)
-    encoded = {size: pipeline.encode(pipeline.preprocess(workload.images[:size])) for size in setup.batches}
+    encoded = {size: pipeline.encode(pipeline.preprocess(timed_input.images[:size])) for size in setup.batches}
     subjects: dict[str, Subject] = {VOTING: _Voting(pipeline, encoded), VOTELESS: _Voteless(engine, encoded)}
     cases = [
         case
@@ -64,8 +64,8 @@ def time_vote(pipeline: Pipeline, workload: Workload, setup: Setup, rounds: int)
         for case in (Case(size, VOTELESS, 0.0), *(Case(size, VOTING, ratio) for ratio in setup.ratios if ratio))
     ]
     for case in cases:
-        warm_up(subjects[case.subject], workload, [case], setup.warmup)
-    return measure(subjects, workload, cases, Rounds(count=min(rounds, MOST_ROUNDS)), setup.seed)
+        warm_up(subjects[case.subject], timed_input, [case], setup.warmup)
+    return measure(subjects, timed_input, cases, Rounds(count=min(rounds, MOST_ROUNDS)), setup.seed)
 
 
 class _Voting:
@@ -76,7 +76,7 @@ class _Voting:
     def __init__(self, pipeline: Pipeline, encoded: Mapping[int, Encoded]) -> None:
         self._pipeline, self._encoded = pipeline, encoded
 
-    def run(self, workload: Workload, case: Case) -> Timed:
+    def run(self, timed_input: TimedInput, case: Case) -> Timed:
         started = time.perf_counter()
         self._pipeline.prune(self._encoded[case.batch], self._pipeline.num_kept(case.ratio))
         return _sample(started)
@@ -90,7 +90,7 @@ class _Voteless:
     def __init__(self, engine: Engine, encoded: Mapping[int, Encoded]) -> None:
         self._engine, self._encoded = engine, encoded
 
-    def run(self, workload: Workload, case: Case) -> Timed:
+    def run(self, timed_input: TimedInput, case: Case) -> Timed:
         started = time.perf_counter()
         self._engine.bind({"image_embeds": self._encoded[case.batch]["image_embeds"]}).run()
         return _sample(started)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from catp.calibration.accuracy.answering import read_prompt
-from catp.calibration.data.dataset import Example
+from catp.calibration.data.dataset import VqaExample
 from catp.calibration.precision.graphs.graph import TAP, FloatGraph, serialized
 from catp.calibration.precision.graphs.layers import Layer
 from catp.runtime.bundle.folder import Bundle
@@ -87,7 +87,9 @@ class _ObservedStep:
         return outputs
 
 
-def answer_each(pipeline: Pipeline, questions: Sequence[Example], kept: Sequence[int], start: int = 0) -> Iterator[int]:
+def answer_each(
+    pipeline: Pipeline, questions: Sequence[VqaExample], kept: Sequence[int], start: int = 0
+) -> Iterator[int]:
     """Answer questions one by one, so that no padding is seen; after each that could be asked, how many are behind it.
 
     Args:

@@ -11,7 +11,7 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 from catp.calibration.cache import cache_folder
-from catp.calibration.data.dataset import Example
+from catp.calibration.data.dataset import VqaExample
 from catp.calibration.precision.formats.base import Range
 from catp.calibration.precision.graphs.graph import FloatGraph
 from catp.calibration.precision.graphs.layers import Layer
@@ -44,7 +44,7 @@ class Gathered:
 class Sampling:
     """The settings that decide ranges, beside the graphs."""
 
-    questions: Sequence[Example]
+    questions: Sequence[VqaExample]
     data: str
     digest: str  # of the data set
     seed: int

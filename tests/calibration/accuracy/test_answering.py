@@ -9,7 +9,7 @@ import pytest
 from catp.calibration.accuracy.answering import Answerer, in_batches
 from catp.calibration.accuracy.predictions import Prediction
 from catp.calibration.accuracy.settings import Grid
-from catp.calibration.data import Example, open_data
+from catp.calibration.data import VqaExample, open_data
 from catp.export.demo import scenes
 from catp.runtime import Pipeline
 from catp.runtime.pruning import num_kept_by_mass
@@ -18,17 +18,17 @@ DEMO = list(open_data("demo").subset(20, None, seed=5))
 
 
 def answered(
-    pipeline: Pipeline, questions: Sequence[Example], grid: Grid, batch_size: int = 8, seed: int = 0
+    pipeline: Pipeline, questions: Sequence[VqaExample], grid: Grid, batch_size: int = 8, seed: int = 0
 ) -> list[Prediction]:
     answerer = Answerer(pipeline, grid.settings(), "exact match", seed, batch_size)
     return [found for batch in in_batches(questions, batch_size) for found in answerer.answer(batch)]
 
 
-def several_per_image(images: int, questions: int) -> list[Example]:
+def several_per_image(images: int, questions: int) -> list[VqaExample]:
     """Each image in an object of its own for every question, as if read again from disk."""
     examples = scenes.examples(images * questions, seed=9, per_image=questions)
     return [
-        Example(str(i), e.image.copy(), e.question.prompt[10:-8], (e.question.answer,), "other", str(i // questions))
+        VqaExample(str(i), e.image.copy(), e.question.prompt[10:-8], (e.question.answer,), "other", str(i // questions))
         for i, e in enumerate(examples)
     ]
 

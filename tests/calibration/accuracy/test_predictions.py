@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from catp.calibration.accuracy.predictions import Evaluation, Prediction, PredictionsFile
-from catp.calibration.data import DataError, Example
+from catp.calibration.data import DataError, VqaExample
 from catp.runtime import UsageError
 from catp.runtime.errors import CatpError
 
@@ -14,11 +14,11 @@ EVALUATION = Evaluation(
     bundle="00", provider="cpu", engines=None, data="demo", metric="exact match", limit=None, fraction=None, seed=1,
     questions=6, digest="11", methods=("catp",), ratios=(0.0, 0.5), keep_masses=(), positions=("original",),
 )  # fmt: skip
-QUESTIONS = [Example(str(i), Path("a"), "what?", ("cup",), "other", "a") for i in range(6)]
+QUESTIONS = [VqaExample(str(i), Path("a"), "what?", ("cup",), "other", "a") for i in range(6)]
 BATCHES = [QUESTIONS[:2], QUESTIONS[2:4], QUESTIONS[4:]]
 
 
-def predict(question: Example) -> Prediction:
+def predict(question: VqaExample) -> Prediction:
     return Prediction(
         id=question.id, image_key="a", answer_type="other", answers=("cup", "é\n"), num_kept=(32, 16), accuracy=(1, 0)
     )

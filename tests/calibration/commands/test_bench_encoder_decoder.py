@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from catp.calibration.benchmark.contenders.hugging_face import TransformersSubject
 from catp.calibration.benchmark.contenders.registry import open_bundles
-from catp.calibration.benchmark.contenders.subject import Case, Workload, make_picture
+from catp.calibration.benchmark.contenders.subject import Case, TimedInput, make_picture
 from catp.calibration.benchmark.results.report import BenchmarkReport
 from catp.calibration.commands.bench import app
 from catp.runtime.errors import UsageError
@@ -45,10 +45,10 @@ def test_end_to_end(t5_bundle: Path, t5_checkpoint: Path, monkeypatch: pytest.Mo
 
 def test_prefill_of_transformers_holds_the_text_encoder(t5_checkpoint: Path) -> None:
     subject = TransformersSubject("transformers", str(t5_checkpoint), threads=1)
-    workload = Workload([make_picture(np.random.default_rng(0))], [5, 6, 7], new_tokens=3)
+    timed_input = TimedInput([make_picture(np.random.default_rng(0))], [5, 6, 7], new_tokens=3)
     encoder = subject._model.language_model.encoder
     encoder.register_forward_pre_hook(lambda *_: time.sleep(0.2))
-    sample = subject.run(workload, Case(1, "transformers", 0.0))
+    sample = subject.run(timed_input, Case(1, "transformers", 0.0))
     assert sample.milliseconds["prefill"] >= 200
     assert sample.milliseconds["host"] < sample.milliseconds["total"] - 200
 

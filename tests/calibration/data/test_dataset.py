@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from catp.calibration.data.dataset import Example, QuestionList
+from catp.calibration.data.dataset import QuestionList, VqaExample
 from catp.runtime import UsageError
 
 
-def ask(id: int, image: str) -> Example:
-    return Example(str(id), Path(image), f"what is {id}?", ("cup",), "other", image)
+def ask(id: int, image: str) -> VqaExample:
+    return VqaExample(str(id), Path(image), f"what is {id}?", ("cup",), "other", image)
 
 
 def ids(questions: QuestionList) -> list[str]:
@@ -22,7 +22,7 @@ def test_questions_about_one_image_stay_together_in_the_order_of_the_set() -> No
 
 def test_the_prompt_is_blip2s() -> None:
     assert ask(3, "a").prompt == "Question: what is 3? Answer:"
-    assert Example("1", Path("a"), "what is {x}?", ("cup",), "other", "a").prompt == "Question: what is {x}? Answer:"
+    assert VqaExample("1", Path("a"), "what is {x}?", ("cup",), "other", "a").prompt == "Question: what is {x}? Answer:"
 
 
 def test_a_subset_is_the_same_for_the_same_seed_and_keeps_the_order() -> None:

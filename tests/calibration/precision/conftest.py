@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 from catp.calibration.commands.calibrate import app
-from catp.calibration.data.dataset import Example
+from catp.calibration.data.dataset import VqaExample
 from catp.calibration.precision.formats.base import single_layer
 from catp.calibration.precision.graphs.graph import FloatGraph
 from catp.calibration.precision.graphs.layers import Layer
@@ -37,13 +37,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def questions() -> Callable[..., list[Example]]:
+def questions() -> Callable[..., list[VqaExample]]:
     """`questions(count, seed)`: about fresh scenes."""
 
-    def make(count: int, seed: int = 5) -> list[Example]:
+    def make(count: int, seed: int = 5) -> list[VqaExample]:
         before, after = len("Question: "), -len(" Answer:")
         return [
-            Example(f"{seed}-{i}", e.image, e.question.prompt[before:after], (e.question.answer,), "x", f"{seed}-{i}")
+            VqaExample(
+                f"{seed}-{i}", e.image, e.question.prompt[before:after], (e.question.answer,), "x", f"{seed}-{i}"
+            )
             for i, e in enumerate(scenes.examples(count, seed))
         ]
 

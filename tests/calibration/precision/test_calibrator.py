@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from catp.calibration.commands.calibrate import app
 from catp.calibration.data import open_data
-from catp.calibration.data.dataset import Example, QuestionList
+from catp.calibration.data.dataset import QuestionList, VqaExample
 from catp.calibration.precision.calibrator import Budget, BudgetExceeded, Calibrator, Questions, split
 from catp.calibration.precision.comparison import ask
 from catp.calibration.precision.recipe import make_recipe
@@ -84,7 +84,7 @@ def hard_bundle(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def accuracies(bundle: Path, questions: Sequence[Example], ratio: float) -> tuple[np.ndarray, list[list[int]]]:
+def accuracies(bundle: Path, questions: Sequence[VqaExample], ratio: float) -> tuple[np.ndarray, list[list[int]]]:
     """Exact match of every question and the tokens kept, asked as a user would."""
     pipeline = Pipeline.load(bundle, verify=False)
     right, kept = [], []
@@ -289,7 +289,7 @@ def test_what_the_other_half_does_not_confirm_is_not_published(
     pool, source = questions(40), open_bundle(hard_bundle)
     recipes = {"qformer_voting": make_recipe("int8", "cpu")}
 
-    def calibrator(search: list[Example], confirmation: list[Example]) -> Calibrator:
+    def calibrator(search: list[VqaExample], confirmation: list[VqaExample]) -> Calibrator:
         asked = Questions("mine", "0" * 64, "exact match", pool[:16], search, confirmation)
         return Calibrator(source, recipes, asked, exclude=only_the_hard_layer(), batch_size=1)
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from catp.calibration.accuracy.settings import Setting
-from catp.calibration.data.dataset import Example
-from catp.calibration.ratio.search import Drop, Measured, measure
+from catp.calibration.data.dataset import VqaExample
+from catp.calibration.ratio.search import Drop, MeasuredHalf, measure
 from catp.export.demo import scenes
 from catp.runtime import CatpError, Pipeline
 
 
-def questions(count: int, seed: int = 5) -> list[Example]:
+def questions(count: int, seed: int = 5) -> list[VqaExample]:
     return [
-        Example(
+        VqaExample(
             str(i), e.image, e.question.prompt[len("Question: ") : -len(" Answer:")], (e.question.answer,), "x", str(i)
         )
         for i, e in enumerate(scenes.examples(count, seed))
@@ -26,7 +26,7 @@ def drop(ratio: float, low: float, accuracy: float = 0.9, method: str = "catp") 
 
 
 def test_the_largest_ratio_within_the_budget_is_best() -> None:
-    measured = Measured(
+    measured = MeasuredHalf(
         100, 100, 0, 1.0, (drop(0.25, -0.001), drop(0.5, -0.01), drop(0.75, -0.02), drop(0.5, -0.01, 0.95))
     )
     best = measured.best(0.01)

@@ -11,7 +11,7 @@ from catp.calibration.accuracy.settings import Grid
 from catp.calibration.data import open_data
 from catp.export.checkpoints.loading import Checkpoint
 from catp.export.demo import CHECKPOINT, scenes
-from catp.export.demo.train import Recipe, train
+from catp.export.demo.train import TrainingRecipe, train
 from catp.export.demo.untrained import make_processor
 from catp.export.verification.reference import Reference
 from catp.runtime import Pipeline
@@ -52,14 +52,14 @@ def test_the_card_says_how_it_was_made() -> None:
     record = json.loads((CHECKPOINT / "training.json").read_text())
     assert "python -m catp.export.demo.train" in card
     assert "not supervised" in card
-    assert record["recipe"]["seed"] == Recipe().seed
+    assert record["recipe"]["seed"] == TrainingRecipe().seed
     for phase in ("auxiliary_steps", "joint_steps", "language_steps"):
         assert f"{record['recipe'][phase]:,}" in card
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_training_script_still_trains() -> None:
-    recipe = Recipe(images_per_batch=4, auxiliary_steps=2, joint_steps=2, language_steps=2)
+    recipe = TrainingRecipe(images_per_batch=4, auxiliary_steps=2, joint_steps=2, language_steps=2)
     model, report = train(recipe, make_processor())
     assert model.config.num_query_tokens == 32
     assert 0 <= report["exact_match"] <= 1 and report["query_spread"] > 0

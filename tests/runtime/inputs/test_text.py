@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from catp.calibration.accuracy.answering import Answerer, read_prompt
 from catp.calibration.accuracy.settings import Grid
-from catp.calibration.data import Example
+from catp.calibration.data import VqaExample
 from catp.export.demo import CHECKPOINT, samples
 from catp.runtime import Pipeline, UsageError
 from catp.runtime.bundle.manifest import TextSpec
@@ -139,7 +139,7 @@ def test_an_answer_to_a_marked_prompt_is_that_of_hugging_face_s_text(pipeline: P
 
 def test_a_question_that_can_not_be_read_is_skipped_and_says_why(pipeline: Pipeline, tmp_path: Path) -> None:
     sample = samples()[0]
-    bad, good = (Example(q, sample.image, q, ("a",), "other", "1") for q in ("what </s>?", "what is red?"))
+    bad, good = (VqaExample(q, sample.image, q, ("a",), "other", "1") for q in ("what </s>?", "what is red?"))
     codec = pipeline._text
     try:
         pipeline._text = TextCodec(unigram(tmp_path / "t.json", IMAGE), spec("{prompt}"))

@@ -60,7 +60,7 @@ class ProjectedQueries(torch.nn.Module):
         return self.projection(self.qformer(query_embeds=queries, encoder_hidden_states=image_embeds).last_hidden_state)
 
 
-class LanguageModelStep(torch.nn.Module):
+class OpenVinoStep(torch.nn.Module):
     """A prefill or decode step: K prefix tokens and S text tokens after all those in the cache."""
 
     def __init__(self, language_model: Any) -> None:
@@ -135,7 +135,7 @@ def _convert_language_model(language_model: Any, prefix: torch.Tensor) -> Any:
     input_ids = torch.ones(len(prefix), 3, dtype=torch.long)
     cache = language_model(input_ids=input_ids, use_cache=True).cache
     past = tuple(states for layer in cache.layers for states in (layer.keys, layer.values))
-    converted = _convert(LanguageModelStep(language_model), (input_ids, prefix, past))
+    converted = _convert(OpenVinoStep(language_model), (input_ids, prefix, past))
     shapes = [[-1, -1], [-1, -1, prefix.shape[2]], *([-1, states.shape[1], -1, states.shape[3]] for states in past)]
     _set_shapes(converted, dict(enumerate(shapes)))
     pairs = {f"past.{i}": f"present.{i}" for i in range(len(past))}

@@ -68,7 +68,7 @@ def _quantize(model: Any, samples: Sequence[Any], left_alone: Sequence[str] = ()
 
 
 def _language_samples(query_embeds: Sequence[np.ndarray], vocabulary: int) -> list[dict[str, Any]]:
-    """Prompts of ordinary tokens, as make_workload's, each followed by decode steps over the same cache."""
+    """Prompts of ordinary tokens, as make_timed_input's, each followed by decode steps over the same cache."""
     import_nncf()
     from nncf.definitions import NNCF_DATASET_RESET_STATE_KEY
 

@@ -13,7 +13,7 @@ from PIL import Image
 from catp.calibration.benchmark.contenders.openvino.conversion import convert_blip2
 from catp.calibration.benchmark.contenders.openvino.int8 import PICTURES, calibration_pictures, quantize
 from catp.calibration.benchmark.contenders.openvino.library import import_openvino
-from catp.calibration.benchmark.contenders.subject import Case, Timed, Workload, make_sample
+from catp.calibration.benchmark.contenders.subject import Case, Timed, TimedInput, make_sample
 from catp.export.checkpoints.loading import load_checkpoint
 
 
@@ -52,19 +52,19 @@ class OpenVinoSubject:
         del converted
         gc.collect()  # modules and traces refer to each other, and hold the weights
 
-    def run(self, workload: Workload, case: Case) -> Timed:
+    def run(self, timed_input: TimedInput, case: Case) -> Timed:
         clock = [time.perf_counter()]
-        pixel_values = self._preprocess(workload.images[: case.batch])
+        pixel_values = self._preprocess(timed_input.images[: case.batch])
         clock.append(time.perf_counter())
         image_embeds = _infer(self._vision, [pixel_values])
         clock.append(time.perf_counter())
         query_embeds = _infer(self._qformer, [image_embeds])
         clock.append(time.perf_counter())
         self._language_model.reset_state()
-        tokens, prefill = self._step(np.array([workload.prompt_ids] * case.batch), query_embeds)
+        tokens, prefill = self._step(np.array([timed_input.prompt_ids] * case.batch), query_embeds)
         generated, decode = [tokens], []
         no_prefix = self._no_prefix.repeat(case.batch, axis=0)
-        for _ in range(workload.new_tokens - 1):
+        for _ in range(timed_input.new_tokens - 1):
             tokens, seconds = self._step(tokens[:, None], no_prefix)
             generated.append(tokens)
             decode.append(seconds)

@@ -13,9 +13,9 @@ from catp.calibration.benchmark.contenders.subject import (
     WHOLE,
     Case,
     Timed,
-    Workload,
+    TimedInput,
     make_sample,
-    make_workload,
+    make_timed_input,
 )
 from catp.calibration.benchmark.machine import busy_seconds_of_others, describe_machine, peak_memory, resident_memory
 from catp.calibration.benchmark.rates import measure_rates
@@ -25,7 +25,7 @@ from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.providers import open_provider
 
 CASES = [Case(1, "a", 0.0), Case(1, "a", 0.5), Case(1, "b", 0.0)]
-NOTHING = Workload([], [], 1)
+NOTHING = TimedInput([], [], 1)
 
 
 class Recorder:
@@ -35,7 +35,7 @@ class Recorder:
         self.name = name
         self._calls = calls
 
-    def run(self, workload: Workload, case: Case) -> Timed:
+    def run(self, timed_input: TimedInput, case: Case) -> Timed:
         self._calls.append(case)
         return Timed({"total": 100.0 + len(self._calls)}, [[1]])
 
@@ -101,10 +101,10 @@ def test_stages_add_up_to_the_total() -> None:
 
 def test_a_bundle_generates_exactly_what_is_asked(demo_bundle: Path) -> None:
     bundle = open_bundle(demo_bundle)
-    workload = make_workload(bundle.manifest, 384, batch=2, prompt_tokens=16, new_tokens=12, seed=0)
+    timed_input = make_timed_input(bundle.manifest, 384, batch=2, prompt_tokens=16, new_tokens=12, seed=0)
     subject = BundleSubject(bundle, open_provider("cpu", 1))
     for ratio in (0.0, 0.75):
-        found = subject.run(workload, Case(2, OURS, ratio))
+        found = subject.run(timed_input, Case(2, OURS, ratio))
         assert [len(row) for row in found.token_ids] == [12, 12]
         assert tuple(found.milliseconds) == (*STAGES, *WHOLE)
         whole = found.milliseconds
@@ -119,14 +119,14 @@ def test_a_bundle_generates_exactly_what_is_asked(demo_bundle: Path) -> None:
 
 def test_questions_are_made_of_the_seed(demo_bundle: Path) -> None:
     manifest = open_bundle(demo_bundle).manifest
-    one, same, other = (make_workload(manifest, 384, 2, 16, 10, seed) for seed in (0, 0, 1))
+    one, same, other = (make_timed_input(manifest, 384, 2, 16, 10, seed) for seed in (0, 0, 1))
     assert one.prompt_ids == same.prompt_ids != other.prompt_ids
     assert [image.tobytes() for image in one.images] == [image.tobytes() for image in same.images]
     assert one.images[0].tobytes() != one.images[1].tobytes()
     assert not {manifest.text.pad_token_id, *manifest.text.eos_token_ids, 383} & set(one.prompt_ids)
     with pytest.raises(UsageError, match="need 257 positions with the image's; this model has 256"):
-        make_workload(manifest, 384, 1, 216, 10, 0)
-    make_workload(manifest, 384, 1, 215, 10, 0)
+        make_timed_input(manifest, 384, 1, 216, 10, 0)
+    make_timed_input(manifest, 384, 1, 215, 10, 0)
 
 
 def test_the_machine_is_described_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from catp.calibration.data.dataset import Example
+from catp.calibration.data.dataset import VqaExample
 from catp.calibration.precision.graphs.graph import FloatGraph
 from catp.calibration.precision.graphs.layers import Layer
 from catp.calibration.precision.ranges import ranges as module
@@ -98,7 +98,7 @@ def gather(demo_bundle: Path, graphs: dict[str, FloatGraph], tmp_path: Path, mon
     bundle = open_bundle(demo_bundle, verify=False)
 
     def call(
-        questions: Sequence[Example], method: Any = "minmax", advance: Any = lambda _: None, graph: str | None = None
+        questions: Sequence[VqaExample], method: Any = "minmax", advance: Any = lambda _: None, graph: str | None = None
     ) -> Gathered:
         layers = {name: products(found) for name, found in graphs.items() if graph in (None, name)}
         return gather_ranges(bundle, graphs, layers, Sampling(questions, "mine", "0" * 64, 0, method), advance)
