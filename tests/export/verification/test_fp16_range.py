@@ -21,8 +21,9 @@ from catp.export.exporter import export_bundle
 from catp.runtime.errors import ParityError
 from catp.runtime.inputs.images import load_image
 
-WITHIN, BEYOND = 45_000, 80_000
-"""With room for what the export asks beside: pruned tokens, at both kinds of positions."""
+WITHIN, BEYOND = 45_000, 160_000
+"""With room for what the export asks beside, pruned tokens at both kinds of positions, and for the other tokens that
+float16 may choose."""
 
 
 @dataclass(frozen=True)
