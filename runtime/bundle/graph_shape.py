@@ -129,8 +129,6 @@ def _check_node(node: bytes, attributes: set[bytes]) -> None:
 
 def _check_tensor(tensor: bytes, weights: bytes | None) -> None:
     for _, content in _read("a tensor", tensor, _TENSOR):
-        if b"location" not in content:
-            continue  # an offset, a length: whatever it says, it names no file
         entry = dict(_read("the place of a tensor", content, _ENTRY))  # of repeated ones the last counts
         if entry.get(_KEY) == b"location" and entry.get(_VALUE) != weights:
             raise _RefusedError(f"weights in the file {_text(entry.get(_VALUE, b''))[:200]!r}")

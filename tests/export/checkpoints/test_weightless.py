@@ -1,14 +1,17 @@
 """Graphs traced without weights hold those of the checkpoint, and are written without loading them all."""
 
 import re
+import weakref
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from onnx_ir.tensor_adapters import TorchTensor
 from safetensors.torch import load_file, save_file
 
+from catp.export.checkpoints import weightless
 from catp.export.checkpoints.loading import load_checkpoint
 from catp.export.checkpoints.weightless import without_weights
 from catp.export.demo import CHECKPOINT
@@ -73,9 +76,16 @@ def test_a_model_is_itself_again() -> None:
     assert before == {name: (parameter, parameter.data_ptr()) for name, parameter in model.named_parameters()}
 
 
-def test_writing_takes_the_memory_of_one_weight(tmp_path: Path) -> None:
-    """12 matrices of 16 MB, mapped, and cast on their way."""
+def test_writing_takes_the_memory_of_one_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12 matrices of 16 MB, mapped, and cast on their way: one after the other is held in its new type."""
     layers, matrix = 12, 4 * WIDTH**2
+    held: list[int] = [0]
+
+    def hold(content: torch.Tensor, name: str) -> TorchTensor:
+        held.append(held[-1] + content.nbytes)
+        weakref.finalize(content, lambda size: held.append(held[-1] - size), content.nbytes)
+        return TorchTensor(content, name=name)
+
     with torch.device("meta"):
         module = Layers(layers, WIDTH)
     state = {name: torch.zeros(parameter.shape) for name, parameter in module.named_parameters()}
@@ -86,9 +96,11 @@ def test_writing_takes_the_memory_of_one_weight(tmp_path: Path) -> None:
     write(Layers(layers, 8), small, torch.float16, 8)  # so that what tracing itself needs is not counted
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _peak()
+    monkeypatch.setattr(weightless, "TorchTensor", hold)
     write(module, tmp_path, torch.float16, WIDTH, load=False)
+    assert len(held) > 2 * layers and max(held) <= matrix and held[-1] == 0  # two at once, in float16
     assert (tmp_path / "g.onnx_data").stat().st_size > layers * matrix / 2
-    # Two weights are usual; what Python has not freed yet made it five once. All of them would be twelve.
+    # Of what was freed, PyTorch's allocator keeps up to five for a while. All of them would be twelve.
     assert _peak() - before < 8 * matrix
 
 
