@@ -68,8 +68,8 @@ def export_bundle(
     *,
     revision: str | None = None,
     adapter: str | None = None,
-    ratio: float = 0.5,
-    method: str = "catp",
+    ratio: float | None = None,
+    method: str | None = None,
     options: Mapping[str, Any] | None = None,
     keep_mass: float | None = None,
     positions: Positions = "original",
@@ -86,8 +86,8 @@ def export_bundle(
         output: the bundle's folder; must not exist, be empty, or be a bundle that `overwrite` replaces.
         revision: branch, tag or commit of a Hub id.
         adapter: a LoRA adapter, a local folder or a Hub id, that is merged into the checkpoint.
-        ratio: the bundle's default pruning ratio; every other ratio works too.
-        method: one of METHODS.
+        ratio: the bundle's default pruning ratio, every other ratio works too; None: 0.5, or 0 where nothing votes.
+        method: one of METHODS; None: catp, where there are query tokens to vote for.
         options: of the method; its defaults stand for those left out.
         keep_mass: the bundle's default share of the votes to keep, instead of the ratio.
         positions: the bundle's default positions of kept tokens.
@@ -103,8 +103,10 @@ def export_bundle(
         ParityError: the graphs do not reproduce the checkpoint; nothing was published.
         CatpError: the weights are broken, or the output can't be written.
     """
-    check_ratio(ratio)
     check_mass(keep_mass)
+    asked = _asked_of_votes(ratio, keep_mass, method, options, positions, diagnostics)
+    method = method or "catp"
+    ratio = check_ratio((0.0 if method == "none" else 0.5) if ratio is None else ratio)
     voting = make_method(method, options)
     compared = [make_method(name) for name in COMPARED] if diagnostics else None
     if method == "none" and (ratio > 0 or keep_mass is not None):
@@ -121,7 +123,10 @@ def export_bundle(
             raise UsageError(f"keep mass {keep_mass}: texts are scored after equally many tokens each; give a --ratio")
         if keep_mass is not None and family.frames is not None:
             raise UsageError(f"keep mass {keep_mass}: frames of a video keep equally many tokens each; give a --ratio")
-        voting.cross_layers(family.cross_layers(checkpoint.model))  # refuses layers that do not exist
+        if asked and not family.votes:
+            raise UsageError(f"{asked}: {family.name} has no query tokens and keeps every image token; leave it out")
+        if family.votes:
+            voting.cross_layers(family.cross_layers(checkpoint.model))  # refuses layers that do not exist
         dtype = DTYPES[precision]
         _check_disk(checkpoint, folder, dtype)
         image, text, generation = _image_spec(checkpoint), _text_spec(checkpoint), read_settings(checkpoint)
@@ -148,7 +153,9 @@ def export_bundle(
                 keep_mass=keep_mass,
                 positions=positions,
                 num_query_tokens=checkpoint.model.config.num_query_tokens,
-            ),
+            )
+            if family.votes
+            else None,
             precision=precision,
             image=image,
             text=text,
@@ -178,6 +185,26 @@ def export_bundle(
             shutil.copytree(engines, folder / ENGINES / engines.name, copy_function=link_or_copy)
         write_manifest(folder, manifest)
     return Bundle(output, manifest)
+
+
+def _asked_of_votes(
+    ratio: float | None,
+    keep_mass: float | None,
+    method: str | None,
+    options: Mapping[str, Any] | None,
+    positions: Positions,
+    diagnostics: bool,
+) -> str | None:
+    """The first argument that asks something of a vote, in words."""
+    asked = {
+        f"ratio {ratio}": bool(ratio),
+        f"keep mass {keep_mass}": keep_mass is not None,
+        f"method {method}": method not in (None, "none"),
+        ", ".join(options or ()): bool(options),
+        f"positions {positions}": positions != "original",
+        "diagnostics": diagnostics,
+    }
+    return next((words for words, given in asked.items() if given), None)
 
 
 def _versions() -> dict[str, str]:

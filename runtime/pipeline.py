@@ -239,10 +239,11 @@ class Pipeline:
     ) -> list[tuple[list[int], Pruned]]:
         """Images, or videos of so many frames, that keep equally many tokens, together."""
         if keep_mass is None:
-            queries = self.manifest.pruning.num_query_tokens
             pruned = self.prune(encoded, kept)
-            pruned.check(images * frames, kept, queries)
-            return [(list(range(images)), pruned.joined(frames, queries))]
+            if (vote := self.manifest.vote) is not None:
+                pruned.check(images * frames, kept, vote.num_query_tokens)
+                pruned = pruned.joined(frames, vote.num_query_tokens)
+            return [(list(range(images)), pruned)]
         return self.image_side.by_mass(encoded, keep_mass)
 
     def match(self, images: Sequence[ImageSource], texts: Sequence[str], ratio: float | None = None) -> list[Match]:
@@ -306,12 +307,12 @@ class Pipeline:
         settings: GenerationSettings,
         images: Sequence[int] | None = None,
     ) -> Request:
-        pruning = self.manifest.pruning
+        vote = self.manifest.vote
         rows, kept = pruned.kept_indices.shape
-        if position_mode(self.manifest, positions) == "original":
+        if position_mode(self.manifest, positions) == "original" and vote is not None:
             # As in training: kept tokens stay where they were, and the text begins after all N of every frame.
             where: Value = pruned.kept_indices
-            start = pruning.num_query_tokens * pruned.frames
+            start = vote.num_query_tokens * pruned.frames
         else:
             where, start = np.tile(np.arange(kept), (rows, 1)), kept
         if images is not None and list(images) == list(range(rows)):

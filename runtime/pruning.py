@@ -57,9 +57,11 @@ def top_indices(token_scores: np.ndarray, kept: int) -> np.ndarray:
     return np.sort(np.argsort(-token_scores, axis=1, kind="stable")[:, :kept], axis=1)
 
 
-def describe_default(pruning: PruningSpec) -> str:
+def describe_default(pruning: PruningSpec | None) -> str:
     """The tokens that a bundle keeps by default, in words."""
+    if pruning is None:
+        return "every image token is kept"
     if pruning.keep_mass is not None:
-        return f"the query tokens with {100 * pruning.keep_mass:g} % of each image's votes"
+        return f"{pruning.method} keeps the query tokens with {100 * pruning.keep_mass:g} % of each image's votes"
     kept = num_kept(pruning.ratio, pruning.num_query_tokens)
-    return f"{kept} of {pruning.num_query_tokens} query tokens at ratio {pruning.ratio:g}"
+    return f"{pruning.method} keeps {kept} of {pruning.num_query_tokens} query tokens at ratio {pruning.ratio:g}"

@@ -33,8 +33,8 @@ class Wishes:
         mass = self.keep_mass
         if self.ratio is not None and mass is not None:
             raise UsageError(f"ratio {self.ratio} and keep mass {mass}: give one of them")
-        if self.ratio is None and mass is None:
-            mass = manifest.pruning.keep_mass
+        if self.ratio is None and mass is None and manifest.vote is not None:
+            mass = manifest.vote.keep_mass
         if mass is not None and manifest.model.frames is not None:
             raise UsageError(f"keep mass {mass}: frames of a video keep equally many tokens each; give a ratio")
         kept = image_side.num_kept(self.ratio)
@@ -43,10 +43,12 @@ class Wishes:
 
     def check_frames(self, manifest: Manifest, frames: int, kept: int) -> None:
         """Raises UsageError where a video has more frames than the language model has positions for."""
+        if frames == 1:
+            return
         mode = position_mode(manifest, self.positions)
         each = manifest.pruning.num_query_tokens if mode == "original" else kept
         most = manifest.text.max_positions
-        if frames > 1 and most is not None and frames * each >= most:
+        if most is not None and frames * each >= most:
             raise UsageError(
                 f"video: {frames} frames take {each} positions each, and this model has {most} with the prompt's; give "
                 f"at most {(most - 1) // each} frames"
@@ -63,8 +65,10 @@ class Question:
 
 
 def position_mode(manifest: Manifest, asked: Positions | None) -> Positions:
-    """The positions asked for, or else the bundle's; raises UsageError where they are unknown."""
-    mode = asked or manifest.pruning.positions
+    """The positions asked for, or else the bundle's; raises UsageError where they are unknown, or it has none."""
+    if manifest.vote is None and asked == "compact":
+        raise UsageError(f"positions {asked}: {manifest.model.family} reads image tokens that have none; leave it out")
+    mode = asked or (manifest.vote.positions if manifest.vote else "original")
     if mode not in get_args(Positions):
         raise UsageError(f"positions {mode!r}: unknown; accepted: {', '.join(get_args(Positions))}")
     return mode

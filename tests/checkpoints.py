@@ -15,6 +15,9 @@ from transformers import (
     Blip2ForConditionalGeneration,
     Blip2ForImageTextRetrieval,
     Blip2Processor,
+    BlipConfig,
+    BlipForQuestionAnswering,
+    BlipProcessor,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     InstructBlipProcessor,
@@ -168,6 +171,30 @@ def save_retrieval_checkpoint(folder: Path, seed: int = 3) -> Path:
     with torch.no_grad():
         model.itm_head.weight.normal_(0, 0.5)
     return save(folder, model, tokenizer)
+
+
+def save_vqa_checkpoint(folder: Path, seed: int = 3) -> Path:
+    """BLIP for question answering: two text models with words of their own, whose heads are not like the image's."""
+    torch.manual_seed(seed)
+    tokenizer = qformer_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
+    config = BlipConfig(
+        vision_config={**VISION, "num_hidden_layers": 2, "layer_norm_eps": 1e-6},
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": 60, "intermediate_size": 80, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.25,
+            "bos_token_id": tokenizer.bos_token_id, "sep_token_id": 3, "pad_token_id": 0, "eos_token_id": 2,
+        },
+    )  # fmt: skip
+    model = BlipForQuestionAnswering(config)
+    with torch.no_grad():
+        model.vision_model.embeddings.position_embedding.normal_(0, 0.5)
+        model.text_decoder.cls.predictions.bias.normal_(0, 1)
+    model.save_pretrained(folder)
+    images = BlipImageProcessorPil(size={"height": 56, "width": 56})
+    BlipProcessor(images, tokenizer).save_pretrained(folder)
+    images.save_pretrained(folder)
+    return folder
 
 
 def t5_tokenizer() -> Any:

@@ -37,19 +37,13 @@ class Checkpoint:
 
     @property
     def generation_config(self) -> GenerationConfig:
-        # Hugging Face's BLIP-2 generates with its language model's configuration, not with its own.
-        language_model = getattr(self.model, "language_model", None)
-        return GenerationConfig() if language_model is None else language_model.generation_config
+        return self.family.generation_config(self.model)
 
     @property
-    def placeholder_id(self) -> int:
-        """The id that stands for a query token among a prompt's ids."""
-        return getattr(self.model.config, self.placeholder_name)
-
-    @property
-    def placeholder_name(self) -> str:
-        """The field of the configuration that has it."""
-        return _placeholder(self.family)
+    def placeholder_id(self) -> int | None:
+        """The id that stands for a query token among a prompt's ids; None: nothing does."""
+        name = self.family.placeholder
+        return None if name is None else getattr(self.model.config, name)
 
 
 def load_checkpoint(
@@ -97,11 +91,11 @@ def load_checkpoint(
         merge_adapter(loaded, adapter)
     loaded.eval()
     family.check(loaded, model)
-    if getattr(loaded.config, _placeholder(family)) is None:
+    if family.placeholder is not None and getattr(loaded.config, family.placeholder) is None:
         # Checkpoints from before processors had an image token: the one of the tokenizer, or a new one, as Hugging
         # Face's processor adds. No prompt contains it, and its embedding, which there may be none of, is never read.
-        known = tokenizer.get_vocab()
-        setattr(loaded.config, _placeholder(family), known.get(f"<{family.sees}>", max(known.values()) + 1))
+        known, token = tokenizer.get_vocab(), f"<{family.placeholder.partition('_')[0]}>"
+        setattr(loaded.config, family.placeholder, known.get(token, max(known.values()) + 1))
     revision = getattr(config, "_commit_hash", None) or revision
     checkpoint = Checkpoint(model, revision, family, loaded, tokenizer, image_processor, instruction_tokenizer)
     _check_vocabulary(checkpoint)
@@ -137,10 +131,6 @@ def _model(family: Family, model: str, source: Mapping[str, Any], dtype: torch.d
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _placeholder(family: Family) -> str:
-    return f"{family.sees}_token_index"
 
 
 def _tokenizer(model: str, source: Mapping[str, Any], adapter: str | None) -> Any:

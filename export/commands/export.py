@@ -42,7 +42,9 @@ def export(
         float | None,
         typer.Option(help="Default instead of a ratio: keep the fewest tokens with this share of the votes per image."),
     ] = None,
-    method: Annotated[Method, typer.Option(help="How query tokens are voted for.")] = "catp",
+    method: Annotated[
+        Method | None, typer.Option(help="How query tokens are voted for. Default: catp, where there are any.")
+    ] = None,
     points: Annotated[
         str | None, typer.Option(help="catp: an image token gives points by rank (default) or its probability.")
     ] = None,
@@ -92,9 +94,8 @@ def export(
     The bundle is verified against PyTorch before it is published. Without --model the embedded demo is exported:
     a small BLIP-2, trained to answer questions about coloured shapes.
     """
-    if ratio is None:
-        ratio = 0.0 if method == "none" else 0.5
-    check_ratio(ratio)
+    if ratio is not None:
+        check_ratio(ratio)
     options = {
         "points": points,
         "image_weights": image_weights,
@@ -187,9 +188,8 @@ def _report(bundle: Bundle) -> None:
                 "rounding decides much of what this checkpoint's vote keeps, here and on every other device",
                 soft_wrap=True,
             )
-    pruning = manifest.pruning
     console.print(
-        f"Published {escape(str(bundle.path))}: {pruning.method} keeps {describe_default(pruning)}. Next:",
+        f"Published {escape(str(bundle.path))}: {describe_default(manifest.vote)}. Next:",
         soft_wrap=True,
     )
     sample = samples()[0]

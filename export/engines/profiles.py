@@ -93,11 +93,12 @@ class Limits:
         prompt = (1, min(_USUAL_PROMPT, self.max_prompt), self.max_prompt)
         encoded = (kept[0] + prompt[0], kept[1] + prompt[1], kept[2] + prompt[2])
         once: dict[str, Extent] = {"batch": batch, "seq": prompt, "num_kept": kept, "encoded": encoded}
-        once |= {"instruction": prompt, "text": prompt}
+        once |= {"instruction": prompt, "text": prompt, "question": prompt, "image_tokens": tokens}
         step: dict[str, Extent] = {**once, "seq": (1, 1, 1), "num_kept": (0, 0, 0)}
         fixed, dimensions = self.fixed(graph, manifest), _dimensions(graph)
         if "max_length" not in dimensions:
-            return (_profile("prefill" if "seq" in dimensions else "images", graph, once, fixed),)
+            reads = "seq" in dimensions or "question" in dimensions
+            return (_profile("prefill" if reads else "images", graph, once, fixed),)
         # With a cache: what reads prompts too is called in two ways, a text decoder one token at a time alone.
         calls = {"prefill": once, REPEATED: step} if "seq" in dimensions else {REPEATED: step}
         return tuple(_profile(name, graph, extents, fixed) for name, extents in calls.items())

@@ -7,10 +7,11 @@ from typing import Any
 from catp.export.families.base import Family
 from catp.export.families.blip2 import Blip2
 from catp.export.families.blip2_retrieval import Blip2Retrieval
+from catp.export.families.blip_answering import BlipAnswering
 from catp.export.families.instructblip import InstructBlip
 from catp.export.families.instructblip_video import InstructBlipVideo
 from catp.export.image_encoders import PlainEncoder
-from catp.export.language_models import DecoderOnly, EncoderDecoder, NoLanguageModel
+from catp.export.language_models import DecoderOnly, EncoderDecoder, NoLanguageModel, QuestionAnswering
 from catp.runtime.bundle.chains import LanguageKind
 from catp.runtime.errors import UsageError
 
@@ -23,6 +24,7 @@ FAMILIES: dict[tuple[str, str], Family] = {
             for language in (DecoderOnly, EncoderDecoder)
         ),
         Blip2Retrieval(PlainEncoder(), NoLanguageModel()),
+        BlipAnswering(PlainEncoder("image-tokens"), QuestionAnswering()),
     )
 }
 """By Hugging Face's model_type and the kind of language model."""
@@ -65,4 +67,6 @@ def _language_kind(config: Any) -> LanguageKind:
     # A retrieval model's configuration names a language model as well, which it doesn't have.
     if any(name.endswith("ForImageTextRetrieval") for name in config.architectures or ()):
         return "none"
+    if any(name.endswith("ForQuestionAnswering") for name in config.architectures or ()):
+        return "question-answering"
     return "encoder-decoder" if config.text_config.is_encoder_decoder else "decoder-only"

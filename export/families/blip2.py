@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from transformers import Blip2ForConditionalGeneration
 
-from catp.export.families.base import Family
+from catp.export.families.query_tokens import QueryTokens
 
 
-class Blip2(Family):
+class Blip2(QueryTokens):
     """The Q-Former sees the image alone."""
 
     title = "BLIP-2"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import Blip2ForImageTextRetrieval
 
-from catp.export.families.base import Family
+from catp.export.families.query_tokens import QueryTokens
 from catp.export.graphs import Graph, image_text_matching, text_embedding
 from catp.export.image_encoders.sizes import image_tokens
 from catp.runtime.errors import UsageError
@@ -25,7 +25,7 @@ class UnitProjection(torch.nn.Module):
         return torch.nn.functional.normalize(self.projection(embeds), dim=-1)
 
 
-class Blip2Retrieval(Family):
+class Blip2Retrieval(QueryTokens):
     """Contrastive scores compare a text with the kept tokens that leave the Q-Former; matching reads both again."""
 
     title = "BLIP-2"

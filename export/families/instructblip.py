@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from transformers import InstructBlipForConditionalGeneration
 
-from catp.export.families.base import Family
+from catp.export.families.query_tokens import QueryTokens
 
 
-class InstructBlip(Family):
+class InstructBlip(QueryTokens):
     """The Q-Former reads the prompt too, so what is kept depends on the question."""
 
     title = "InstructBLIP"

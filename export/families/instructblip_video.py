@@ -9,17 +9,17 @@ from transformers import InstructBlipVideoForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from catp.export.families.base import Family
+from catp.export.families.query_tokens import QueryTokens
 
 
-class InstructBlipVideo(Family):
+class InstructBlipVideo(QueryTokens):
     """Each frame is an image to ViT and Q-Former, and votes; the language model reads the frames one after another."""
 
     title = "InstructBLIP on videos"
     model_type = "instructblipvideo"
     reads_instruction = True
     frames = 4  # no configuration says: Hugging Face's processor makes placeholders for so many
-    sees = "video"
+    placeholder = "video_token_index"
 
     def model_class(self) -> type[InstructBlipVideoForConditionalGeneration]:
         return InstructBlipVideoForConditionalGeneration

@@ -7,7 +7,8 @@ the caller's mask, instead of whatever a decomposition makes of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -23,10 +24,13 @@ OPSET = 24
 ONNX_ATTENTION = "catp_onnx"
 _FLOAT = 1  # TensorProto.FLOAT
 
+REPLACED: dict[type[torch.nn.Module], Callable[..., Any]] = {}
+"""Attention modules that look no function up: what is called with them, in place of their `forward`, while tracing."""
+
 _recorder: ContextVar[dict[torch.nn.Module, torch.Tensor] | None] = ContextVar("attention_maps", default=None)
 
 
-def _attention(
+def attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -80,7 +84,7 @@ def _mask(*_: Any, attention_mask: torch.Tensor | None = None, **__: Any) -> tor
     return attention_mask
 
 
-ALL_ATTENTION_FUNCTIONS.register(ONNX_ATTENTION, _attention)
+ALL_ATTENTION_FUNCTIONS.register(ONNX_ATTENTION, attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(ONNX_ATTENTION, _mask)
 
 
@@ -93,13 +97,18 @@ def onnx_attention(model: torch.nn.Module) -> Iterator[None]:
     found = [getattr(module, "config", None) for module in model.modules()]
     configs: dict[int, Any] = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
     before = {key: config._attn_implementation for key, config in configs.items()}
+    replaced = [module for module in model.modules() if type(module) in REPLACED]
     try:
+        for module in replaced:
+            module.forward = functools.partial(REPLACED[type(module)], module)  # of this object, not of its class
         for config in configs.values():
             config._attn_implementation = ONNX_ATTENTION
         yield
     finally:
         for key, config in configs.items():
             config._attn_implementation = before[key]
+        for module in replaced:
+            del module.forward
 
 
 @contextmanager

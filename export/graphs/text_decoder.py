@@ -46,7 +46,7 @@ class TextDecoderStep(torch.nn.Module):
         bias = self.bias(distances, (distances <= 0)[:, None])
         encoded = (torch.arange(cross_keys[0].shape[2]) < encoded_lengths[:, None])[:, None, None, :]
         layers = [operators.SlotLayer(k, v, write_indices) for k, v in zip(past_keys, past_values)]
-        caches = EncoderDecoderCache(Cache(layers=[*layers]), Cache(layers=_given(cross_keys, cross_values)))
+        caches = EncoderDecoderCache(Cache(layers=[*layers]), Cache(layers=given(cross_keys, cross_values)))
         caches.is_updated = dict.fromkeys(range(len(layers)), True)
         hidden = self.decoder.embed_tokens(input_ids)
         for block in self.decoder.block:
@@ -64,7 +64,7 @@ class TextDecoderStep(torch.nn.Module):
         return logits, logits.argmax(-1), [layer.keys for layer in layers], [layer.values for layer in layers]
 
 
-def _given(keys: list[torch.Tensor], values: list[torch.Tensor]) -> list[Any]:
+def given(keys: list[torch.Tensor], values: list[torch.Tensor]) -> list[Any]:
     """Layers of a cache that is only read."""
     layers = [DynamicLayer() for _ in keys]
     for layer, key, value in zip(layers, keys, values):

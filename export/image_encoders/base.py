@@ -11,7 +11,7 @@ from catp.export.graphs import Graph
 
 
 class ImageEncoder(Protocol):
-    """The part of a family before the Q-Former.
+    """The part of a family before the Q-Former, or before whatever reads image tokens.
 
     `catp.runtime.image_sides` runs what it exports, by the name in `side`.
     """

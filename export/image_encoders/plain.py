@@ -14,9 +14,14 @@ from catp.export.language_models.base import set_parameters
 
 
 class PlainEncoder:
-    """vision_encoder."""
+    """vision_encoder.
 
-    side = "voted-queries"
+    Args:
+        side: see `ImageEncoder.side`.
+    """
+
+    def __init__(self, side: str = "voted-queries") -> None:
+        self.side = side
 
     def set_dtype(self, model: Any, dtype: torch.dtype) -> None:
         set_parameters(model.vision_model, dtype)

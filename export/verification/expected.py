@@ -7,7 +7,7 @@ weights again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,18 +37,40 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class ExpectedVotes:
-    """PyTorch's results for the samples' images, and of a prompt that the Q-Former reads.
+class ExpectedImages:
+    """PyTorch's results for the samples' images.
 
     B rows, one for each frame where samples are videos: F times as many, those of a video together.
     """
 
     samples: Sequence[Sample]
     prompt_ids: list[list[int]]
-    instructions: dict[str, np.ndarray]  # by the Q-Former graph's input, int64 [B, T]; empty where it reads none
+    instructions: dict[str, np.ndarray]  # by the Q-Former graph's input, int64 [B, T]; empty where none reads them
     pixel_values: np.ndarray  # float32 [B, 3, H, W]
     image_embeds: np.ndarray  # float32 [B, I, Dv]
     image_weights: np.ndarray  # float32 [B, I]
+
+    @property
+    def frames(self) -> int:
+        return len(self.samples[0].frames)
+
+    @property
+    def frame_prompts(self) -> list[str]:
+        """The prompt that each row is about."""
+        return [sample.prompt for sample in self.samples for _ in sample.frames]
+
+
+@dataclass(frozen=True)
+class ExpectedAnswers(ExpectedImages):
+    """And what a model that reads image tokens answers."""
+
+    greedy: list[Greedy]  # Hugging Face generate(), and the keys and values that its decoder reads
+
+
+@dataclass(frozen=True)
+class ExpectedVotes(ExpectedImages):
+    """And of a Q-Former, and of a prompt that it reads."""
+
     query_embeds: np.ndarray  # float32 [B, N, Dl], all of them, projected
     votes: ReferenceVotes
     compared: dict[str, ReferenceVotes]  # what the diagnostics should say of other methods
@@ -62,15 +84,6 @@ class ExpectedVotes:
     def kept_embeds(self) -> np.ndarray:
         """float32 [B, k, Dl]"""
         return np.take_along_axis(self.query_embeds, self.kept_indices[:, :, None], axis=1)
-
-    @property
-    def frames(self) -> int:
-        return len(self.samples[0].frames)
-
-    @property
-    def frame_prompts(self) -> list[str]:
-        """The prompt that each row is about."""
-        return [sample.prompt for sample in self.samples for _ in sample.frames]
 
     # What the language model reads: a row for each sample, its frames one after another.
 
@@ -115,8 +128,8 @@ def compute_expected(
     ratio: float,
     image_embeds_dtype: torch.dtype,
     compared: Sequence[VotingMethod] = (),
-) -> Expected | ExpectedMatches:
-    """Run the checkpoint on the samples, with all query tokens and with some of them pruned.
+) -> ExpectedImages:
+    """Run the checkpoint on the samples, with all query tokens, if it has any, and with some of them pruned.
 
     Args:
         ratio: what is pruned; where it is 0, half, for the bundle will serve other ratios too.
@@ -127,27 +140,33 @@ def compute_expected(
     pixel_values = reference.pixel_values([frame for sample in samples for frame in sample.frames])
     image_embeds, image_weights = reference.image_embeds(pixel_values)
     image_embeds = image_embeds.to(image_embeds_dtype).float()
+    images = ExpectedImages(samples, prompt_ids, {}, pixel_values.numpy(), image_embeds.numpy(), image_weights.numpy())
+    if not reference.votes:
+        return _with_greedy(reference, images)
     instructions = reference.instructions([sample.prompt for sample in samples for _ in sample.frames])
     query_embeds, evidence = reference.query_embeds(image_embeds, image_weights, instructions)
     queries = query_embeds.shape[1]
     votes = count_votes(method, evidence)
     kept = queries if method.name == "none" else num_kept(ratio or 0.5, queries)
     kept_indices = np.sort(np.argsort(-votes.scores, axis=1, kind="stable")[:, :kept], axis=1)
+    if instructions is not None:
+        read = {"instruction_ids": instructions.ids.numpy(), "instruction_mask": instructions.mask.numpy()}
+        images = replace(images, instructions=read)
     shared = ExpectedVotes(
-        samples=samples,
-        prompt_ids=prompt_ids,
-        instructions={}
-        if instructions is None
-        else {"instruction_ids": instructions.ids.numpy(), "instruction_mask": instructions.mask.numpy()},
-        pixel_values=pixel_values.numpy(),
-        image_embeds=image_embeds.numpy(),
-        image_weights=image_weights.numpy(),
+        **vars(images),
         query_embeds=query_embeds.numpy(),
         votes=votes,
         compared={other.name: count_votes(other, evidence) for other in compared},
         kept_indices=kept_indices,
     )
     return _with_answers(reference, shared) if reference.generates_text else _with_matches(reference, shared)
+
+
+def _with_greedy(reference: Reference, images: ExpectedImages) -> ExpectedAnswers:
+    """Greedy answers to each question by itself, so that none is padded."""
+    pixel_values = torch.from_numpy(images.pixel_values).split(1)
+    greedy = [reference.answer(pixels, ids, MAX_NEW_TOKENS) for pixels, ids in zip(pixel_values, images.prompt_ids)]
+    return ExpectedAnswers(**vars(images), greedy=greedy)
 
 
 def _with_answers(reference: Reference, shared: ExpectedVotes) -> Expected:

@@ -8,7 +8,14 @@ import numpy as np
 
 from catp.export.verification.continuations import Greedy
 from catp.export.verification.emulated import emulated
-from catp.export.verification.expected import MAX_NEW_TOKENS, Expected, ExpectedMatches, ExpectedVotes
+from catp.export.verification.expected import (
+    MAX_NEW_TOKENS,
+    Expected,
+    ExpectedAnswers,
+    ExpectedImages,
+    ExpectedMatches,
+    ExpectedVotes,
+)
 from catp.export.verification.matching import check_matches
 from catp.export.verification.measures import check, relative_error
 from catp.export.verification.reference import ReferenceVotes
@@ -40,7 +47,7 @@ KEPT_MISMATCH: dict[Precision, float] = {"fp32": 0.0, "fp16": 0.15, "bf16": 0.25
 """Share of kept tokens that may differ end to end, beyond near ties: half precision changes what the vote sees."""
 
 
-def check_parity(bundle: Bundle, expected: ExpectedVotes) -> list[ParityCheck]:
+def check_parity(bundle: Bundle, expected: ExpectedImages) -> list[ParityCheck]:
     """Compare a bundle, run by ONNX Runtime on the CPU, with what PyTorch says.
 
     It computes no bf16, and fp16 in float32, where nothing overflows: both are emulated, and their checks say so.
@@ -62,28 +69,31 @@ def check_parity(bundle: Bundle, expected: ExpectedVotes) -> list[ParityCheck]:
     ]
 
 
-def _checks(bundle: Bundle, provider: Provider, precision: Precision, expected: ExpectedVotes) -> list[ParityCheck]:
+def _checks(bundle: Bundle, provider: Provider, precision: Precision, expected: ExpectedImages) -> list[ParityCheck]:
     """Args: `precision`: whose limits hold."""
     provider = taking_turns(provider, bundle)
     limit = RELATIVE_ERROR[precision]
     pipeline = Pipeline(bundle, provider)
-    checks = [
-        *_vision(pipeline, expected, limit),
-        *_qformer(provider.engine(bundle, "qformer_voting"), bundle, expected, limit),
-        *_inputs(pipeline, expected),
-    ]
+    checks = list(_vision(pipeline, expected, limit))
+    if isinstance(expected, ExpectedVotes):
+        checks += _qformer(provider.engine(bundle, "qformer_voting"), bundle, expected, limit)
+    checks += _inputs(pipeline, expected)
     if isinstance(expected, ExpectedMatches):
         return [*checks, *check_matches(pipeline, expected, limit)]
-    assert isinstance(expected, Expected)
     try:
-        checks += _language_model(pipeline, expected, limit)
-        checks += _end_to_end(pipeline, precision, expected)
+        if isinstance(expected, ExpectedAnswers):
+            checks += _image_reader(pipeline, expected, limit)
+            checks += _unpruned(pipeline, precision, expected, expected.greedy)
+        else:
+            assert isinstance(expected, Expected)
+            checks += _language_model(pipeline, expected, limit)
+            checks += _end_to_end(pipeline, precision, expected)
     except GraphError as error:  # what was measured before says where it comes from
         checks.append(check(error.graph, f"it can't be run ({error.reason}): times", 1, 0))
     return checks
 
 
-def _vision(pipeline: Pipeline, expected: ExpectedVotes, limit: float) -> Iterator[ParityCheck]:
+def _vision(pipeline: Pipeline, expected: ExpectedImages, limit: float) -> Iterator[ParityCheck]:
     """Image embeddings as the image side makes them, by as many graphs as it has."""
     stages = [stage.graph for stage in pipeline.manifest.chain.stages if "vision" in stage.labels]
     encoded = pipeline.encode(expected.pixel_values, expected.frame_prompts)
@@ -136,14 +146,26 @@ def unexplained(actual: np.ndarray, wanted: np.ndarray, votes: ReferenceVotes) -
 
 def _language_model(pipeline: Pipeline, expected: Expected, limit: float) -> Iterator[ParityCheck]:
     """Logits of a ragged prefill of all rows, and of a decode step after it, through the runtime's own driver."""
-    manifest, model = pipeline.manifest, pipeline.language_model
     greedy = expected.pruned["original"]
     batch = Batch(
-        expected.sample_kept_embeds.astype(_embeds_dtype(manifest)),
+        expected.sample_kept_embeds.astype(_embeds_dtype(pipeline.manifest)),
         expected.sample_kept,
         expected.sample_embeds.shape[1],
         expected.prompt_ids,
     )
+    yield from _reading(pipeline, batch, greedy, limit)
+
+
+def _image_reader(pipeline: Pipeline, expected: ExpectedAnswers, limit: float) -> Iterator[ParityCheck]:
+    """The same, of a model that reads image tokens."""
+    dtype = pipeline.manifest.tensor("image_embeds").dtype
+    tokens = np.tile(np.arange(expected.image_embeds.shape[1]), (len(expected.image_embeds), 1))
+    batch = Batch(expected.image_embeds.astype(dtype), tokens, tokens.shape[1], expected.prompt_ids)
+    yield from _reading(pipeline, batch, expected.greedy, limit)
+
+
+def _reading(pipeline: Pipeline, batch: Batch, greedy: Sequence[Greedy], limit: float) -> Iterator[ParityCheck]:
+    model = pipeline.language_model
     if isinstance(model, EncoderDecoder):
         yield _text_encoder(model, batch, greedy, limit)
     decoding = model.begin(batch, new_tokens=2, output="logits")
@@ -153,7 +175,7 @@ def _language_model(pipeline: Pipeline, expected: Expected, limit: float) -> Ite
         logits = decoding.step(np.array([wanted.token_ids[0] for wanted in greedy]))[rows]
         errors.append(relative_error(logits, np.stack([greedy[row].logits[1] for row in rows])))
     # np.max, not max: NaN must come through.
-    yield check(manifest.chain.graphs[-1], "logits: relative error", np.max(errors), limit)
+    yield check(pipeline.manifest.chain.graphs[-1], "logits: relative error", np.max(errors), limit)
 
 
 def _embeds_dtype(manifest: Manifest) -> str:
@@ -170,10 +192,10 @@ def _text_encoder(model: EncoderDecoder, batch: Batch, greedy: Sequence[Greedy],
         for row, (length, wanted) in enumerate(zip(lengths, greedy)):
             assert wanted.encoded is not None
             errors.append(relative_error(actual[row, :, :length], wanted.encoded[index]))
-    return check("text_encoder", "cross-attention keys and values: relative error", np.max(errors), limit)
+    return check(model.encoder_name, "cross-attention keys and values: relative error", np.max(errors), limit)
 
 
-def _inputs(pipeline: Pipeline, expected: ExpectedVotes) -> Iterator[ParityCheck]:
+def _inputs(pipeline: Pipeline, expected: ExpectedImages) -> Iterator[ParityCheck]:
     """The graphs' inputs, made of pictures and prompts."""
     images = [frame for sample in expected.samples for frame in sample.frames]
     wrong = sum(pipeline.tokenize(s.prompt) != ids for s, ids in zip(expected.samples, expected.prompt_ids))
@@ -187,12 +209,18 @@ def _inputs(pipeline: Pipeline, expected: ExpectedVotes) -> Iterator[ParityCheck
     yield check("preprocessing", "pixel_values: largest difference, of 1", difference.max(), 1 / 255)
 
 
-def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) -> Iterator[ParityCheck]:
+def _groups(rows: int) -> tuple[tuple[str, list[list[int]]], ...]:
+    """How questions are asked: each by itself, and all together."""
+    return ("one by one", [[row] for row in range(rows)]), ("as a ragged batch", [list(range(rows))])
+
+
+def _unpruned(
+    pipeline: Pipeline, precision: Precision, expected: ExpectedImages, greedy: Sequence[Greedy]
+) -> Iterator[ParityCheck]:
+    """Answers of the whole chain that leaves nothing out."""
     images = [sample.image for sample in expected.samples]
     prompts = [sample.prompt for sample in expected.samples]
-    limit = TOKEN_MISMATCH[precision]
-    rows = [[row] for row in range(len(prompts))]
-    for how, groups in (("one by one", rows), ("as a ragged batch", [list(range(len(prompts)))])):
+    for how, groups in _groups(len(prompts)):
         wrong = 0
         for group in groups:
             answers = pipeline.generate(
@@ -203,12 +231,15 @@ def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) ->
                 settings=GREEDY,
             )
             wrong += sum(
-                not same_tokens(answer.token_ids, expected.unpruned[row], RELATIVE_ERROR[precision])
+                not same_tokens(answer.token_ids, greedy[row], RELATIVE_ERROR[precision])
                 for answer, row in zip(answers, group)
             )
         measure = f"unpruned, {how}: prompts with other tokens than generate()"
-        yield check("pipeline", measure, wrong / len(prompts), limit)
+        yield check("pipeline", measure, wrong / len(prompts), TOKEN_MISMATCH[precision])
 
+
+def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) -> Iterator[ParityCheck]:
+    yield from _unpruned(pipeline, precision, expected, expected.unpruned)
     pixels = pipeline.preprocess([frame for sample in expected.samples for frame in sample.frames])
     encoded = pipeline.encode(pixels, expected.frame_prompts)
     kept_indices = to_host(pipeline.prune(encoded, expected.num_kept).kept_indices)
@@ -218,7 +249,7 @@ def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) ->
     # The language model is given PyTorch's kept tokens, so that every row counts, whatever near ties did to the votes.
     embeds = expected.sample_kept_embeds.astype(_embeds_dtype(pipeline.manifest))
     for mode, greedy in expected.pruned.items():
-        for how, groups in (("one by one", rows), ("as a ragged batch", [list(range(len(prompts)))])):
+        for how, groups in _groups(len(expected.samples)):
             wrong = 0
             for group in groups:
                 pruned = Pruned(expected.sample_kept[group], embeds[group], expected.frames)
@@ -229,7 +260,7 @@ def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) ->
                     for actual, row in zip(generation.token_ids, group)
                 )
             measure = f"pruned, {mode} positions, {how}: prompts with other tokens"
-            yield check("pipeline", measure, wrong / len(prompts), limit)
+            yield check("pipeline", measure, wrong / len(expected.samples), TOKEN_MISMATCH[precision])
 
 
 def _other_instructions(actual: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> int:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import DynamicCache, EncoderDecoderCache
 
 from catp.export.checkpoints.loading import Checkpoint
 from catp.export.checkpoints.placeholder import placeholder_without_embedding
-from catp.export.families.base import cross_attention
+from catp.export.families.query_tokens import cross_attention
 from catp.export.image_encoders.attention_maps import attention_of
 from catp.export.verification.continuations import CONTINUE, Greedy, cache_of, generated
 from catp.export.voting import RankPoints
@@ -28,6 +30,18 @@ NEAR_TIE = 1e-4
 
 ROUNDING = 1e-5
 """Noise, relative to each value, that stands for what rounding does to attention and embeddings on the way."""
+
+GREEDILY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "return_dict_in_generate": True,
+    "output_logits": True,
+}
+"""Arguments of `generate()`: greedily, whatever else the checkpoint's configuration asks for."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +194,26 @@ class Reference:
     def generates_text(self) -> bool:
         return self._checkpoint.family.generates_text
 
+    @property
+    def votes(self) -> bool:
+        return self._checkpoint.family.votes
+
+    @torch.no_grad()
+    def answer(self, pixel_values: torch.Tensor, question_ids: Sequence[int], max_new_tokens: int) -> Greedy:
+        """Hugging Face `generate()`, greedy, of a model that reads image tokens: one image [1, 3, H, W]."""
+        output = self._model.generate(
+            input_ids=torch.tensor([list(question_ids)]),
+            attention_mask=torch.ones(1, len(question_ids), dtype=torch.long),
+            pixel_values=pixel_values,
+            max_new_tokens=max_new_tokens,
+            cache=EncoderDecoderCache(DynamicCache(), DynamicCache()),
+            **GREEDILY,
+        )
+        layers = output.cache.cross_attention_cache.layers
+        tensors = [layer.keys for layer in layers] + [layer.values for layer in layers]
+        greedy = generated(output)
+        return Greedy(greedy.token_ids, greedy.logits, [tensor[0].numpy() for tensor in tensors])
+
     @torch.no_grad()
     def contrast(self, pixel_values: torch.Tensor, text_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """A text's embedding float32 [Dt] and those of all an image's query tokens [N, Dt], each of length 1."""
@@ -216,7 +250,9 @@ class Reference:
         instructions: Instructions | None = None,
     ) -> Greedy:
         """Hugging Face `generate()`, greedy, of one image [1, 3, H, W] or one video [F, 3, H, W], all query tokens."""
-        with placeholder_without_embedding(self._model, self._checkpoint.placeholder_name) as placeholder:
+        name = self._checkpoint.family.placeholder
+        assert name is not None  # every family with query tokens has one
+        with placeholder_without_embedding(self._model, name) as placeholder:
             placeholders = [placeholder] * self._model.config.num_query_tokens * len(pixel_values)
             ids = torch.tensor([placeholders + list(prompt_ids)])
             output = self._model.generate(
@@ -224,15 +260,7 @@ class Reference:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,
-                # Greedily, whatever else the checkpoint's configuration asks for.
-                do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
-                min_length=0,
-                min_new_tokens=0,
-                return_dict_in_generate=True,
-                output_logits=True,
+                **GREEDILY,
                 **({} if instructions is None else {"qformer_input_ids": instructions.ids}),
                 **cache_of(self._checkpoint.family.language.kind),
             )

@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from catp.runtime.bundle.manifest import Manifest
 
-LanguageKind = Literal["decoder-only", "encoder-decoder", "none"]
-"""Kind of language model, which decides the graphs that drive it; none: the model scores texts."""
+LanguageKind = Literal["decoder-only", "encoder-decoder", "question-answering", "none"]
+"""Kind of language model, which decides the graphs that drive it; question-answering: an encoder that reads question
+and image tokens, and a decoder; none: the model scores texts."""
+
+READ_IMAGE_TOKENS: Final[tuple[LanguageKind, ...]] = ("question-answering",)
+"""Kinds that read a vision encoder's tokens; the others follow an image side that ends in query tokens."""
 
 DECODE_GRAPH: Final = "language_model_decode"
 """In some calibrated bundles, the graph that takes decode steps in place of language_model, which reads the prompts:
@@ -73,6 +77,12 @@ def _check_image_size(manifest: Manifest) -> None:
         raise ValueError("image: not the size that the vision encoder takes")
 
 
+def _check_image_tokens(manifest: Manifest) -> None:
+    _check_image_size(manifest)
+    if manifest.vote is not None:
+        raise ValueError("pruning: there, and no graph of the bundle votes")
+
+
 def _check_query_tokens(manifest: Manifest) -> None:
     if manifest.vote is None:
         raise ValueError("pruning: missing, and the bundle has a graph that votes")
@@ -85,12 +95,14 @@ IMAGE_STAGES: dict[str, tuple[Stage, ...]] = {
         Stage("vision_encoder", ("vision",), _check_image_size),
         Stage("qformer_voting", ("qformer",), _check_query_tokens),
     ),
+    "image-tokens": (Stage("vision_encoder", ("vision",), _check_image_tokens),),
 }
 """Image sides by name."""
 
 LANGUAGE_STAGES: dict[LanguageKind, tuple[Stage, ...]] = {
     "decoder-only": (Stage("language_model", ("prefill", "decode")),),
     "encoder-decoder": (Stage("text_encoder", ("prefill",)), Stage("text_decoder", ("prefill", "decode"))),
+    "question-answering": (Stage("question_encoder", ("prefill",)), Stage("answer_decoder", ("prefill", "decode"))),
     "none": (Stage("text_embedding", ("text",)), Stage("image_text_matching", ("match",))),
 }
 """Language parts, which follow an image side, by kind of language model."""
@@ -108,12 +120,17 @@ def find_chain(graphs: Iterable[str], language: LanguageKind) -> Chain:
         ValueError: it has not all graphs of any; the message names those that the nearest one lacks.
     """
     found = set(graphs)
-    chains = [make_chain(image_side, language) for image_side in IMAGE_STAGES]
+    sides = [side for side, stages in IMAGE_STAGES.items() if _votes(stages) == (language not in READ_IMAGE_TOKENS)]
+    chains = [make_chain(image_side, language) for image_side in sides]
     missing = {chain: [graph for graph in chain.graphs if graph not in found] for chain in chains}
     nearest = min(chains, key=lambda chain: len(missing[chain]))
     if missing[nearest]:
         raise ValueError(f"graphs: {', '.join(missing[nearest])} missing")
     return nearest
+
+
+def _votes(stages: Iterable[Stage]) -> bool:
+    return any(stage.graph == "qformer_voting" for stage in stages)
 
 
 def graphs_of(label: str) -> tuple[str, ...]:

@@ -25,6 +25,13 @@ _PREFIX: Tensors = {
 }
 _PAST: Tensors = {"past_key_values.": ("float", "?n?n")}
 _CROSS: Tensors = {"cross_key_values.": ("float", "?n?n")}
+_STEP: Tensors = {
+    "input_ids": ("int64", "?n"),
+    "write_indices": ("int64", "?"),
+    "encoded_lengths": ("int64", "?"),
+    **_CROSS,
+    **_PAST,
+}
 _CHOICE: Tensors = {"logits": ("float", "?n"), "next_token": ("int64", "?"), "present.": ("float", "?n?n")}
 
 INPUTS: Final[dict[str, Tensors]] = {
@@ -32,13 +39,9 @@ INPUTS: Final[dict[str, Tensors]] = {
     "qformer_voting": {**_IMAGE, "num_kept": ("int64", "n")},
     "language_model": {**_PREFIX, "write_indices": ("int64", "?"), "last_indices": ("int64", "?"), **_PAST},
     "text_encoder": {**_PREFIX, "lengths": ("int64", "?")},
-    "text_decoder": {
-        "input_ids": ("int64", "?n"),
-        "write_indices": ("int64", "?"),
-        "encoded_lengths": ("int64", "?"),
-        **_CROSS,
-        **_PAST,
-    },
+    "text_decoder": _STEP,
+    "question_encoder": {"input_ids": ("int64", "??"), "image_embeds": ("float", "??n"), "lengths": ("int64", "?")},
+    "answer_decoder": _STEP,
     "text_embedding": _TEXT,
     "image_text_matching": {**_IMAGE, "kept_indices": ("int64", "??"), **_TEXT},
 }
@@ -62,6 +65,8 @@ OUTPUTS: Final[dict[str, Tensors]] = {
     "language_model": _CHOICE,
     "text_encoder": _CROSS,
     "text_decoder": _CHOICE,
+    "question_encoder": _CROSS,
+    "answer_decoder": _CHOICE,
     "text_embedding": {"text_embeds": ("float32", "?n")},
     "image_text_matching": {"match_logits": ("float32", "?n")},
 }
@@ -75,17 +80,21 @@ def check_interfaces(graphs: Mapping[str, GraphSpec]) -> None:
             continue
         _check_all(f"graphs.{name}.inputs", graph.inputs, INPUTS[name], OPTIONAL.get(name, {}))
         _check_some(f"graphs.{name}.outputs", graph.outputs, OUTPUTS[name])
-    given = {tensor.name for name, graph in graphs.items() if name != "qformer_voting" for tensor in graph.outputs}
-    for tensor in graphs["qformer_voting"].inputs:
-        if tensor.name.startswith("image_") and tensor.name not in given:
-            raise ValueError(f"graphs.qformer_voting.inputs: {tensor.name} is an output of no graph before it")
+    for reader in ("qformer_voting", "question_encoder"):
+        if reader not in graphs:
+            continue
+        given = {tensor.name for name, graph in graphs.items() if name != reader for tensor in graph.outputs}
+        for tensor in graphs[reader].inputs:
+            if tensor.name.startswith("image_") and tensor.name not in given:
+                raise ValueError(f"graphs.{reader}.inputs: {tensor.name} is an output of no graph before it")
     for name, graph in graphs.items():
         _check_cache(f"graphs.{name}", graph)
-    if "text_decoder" in graphs:
-        taken = {t.name: t for t in graphs["text_decoder"].inputs if t.name.startswith("cross_key_values.")}
-        put_out = {t.name: t for t in graphs["text_encoder"].outputs}
-        if any(put_out.get(key) != tensor for key, tensor in taken.items()):
-            raise ValueError("graphs.text_decoder.inputs: cross_key_values are not those that text_encoder outputs")
+    for encoder, decoder in (("text_encoder", "text_decoder"), ("question_encoder", "answer_decoder")):
+        if decoder in graphs:
+            taken = {t.name: t for t in graphs[decoder].inputs if t.name.startswith("cross_key_values.")}
+            put_out = {t.name: t for t in graphs[encoder].outputs}
+            if any(put_out.get(key) != tensor for key, tensor in taken.items()):
+                raise ValueError(f"graphs.{decoder}.inputs: cross_key_values are not those that {encoder} outputs")
 
 
 def _check_all(where: str, given: Iterable[TensorSpec], needed: Tensors, optional: Tensors) -> None:

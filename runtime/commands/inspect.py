@@ -65,11 +65,11 @@ def _engine_set(bundle: Bundle, folder: Path) -> dict[str, Any]:
 def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
     """To standard output: this is the result."""
     manifest = bundle.manifest
-    pruning = manifest.pruning
     model = manifest.model
     adapter = f" with adapter {model.adapter}" if model.adapter else ""
     print_line(f"{model.id}{adapter}: {model.family}, {manifest.image.width} x {manifest.image.height} images")
-    print_line(f"default: {pruning.method} keeps {describe_default(pruning)}, {pruning.positions} positions")
+    positions = f", {manifest.vote.positions} positions" if manifest.vote else ""
+    print_line(f"default: {describe_default(manifest.vote)}{positions}")
     print_line(f"answers: {manifest.generation.describe()}, at most {manifest.text.max_new_tokens} tokens")
     if manifest.calibration:
         for line in _cost(manifest.calibration):

@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.image_sides.base import ImageSide
+from catp.runtime.image_sides.image_tokens import ImageTokens
 from catp.runtime.image_sides.voted_queries import VotedQueries
 from catp.runtime.providers.base import Provider
 
-IMAGE_SIDES: dict[str, Callable[[Bundle, Provider], ImageSide]] = {"voted-queries": VotedQueries}
+IMAGE_SIDES: dict[str, Callable[[Bundle, Provider], ImageSide]] = {
+    "voted-queries": VotedQueries,
+    "image-tokens": ImageTokens,
+}
 """By the name that a chain has for it (`catp.runtime.bundle.chains.IMAGE_STAGES`)."""
 
 

@@ -10,8 +10,8 @@ from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import INSTRUCTION_TOKENIZER_FILE
 from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
-from catp.runtime.inputs.image_files import ImageSource, identity_of
-from catp.runtime.inputs.images import load_image, preprocess
+from catp.runtime.inputs.image_files import ImageSource
+from catp.runtime.inputs.images import load_and_preprocess
 from catp.runtime.inputs.padding import padded
 from catp.runtime.inputs.text import TextCodec
 from catp.runtime.providers.base import DeviceTensor, Provider, Value
@@ -44,9 +44,7 @@ class VotedQueries:
 
     def preprocess(self, images: Sequence[ImageSource]) -> np.ndarray:
         """pixel_values float32 [B, 3, H, W]."""
-        # Each source once: what comes through a pipe can't be read again.
-        pictures = {key: load_image(image) for key, image in {identity_of(image): image for image in images}.items()}
-        return preprocess([pictures[identity_of(image)] for image in images], self._manifest.image)
+        return load_and_preprocess(images, self._manifest.image)
 
     def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = ()) -> Encoded:
         """Image embeddings of pixel_values float32 [B, 3, H, W], and the prompts' tokens if the Q-Former reads them.

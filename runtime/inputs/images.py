@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from catp.runtime.bundle.image_spec import ImageSpec
 from catp.runtime.errors import ImageError
-from catp.runtime.inputs.image_files import ImageSource, opened
+from catp.runtime.inputs.image_files import ImageSource, identity_of, opened
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused from their header, before a byte of pixels is decoded (decompression bombs)."""
@@ -113,6 +113,13 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 def resize(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     """The pixels that the model sees, uint8 [H, W, 3], of an RGB picture of any size."""
     return np.asarray(image.resize((spec.width, spec.height), Image.Resampling(spec.resample)))
+
+
+def load_and_preprocess(sources: Sequence[ImageSource], spec: ImageSpec) -> np.ndarray:
+    """pixel_values float32 [B, 3, height, width], of files and whatever else `load_image` reads."""
+    # Each source once: what comes through a pipe can't be read again.
+    pictures = {key: load_image(source) for key, source in {identity_of(each): each for each in sources}.items()}
+    return preprocess([pictures[identity_of(source)] for source in sources], spec)
 
 
 def preprocess(images: Sequence[Image.Image], spec: ImageSpec) -> np.ndarray:

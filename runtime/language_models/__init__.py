@@ -10,6 +10,7 @@ from catp.runtime.language_models.base import LanguageModel
 from catp.runtime.language_models.decoder_only import DecoderOnly
 from catp.runtime.language_models.encoder_decoder import EncoderDecoder
 from catp.runtime.language_models.no_language_model import NoLanguageModel
+from catp.runtime.language_models.question_answering import QuestionAnswering
 from catp.runtime.providers.base import Provider
 
 
@@ -24,24 +25,13 @@ def _decoder_only(bundle: Bundle, provider: Provider) -> LanguageModel:
     return DecoderOnly(provider.engine(bundle, name), manifest.graphs[name], manifest.text, decode)
 
 
-def _encoder_decoder(bundle: Bundle, provider: Provider) -> LanguageModel:
-    encoder, decoder = "text_encoder", "text_decoder"
-    graphs = bundle.manifest.graphs
-    return EncoderDecoder(
-        provider.engine(bundle, encoder),
-        graphs[encoder],
-        provider.engine(bundle, decoder),
-        graphs[decoder],
-        bundle.manifest.text,
-    )
-
-
 def _none(bundle: Bundle, provider: Provider) -> LanguageModel:
     return NoLanguageModel(bundle.path)
 
 
 _OPEN: dict[LanguageKind, Callable[[Bundle, Provider], LanguageModel]] = {
     "decoder-only": _decoder_only,
-    "encoder-decoder": _encoder_decoder,
+    "encoder-decoder": EncoderDecoder,
+    "question-answering": QuestionAnswering,
     "none": _none,
 }

@@ -15,7 +15,7 @@ from catp.runtime.bundle.manifest import GraphSpec, TextSpec
 from catp.runtime.errors import BundleError, UsageError
 from catp.runtime.inputs.padding import padded
 from catp.runtime.language_models.base import Batch, Output
-from catp.runtime.language_models.inputs import check_vocabulary, prefix_of_prompts
+from catp.runtime.language_models.inputs import check_vocabulary, positions_of_prompts, prefix_of_prompts
 from catp.runtime.language_models.kv_cache import Cache
 from catp.runtime.language_models.outputs import read_output
 from catp.runtime.language_models.rows import place
@@ -128,7 +128,7 @@ class DecoderOnlyDecoding:
         count, kept = batch.prefix_embeds.shape[:2]
         if kept * (len(rows) - count) < _WORTH_A_PASS or self._engine.only_profiles:
             prefix = prefix_of_prompts(self._engine, batch, self._model.graph.input("prefix_embeds").dtype)
-            return self._bind(*prefix, batch.prompts, self._cache)
+            return self._bind(prefix, positions_of_prompts(batch), batch.prompts, self._cache)
         once = Cache(self._engine, self._model.graph, count, kept + 1)
         # A call has a text: a pad, whose slot is not copied.
         pads = [[self._model.text.pad_token_id]] * count

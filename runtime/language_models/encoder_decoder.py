@@ -1,6 +1,7 @@
 """An encoder-decoder language model: kept tokens and prompt are encoded once, and a decoder reads that at every step.
 
-`export/graphs/text_encoder.py` and `text_decoder.py` are the other side of this contract. Positions go to the encoder;
+`export/graphs/text_encoder.py` and `text_decoder.py` are the other side of this contract, of BLIP's
+`question_encoder.py` and `answer_decoder.py`. Positions go to the encoder;
 a generated token's is its cache slot. Padded prompts need no care beyond their lengths, which both graphs are given.
 """
 
@@ -11,15 +12,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from catp.runtime.bundle.manifest import GraphSpec, TextSpec
+from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import BundleError
 from catp.runtime.inputs.padding import padded
 from catp.runtime.language_models.base import Batch, Output
-from catp.runtime.language_models.inputs import check_vocabulary, prefix_of_prompts
+from catp.runtime.language_models.inputs import check_vocabulary, positions_of_prompts, prefix_of_prompts
 from catp.runtime.language_models.kv_cache import Cache
 from catp.runtime.language_models.outputs import read_output
 from catp.runtime.language_models.rows import place
-from catp.runtime.providers.base import DeviceTensor, Engine, Step, Value
+from catp.runtime.providers.base import DeviceTensor, Provider, Step, Value
 
 
 class EncoderDecoder:
@@ -29,15 +30,16 @@ class EncoderDecoder:
         BundleError: the manifest does not say what generation begins with.
     """
 
-    def __init__(
-        self, encoder: Engine, encoder_graph: GraphSpec, decoder: Engine, decoder_graph: GraphSpec, text: TextSpec
-    ) -> None:
+    encoder_name, decoder_name = "text_encoder", "text_decoder"
+
+    def __init__(self, bundle: Bundle, provider: Provider) -> None:
+        text, graphs = bundle.manifest.text, bundle.manifest.graphs
         if text.decoder_start_token_id is None:
             raise BundleError("catp.json: text.decoder_start_token_id is missing; export the bundle again")
-        self.encoder = encoder
-        self.encoder_graph = encoder_graph
-        self.decoder = decoder
-        self.decoder_graph = decoder_graph
+        self.encoder = provider.engine(bundle, self.encoder_name)
+        self.encoder_graph = graphs[self.encoder_name]
+        self.decoder = provider.engine(bundle, self.decoder_name)
+        self.decoder_graph = graphs[self.decoder_name]
         self.text = text
         self.start_token = text.decoder_start_token_id
 
@@ -48,17 +50,22 @@ class EncoderDecoder:
     def begin(
         self, batch: Batch, new_tokens: int, beams: int = 1, output: Output = "next_token"
     ) -> EncoderDecoderDecoding:
-        check_vocabulary(batch.prompts, int(self.decoder_graph.output("logits").shape[1]))
+        check_vocabulary(batch.prompts, self.vocabulary)
         return EncoderDecoderDecoding(self, batch, new_tokens, output)
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens are 0 .. vocabulary - 1."""
+        return int(self.decoder_graph.output("logits").shape[1])
 
     def encode(self, batch: Batch) -> tuple[dict[str, DeviceTensor], np.ndarray]:
         """The decoder's cross-attention inputs by name, and how many tokens of each row they hold, int64 [B]."""
-        embeds, positions = prefix_of_prompts(self.encoder, batch, self.encoder_graph.input("prefix_embeds").dtype)
+        embeds = prefix_of_prompts(self.encoder, batch, self.encoder_graph.input("prefix_embeds").dtype)
         ids, lengths = padded(batch.prompts, self.text.pad_token_id)
         inputs: dict[str, Value] = {
             "input_ids": ids,
             "prefix_embeds": embeds,
-            "prefix_positions": positions,
+            "prefix_positions": positions_of_prompts(batch),
             "position_start": np.full(len(ids), batch.text_start, np.int64),
             "lengths": lengths,
         }
@@ -73,8 +80,8 @@ class EncoderDecoderDecoding:
         self.limits = np.full(rows, new_tokens, np.int64)
         self.prefill_seconds = 0.0
         self.decode_seconds: list[float] = []
-        self.graph = "text_decoder"
-        self.vocabulary = int(model.decoder_graph.output("logits").shape[1])
+        self.graph = model.decoder_name
+        self.vocabulary = model.vocabulary
         self._model = model
         self._batch = batch
         self._output = output

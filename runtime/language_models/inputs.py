@@ -11,22 +11,27 @@ from catp.runtime.language_models.base import Batch
 from catp.runtime.providers.base import Engine, Value, to_host
 
 
-def prefix_of_prompts(engine: Engine, batch: Batch, dtype: str) -> tuple[Value, Value]:
-    """Prefix embeddings [B,k,D] and positions int64 [B,k], a row for every prompt.
+def prefix_of_prompts(engine: Engine, batch: Batch, dtype: str) -> Value:
+    """Prefix embeddings [B,k,D], a row for every prompt.
 
     Args:
         dtype: of the embeddings, which stay in the engine's memory if that is where they are.
     """
-    embeds, positions, images = batch.prefix_embeds, batch.prefix_positions, batch.images
-    if images is None:
-        return embeds, positions
-    rows = np.asarray(images, np.int64)
-    positions = to_host(positions)[rows]
+    embeds = batch.prefix_embeds
+    if batch.images is None:
+        return embeds
+    rows = np.asarray(batch.images, np.int64)
     if isinstance(embeds, np.ndarray):
-        return embeds[rows], positions
+        return embeds[rows]
     every = engine.zeros((len(rows), *embeds.shape[1:]), dtype)
     engine.copy_rows(embeds, rows, every, np.arange(len(rows)), embeds.shape[1])
-    return every, positions
+    return every
+
+
+def positions_of_prompts(batch: Batch) -> Value:
+    """Positions int64 [B,k] of the prefix, a row for every prompt."""
+    positions = batch.prefix_positions
+    return positions if batch.images is None else to_host(positions)[np.asarray(batch.images, np.int64)]
 
 
 def check_vocabulary(prompts: Sequence[Sequence[int]], vocabulary: int) -> None:

@@ -1,0 +1,36 @@
+"""BLIP for question answering: a text encoder reads question and image tokens, a decoder reads what it made of them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers import BlipForQuestionAnswering, GenerationConfig
+
+from catp.export.families.base import Family
+
+
+class BlipAnswering(Family):
+    """No Q-Former, so no query tokens: the question encoder takes as many image tokens as there are."""
+
+    title = "BLIP"
+    model_type = "blip"
+    name = "BLIP for question answering"
+    votes = False
+    ends_itself = True
+    placeholder = None
+
+    def model_class(self) -> type[BlipForQuestionAnswering]:
+        return BlipForQuestionAnswering
+
+    def language_model(self, model: BlipForQuestionAnswering) -> BlipForQuestionAnswering:
+        """The model itself: what generates is its decoder, which shares nothing with the encoder but the size."""
+        return model
+
+    def generation_config(self, model: BlipForQuestionAnswering) -> GenerationConfig:
+        """The decoder's own, with the three tokens that `generate()` of the whole model gives it."""
+        found: Any = copy.deepcopy(model.text_decoder.generation_config)
+        found.eos_token_id = model.config.text_config.sep_token_id
+        found.pad_token_id = model.config.text_config.pad_token_id
+        found.decoder_start_token_id = model.decoder_start_token_id
+        return found

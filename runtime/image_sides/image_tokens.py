@@ -1,0 +1,68 @@
+"""All tokens of the vision encoder, as what answers reads them: nothing votes, and none is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from catp.runtime.bundle.folder import Bundle
+from catp.runtime.errors import UsageError
+from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
+from catp.runtime.inputs.image_files import ImageSource
+from catp.runtime.inputs.images import load_and_preprocess
+from catp.runtime.providers.base import Provider
+from catp.runtime.pruning import check_mass, check_ratio
+
+
+class ImageTokens:
+    """vision_encoder, loaded."""
+
+    def __init__(self, bundle: Bundle, provider: Provider) -> None:
+        self._manifest = bundle.manifest
+        self._vision = provider.engine(bundle, "vision_encoder")
+
+    def num_kept(self, ratio: float | None = None) -> int:
+        """All tokens of an image.
+
+        Raises:
+            UsageError: a ratio that is not 0.
+        """
+        if ratio is not None and check_ratio(ratio) > 0:
+            raise UsageError(f"ratio {ratio}: {self._why}; leave the ratio out")
+        return int(self._manifest.tensor("image_embeds").shape[1])
+
+    def check_mass(self, mass: float | None) -> None:
+        """Raises UsageError where a share of votes is asked for: there are none."""
+        if check_mass(mass) is not None:
+            raise UsageError(f"keep mass {mass}: {self._why}; leave it out")
+
+    @property
+    def _why(self) -> str:
+        return f"{self._manifest.model.family} votes for no query tokens and keeps every image token"
+
+    def preprocess(self, images: Sequence[ImageSource]) -> np.ndarray:
+        """pixel_values float32 [B, 3, H, W]."""
+        return load_and_preprocess(images, self._manifest.image)
+
+    def instruct(self, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """Nothing: the vision encoder reads no prompt."""
+        return {}
+
+    def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = ()) -> Encoded:
+        """image_embeds [B, I, Dv] of pixel_values float32 [B, 3, H, W]."""
+        return self._vision.bind({"pixel_values": pixel_values}).run()
+
+    def prune(self, encoded: Encoded, kept: int) -> Pruned:
+        """Every token, in the engine's memory."""
+        embeds = encoded["image_embeds"]
+        rows, tokens = embeds.shape[:2]
+        return Pruned(np.tile(np.arange(tokens), (rows, 1)), embeds)
+
+    def votes(self, encoded: Encoded) -> Votes:
+        """Raises UsageError: there are none."""
+        raise UsageError(f"votes: {self._why}")
+
+    def by_mass(self, encoded: Encoded, mass: float) -> list[tuple[list[int], Pruned]]:
+        """Raises UsageError: there are no votes to keep a share of."""
+        raise UsageError(f"keep mass {mass}: {self._why}")
