@@ -26,6 +26,12 @@ EXPANSION: Final = 10_000
 ENCODER_SIDE: Final = 4096
 """Pixels of the vision encoder's input, in width or height."""
 
+ENCODER_PATCHES: Final = 1 << 20
+"""Of an image that a vision encoder prunes in; ENCODER_LAYERS and ENCODER_WIDTH are the sizes of such an encoder."""
+
+ENCODER_LAYERS: Final = 1000
+ENCODER_WIDTH: Final = 1 << 20
+
 QUERY_TOKENS: Final = 4096
 """Of an image."""
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from catp.runtime.bundle.folder import Bundle
 
 _EXPORTED = """
-Add ArgMax Attention Cast Clip Concat Conv Cos Div Equal Expand Gather GatherElements GatherND Gelu Gemm Greater
-Identity IsInf LayerNormalization Less LessOrEqual MatMul Max Min Mul Neg Not Pow Range Reciprocal ReduceL2 ReduceMax
-ReduceMean ReduceSum Relu Reshape Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh TensorScatter TopK
-Transpose Unsqueeze Where
+Add And ArgMax Attention Cast Clip Concat Conv Cos Div Equal Expand Gather GatherElements GatherND Gelu Gemm Greater
+Identity IsInf LayerNormalization Less LessOrEqual Log MatMul Max Min Mod Mul Neg Not Pow Range Reciprocal ReduceL2
+ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape ScatterElements Shape Sigmoid Sin Slice Softmax Split Sqrt
+Squeeze Sub Tanh TensorScatter TopK Transpose Unsqueeze Where
 """
 """In bundles of every family, method and precision."""
 

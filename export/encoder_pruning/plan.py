@@ -1,0 +1,125 @@
+"""From what was asked for to a schedule: which layers prune, and how many tokens each keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from catp.export.encoder_pruning import RULES, make_rule
+from catp.export.image_encoders.sizes import pair
+from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, EncoderSizes, Form, Merge, dense_gflops
+from catp.runtime.bundle.encoder_schedules import even_schedule
+from catp.runtime.errors import UsageError
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Wishes for the pruning inside an encoder, as `catp-export` takes them."""
+
+    rule: str | None = None  # None: madtp where the checkpoint has a dictionary, or else cls
+    flops: float | None = None  # share of the dense encoder's work that remains
+    form: Form = "schedule"
+    layers: str = "all"  # or numbers from 0 separated by commas
+    kept_tokens: tuple[int, ...] | None = None  # instead of a share
+    merge: Merge | None = None  # None: the rule's own
+    temperature: float | None = None  # None: the checkpoint's
+
+    @property
+    def any(self) -> bool:
+        """Whether anything but the defaults was asked for, so that the encoder prunes."""
+        return self != EncoderOptions() and self.rule != "none"
+
+    def check(self) -> None:
+        """Raises UsageError where options contradict each other, before a checkpoint is read."""
+        if self.rule == "none" and self != EncoderOptions(rule="none"):
+            raise UsageError("--encoder-pruning none: it keeps every token; leave out the other --encoder options")
+        if self.rule not in (None, "none"):
+            make_rule(str(self.rule))
+        if self.flops is not None and not 0 < self.flops < 1:
+            raise UsageError(f"--encoder-flops {self.flops:g}: a share of the encoder's work, above 0 and below 1")
+        if self.form == "dynamic" and (self.flops is not None or self.kept_tokens is not None):
+            raise UsageError(
+                "--encoder-form dynamic: the graph counts tokens by its temperature; leave out --encoder-flops and "
+                "--encoder-kept, and give --encoder-temperature"
+            )
+        if self.form == "schedule" and self.temperature is not None:
+            raise UsageError("--encoder-temperature: it is for --encoder-form dynamic; a schedule takes --encoder-flops")
+        if self.flops is not None and self.kept_tokens is not None:
+            raise UsageError("--encoder-flops and --encoder-kept: give one of them")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise UsageError(f"--encoder-temperature {self.temperature:g}: give a number above 0")
+
+
+def encoder_sizes(config: Any) -> EncoderSizes:
+    """Sizes of a Hugging Face configuration with a `vision_config`."""
+    vision = config.vision_config
+    (height, width), patch = pair(vision.image_size), pair(vision.patch_size)
+    return EncoderSizes(
+        patches=(height // patch[0]) * (width // patch[1]),
+        patch_values=3 * patch[0] * patch[1],
+        layers=vision.num_hidden_layers,
+        width=vision.hidden_size,
+        feed_forward=vision.intermediate_size,
+    )
+
+
+def plan_pruning(
+    options: EncoderOptions, config: Any, has_dictionary: bool, temperature: float | None
+) -> EncoderPruningSpec:
+    """The pruning of a checkpoint's encoder, as the manifest has it.
+
+    Args:
+        config: the checkpoint's.
+        has_dictionary, temperature: what the checkpoint brings of MADTP's.
+
+    Raises:
+        UsageError: the checkpoint can't be pruned so.
+    """
+    options.check()
+    name = options.rule or ("madtp" if has_dictionary else "cls")
+    rule = make_rule(name)
+    if rule.reads_guidance and not has_dictionary:
+        raise UsageError(
+            f"--encoder-pruning {name}: the checkpoint has no space_dict, which MADTP is trained with (madtp.safetensors "
+            f"beside its weights); accepted without: {', '.join(r for r in RULES if not RULES[r].reads_guidance)}"
+        )
+    if options.form == "dynamic" and not rule.reads_guidance:
+        raise UsageError(f"--encoder-form dynamic: {name} has no temperature to count by, madtp has; give a schedule")
+    sizes = encoder_sizes(config)
+    layers = _layers(options.layers, sizes.layers)
+    merge = options.merge or rule.merge
+    if rule.receivers(2) is not None and merge != "nearest":
+        raise UsageError(f"--encoder-merge {merge}: {name} merges tokens into their likeness; accepted: nearest")
+    spec = EncoderPruningSpec.model_construct(
+        rule=name, merge=merge, form=options.form, layers=layers, sizes=sizes, gflops_dense=dense_gflops(sizes)
+    )
+    if options.form == "dynamic":
+        chosen = options.temperature if options.temperature is not None else temperature
+        if not chosen:
+            raise UsageError(
+                "--encoder-form dynamic: the checkpoint has no temperature (madtp.json); give --encoder-temperature"
+            )
+        source = "checkpoint" if options.temperature is None else "--encoder-temperature"
+        return _made(spec, temperature=chosen, source=source)
+    if options.kept_tokens is not None:
+        kept, source = spec.check(options.kept_tokens), "--encoder-kept"
+    else:
+        share = 0.5 if options.flops is None else options.flops
+        kept, source = even_schedule(spec, share), f"--encoder-flops {share:g}: each layer keeps the same share"
+    return _made(spec, kept_tokens=kept, gflops_pruned=spec.gflops(kept), source=source)
+
+
+def _made(spec: EncoderPruningSpec, **values: Any) -> EncoderPruningSpec:
+    given = {name: getattr(spec, name) for name in spec.model_fields_set}
+    return EncoderPruningSpec(**given, **values)
+
+
+def _layers(text: str, available: int) -> tuple[int, ...]:
+    if text == "all":
+        return tuple(range(available))
+    try:
+        chosen = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--encoder-layers {text!r}: accepted: all, or numbers such as 2,5,8") from None
+    if list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < available:
+        raise UsageError(f"--encoder-layers {text}: give ascending numbers from 0 to {available - 1}")
+    return chosen

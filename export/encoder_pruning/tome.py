@@ -1,0 +1,35 @@
+"""Token Merging: every second token looks for its likeness among the others, and the most alike merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from catp.export.encoder_pruning.base import ScoringRule, TokenEvidence
+from catp.export.encoder_pruning.merges.nearest import unit_keys
+from catp.runtime.bundle.encoder_pruning import Merge
+
+RECEIVER = 2.0
+"""Above every cosine's opposite: a token that others merge into is never merged itself."""
+
+
+@dataclass(frozen=True)
+class TokenMerging(ScoringRule):
+    """ToMe (arXiv 2210.09461, section 3): tokens at even places merge into the one at an odd place whose mean key has the
+    largest cosine with theirs; those that are least alike stay. At most half of the tokens of a layer merge.
+    """
+
+    name: ClassVar[str] = "tome"
+    merge: ClassVar[Merge] = "nearest"
+
+    def scores(self, evidence: TokenEvidence) -> torch.Tensor:
+        keys = unit_keys(evidence.keys)
+        odd = self.receivers(keys.shape[1])
+        likeness = keys @ keys.transpose(1, 2)
+        best = likeness.masked_fill(~odd, -RECEIVER).amax(2)
+        return torch.where(odd, RECEIVER, -best)
+
+    def receivers(self, count: int | torch.SymInt) -> torch.Tensor:
+        return torch.arange(count) % 2 == 1

@@ -1,0 +1,189 @@
+"""vision_encoder.onnx of an encoder that prunes inside itself.
+
+    schedule form: pixel_values float32 [B,3,H,W], kept_tokens int64 [P]
+    dynamic form:  pixel_values float32 [B,3,H,W], encoder_temperature float32 [1]
+      -> image_embeds [B,I,Dv], kept_positions int64 [B,I-1], in the dynamic form also kept_counts int64 [P]
+
+P layers prune, between attention and MLP. `kept_tokens` has a count for each; in the dynamic form the graph counts for
+itself, and says how many it kept: all that came in where it pruned nothing. CLS comes first and always stays;
+`kept_positions` has the patch that each other token was, -1 for one that was merged of several. With diagnostics, a tensor
+for each layer that prunes but the last, positions.{layer} int64 [B,N'], has the patches that it leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from catp.export.encoder_pruning import ScoringRule, TokenEvidence
+from catp.export.encoder_pruning.madtp import wanted_tokens
+from catp.export.encoder_pruning.merges import MERGES, Chosen, Tokens
+from catp.export.graphs import Graph, interface_dtype, operators
+from catp.runtime.bundle.encoder_pruning import Form, Merge
+
+KEPT_COUNTS = "kept_counts"
+
+
+class PrunedVisionEncoder(torch.nn.Module):
+    """A ViT of Hugging Face's (BLIP's or BLIP-2's modules), some of whose layers prune.
+
+    Args:
+        layers: those that prune; none: a dense encoder, with fused attention.
+        guide: `space_dict` float32 [T, W], for a rule that reads it.
+        diagnostics: whether it outputs the positions that each layer leaves.
+    """
+
+    def __init__(
+        self,
+        vision_model: Any,
+        rule: ScoringRule,
+        merge: Merge,
+        layers: Sequence[int],
+        form: Form,
+        guide: torch.Tensor | None,
+        diagnostics: bool = False,
+    ) -> None:
+        super().__init__()
+        self.vision_model = vision_model
+        self.rule, self.merging, self.layers, self.form = rule, MERGES[merge], tuple(layers), form
+        self.diagnostics = diagnostics
+        if rule.reads_guidance:
+            assert guide is not None, "checked when the checkpoint was read"
+            # [W, T]: the product with it needs no transposition, and it stays float32 as scores do.
+            self.register_buffer("guide", guide.float().t().contiguous())
+
+    def forward(self, pixel_values: torch.Tensor, control: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Args: `control`: kept_tokens int64 [P], or the temperature float32 [1]."""
+        hidden = self.vision_model.embeddings(pixel_values)
+        cls, patches = hidden[:, :1], hidden[:, 1:]
+        positions = torch.arange(patches.shape[1]).expand(patches.shape[0], -1)
+        sizes = torch.ones_like(positions, dtype=torch.float32) if self.merging.counts_sizes else None
+        tokens = Tokens(patches, positions, sizes)
+        counts, left = [], []
+        for index, layer in enumerate(self.vision_model.encoder.layers):
+            before = torch.cat([cls, tokens.embeds], 1)
+            attention = LayerAttention(layer, before, tokens.sizes)
+            if index in self.layers:
+                number = self.layers.index(index)
+                after, evidence = attention.with_evidence(self.rule, index, before, tokens.positions, self._guide())
+                scores = self.rule.scores(evidence)
+                count, merges_any = self._count(control, number, scores, evidence)
+                tokens = self._prune(after[:, 1:], tokens, scores, count, merges_any, attention.keys)
+                counts.append(count)
+                left.append(tokens.positions)
+            else:
+                after = attention.fused()
+                tokens = Tokens(after[:, 1:], tokens.positions, tokens.sizes)
+            hidden = torch.cat([after[:, :1], tokens.embeds], 1)
+            hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+            cls, tokens = hidden[:, :1], Tokens(hidden[:, 1:], tokens.positions, tokens.sizes)
+        embeds = self.vision_model.post_layernorm(torch.cat([cls, tokens.embeds], 1))
+        outputs = [embeds.to(interface_dtype(embeds.dtype)), tokens.positions]
+        if self.form == "dynamic":
+            outputs.append(torch.cat(counts))
+        return (*outputs, *(left[:-1] if self.diagnostics else []))
+
+    def _guide(self) -> torch.Tensor | None:
+        return self.guide if self.rule.reads_guidance else None
+
+    def _count(
+        self, control: torch.Tensor, number: int, scores: torch.Tensor, evidence: TokenEvidence
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """How many tokens are kept, int64 [1], and, where that may be all of them, whether any is merged, int64 [1]."""
+        if self.form == "schedule":
+            return control[number : number + 1], None
+        assert evidence.guidance is not None, "the dynamic form is madtp's"
+        count = wanted_tokens(scores, evidence.guidance, control)
+        return count, (scores.shape[1] - count).clamp(max=1)
+
+    def _prune(
+        self,
+        embeds: torch.Tensor,
+        tokens: Tokens,
+        scores: torch.Tensor,
+        count: torch.Tensor,
+        merges_any: torch.Tensor | None,
+        keys: torch.Tensor,
+    ) -> Tokens:
+        kept: Any = count.item()  # a symbolic int while tracing
+        torch._check(kept >= 1)
+        torch._check(kept <= scores.shape[1])
+        indices = operators.top_k(scores, count, kept, largest=True)
+        chosen = Chosen(indices, scores, keys, self.rule.receivers(scores.shape[1]), merges_any)
+        return self.merging(Tokens(embeds, tokens.positions, tokens.sizes), chosen)
+
+
+class LayerAttention:
+    """The self-attention of one layer and its residual, of [B, 1+N, W].
+
+    Args:
+        layer: with `layer_norm1` and `self_attn`, whose `qkv`, `projection`, `num_heads` and `scale` are BLIP's.
+        sizes: patches in each image token, float32 [B, N], where merged ones count as often (arXiv 2210.09461, section 3).
+    """
+
+    def __init__(self, layer: Any, hidden: torch.Tensor, sizes: torch.Tensor | None) -> None:
+        self.module, self.hidden = layer.self_attn, hidden
+        batch, length, width = hidden.shape
+        heads = self.module.num_heads
+        split = self.module.qkv(layer.layer_norm1(hidden)).reshape(batch, length, 3, heads, width // heads)
+        self.queries, self.keys, self.values = split.permute(2, 0, 3, 1, 4).unbind(0)
+        self.bias: torch.Tensor | None = None
+        if sizes is not None:
+            whole = torch.cat([torch.ones_like(sizes[:, :1]), sizes], 1)
+            # For every query anew: ONNX's Attention does not broadcast a mask along its queries.
+            self.bias = whole.log()[:, None, None].expand(-1, -1, length, -1)
+
+    def fused(self) -> torch.Tensor:
+        """[B, 1+N, W], by one operator."""
+        bias = None if self.bias is None else self.bias.to(self.queries.dtype)
+        heads = operators.attention(
+            self.module, self.queries, self.keys, self.values, bias, scaling=float(self.module.scale)
+        )[0]
+        return self._close(heads)
+
+    def with_evidence(
+        self, rule: ScoringRule, index: int, tokens: torch.Tensor, positions: torch.Tensor, guide: torch.Tensor | None
+    ) -> tuple[torch.Tensor, TokenEvidence]:
+        """[B, 1+N, W], and what the rule reads of this layer."""
+        maps = cls_row = outputs = None
+        if rule.reads_maps:
+            maps = self._probabilities(self.queries)
+            outputs = maps.to(self.values.dtype) @ self.values
+            after = self._close(outputs.transpose(1, 2))
+        else:
+            after = self.fused()
+            if rule.reads_cls_row:
+                cls_row = self._probabilities(self.queries[:, :, :1])[:, :, 0]
+        guidance = None if guide is None else tokens[:, 1:].float() @ guide
+        return after, TokenEvidence(index, self.keys, maps, cls_row, outputs, guidance, positions)
+
+    def _probabilities(self, queries: torch.Tensor) -> torch.Tensor:
+        """float32 [B, H, queries, 1+N]: scores are computed in float32 whatever the graph's precision."""
+        # The queries are scaled, not the products: there are fewer of them.
+        logits = ((queries * float(self.module.scale)) @ self.keys.transpose(-1, -2)).float()
+        return torch.softmax(logits if self.bias is None else logits + self.bias[:, :, : queries.shape[2]], -1)
+
+    def _close(self, heads: torch.Tensor) -> torch.Tensor:
+        """[B, 1+N, H, d], projected, with the residual."""
+        return self.hidden + self.module.projection(heads.flatten(2))
+
+
+def graph(module: PrunedVisionEncoder, height: int, width: int) -> Graph:
+    pruning = len(module.layers)
+    outputs = ["image_embeds", "kept_positions"]
+    if module.form == "schedule":
+        control, name = torch.arange(pruning, 0, -1) + 1, "kept_tokens"
+    else:
+        control, name = torch.ones(1), "encoder_temperature"
+        outputs.append(KEPT_COUNTS)
+    outputs += [f"positions.{layer}" for layer in module.layers[:-1]] if module.diagnostics else []
+    return Graph(
+        name="vision_encoder",
+        module=module,
+        example=(torch.zeros(2, 3, height, width), control),
+        input_names=["pixel_values", name],
+        output_names=outputs,
+        dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}, "control": None},
+    )

@@ -1,0 +1,90 @@
+"""A vision encoder that prunes image tokens inside itself, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from catp.export.encoder_pruning import make_rule
+from catp.export.graphs import Graph
+from catp.export.graphs.pruned_vision_encoder import PrunedVisionEncoder, graph
+from catp.export.image_encoders.base import ImageEmbeds
+from catp.export.image_encoders.pruned_reference import PrunedEmbeds, encode
+from catp.export.image_encoders.sizes import pair
+from catp.export.language_models.base import set_parameters
+from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec
+
+
+class PrunedEncoder:
+    """vision_encoder, with a schedule or a temperature among its inputs.
+
+    Args:
+        spec: as the manifest will have it.
+        space_dict: MADTP's, float32 [T, W], for a rule that reads it.
+        diagnostics: whether the graph outputs what each layer keeps.
+    """
+
+    def __init__(self, spec: EncoderPruningSpec, space_dict: torch.Tensor | None, diagnostics: bool = False) -> None:
+        self.spec, self.space_dict, self.diagnostics = spec, space_dict, diagnostics
+
+    def set_dtype(self, model: Any, dtype: torch.dtype) -> None:
+        set_parameters(model.vision_model, dtype)
+
+    def graphs(self, model: Any, image_weights: bool) -> Iterator[Graph]:
+        """Image weights would have to be those of merged tokens too: methods that read them are refused before."""
+        height, width = pair(model.config.vision_config.image_size)
+        spec = self.spec
+        module = PrunedVisionEncoder(
+            model.vision_model,
+            make_rule(spec.rule),
+            spec.merge,
+            spec.layers,
+            spec.form,
+            self.space_dict,
+            self.diagnostics,
+        )
+        yield graph(module, height, width)
+
+    def embed(self, model: Any, pixel_values: torch.Tensor) -> ImageEmbeds:
+        """Without image weights."""
+        found = self.encode(model, pixel_values)
+        return ImageEmbeds(found.embeds, None, found.positions, found.in_doubt)
+
+    def encode(self, model: Any, pixel_values: torch.Tensor) -> PrunedEmbeds:
+        """The encoder with the default schedule or temperature, by plain PyTorch and numpy."""
+        spec = self.spec
+        return encode(
+            model.vision_model,
+            pixel_values,
+            spec.rule,
+            spec.merge,
+            spec.layers,
+            spec.kept_tokens,
+            spec.temperature,
+            self.space_dict,
+        )
+
+    @contextmanager
+    def standing_in(self, model: Any) -> Iterator[None]:
+        """While it lasts, Hugging Face's own methods of `model` see what this encoder sees."""
+
+        def forward(pixel_values: torch.Tensor, **_: Any) -> BaseModelOutputWithPooling:
+            embeds = self.encode(model, pixel_values).embeds
+            return BaseModelOutputWithPooling(last_hidden_state=embeds, pooler_output=embeds[:, 0])
+
+        vision_model = model.vision_model
+        vision_model.forward = forward
+        try:
+            yield
+        finally:
+            del vision_model.forward
+
+
+def mean_gflops(spec: EncoderPruningSpec, counts: np.ndarray) -> float:
+    """Work of the encoder for one image, mean over `counts` int64 [images, P]."""
+    return float(np.mean([spec.gflops(of_image.tolist()) for of_image in counts]))

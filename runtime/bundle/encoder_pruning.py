@@ -1,0 +1,137 @@
+"""Pruning inside a vision encoder, as a bundle's manifest records it: rule, layers, schedule, and the work that is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from catp.runtime.bundle.strict import Strict
+from catp.runtime.errors import UsageError
+from catp.runtime.limits import ENCODER_LAYERS, ENCODER_PATCHES, ENCODER_WIDTH
+
+Rule = Literal["madtp", "self-cls", "cls", "tome", "random"]
+"""How image tokens are scored."""
+
+Merge = Literal["one", "nearest", "drop"]
+"""What becomes of tokens that are not kept: averaged into one more token, each into the nearest kept one, or nothing."""
+
+Form = Literal["schedule", "dynamic"]
+"""Whether the caller says how many tokens each layer keeps, or the graph counts for itself, from a temperature."""
+
+CAN_SKIP = 2
+"""A layer that prunes leaves out at least so many tokens: one would be replaced by itself."""
+
+
+class EncoderSizes(Strict):
+    """Sizes of a vision transformer that decide its work."""
+
+    patches: int = Field(ge=1, le=ENCODER_PATCHES, description="of an image")
+    patch_values: int = Field(ge=1, description="numbers that a patch is made from: channels x height x width")
+    layers: int = Field(ge=1, le=ENCODER_LAYERS)
+    width: int = Field(ge=1, le=ENCODER_WIDTH)
+    feed_forward: int = Field(ge=1, le=16 * ENCODER_WIDTH)
+
+    def layer_gflops(self, tokens: int, left: int) -> float:
+        """Work of one layer, in GFLOPs: a multiplication and an addition are two.
+
+        Matrix products alone: projections and attention of `tokens`, CLS among them, and the MLP of the `left` ones.
+        """
+        attention = 4 * tokens * self.width**2 + 2 * tokens**2 * self.width
+        return 2e-9 * (attention + 2 * left * self.width * self.feed_forward)
+
+    @property
+    def patch_gflops(self) -> float:
+        """Work of the patch embedding."""
+        return 2e-9 * self.patches * self.patch_values * self.width
+
+
+class EncoderPruningSpec(Strict):
+    """Which image tokens the layers of a vision encoder keep."""
+
+    rule: Rule
+    merge: Merge
+    form: Form
+    layers: tuple[int, ...] = Field(min_length=1, description="those that prune, ascending, from 0")
+    kept_tokens: tuple[int, ...] | None = Field(default=None, description="default schedule: a count for each of them")
+    temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="default of the dynamic form")
+    source: str = Field(description="where the schedule or the temperature comes from")
+    sizes: EncoderSizes
+    gflops_dense: float = Field(gt=0, description="of the encoder for one image, a multiply-add being two")
+    gflops_pruned: float | None = Field(default=None, gt=0, description="with the default schedule; in the dynamic form "
+                                        "the mean over the images that the export was verified with")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EncoderPruningSpec:
+        if list(self.layers) != sorted(set(self.layers)) or not 0 <= self.layers[0] <= self.layers[-1] < self.sizes.layers:
+            raise ValueError(f"layers: {list(self.layers)}, of an encoder with layers 0 to {self.sizes.layers - 1}")
+        if (self.kept_tokens is None) != (self.form == "dynamic") or (self.temperature is None) == (self.form == "dynamic"):
+            raise ValueError(f"the {self.form} form has a {'schedule' if self.form == 'schedule' else 'temperature'} alone")
+        if self.form == "dynamic" and self.rule != "madtp":
+            raise ValueError(f"rule: {self.rule} has no dynamic form, madtp has")
+        if self.kept_tokens is not None:
+            try:
+                self.check(self.kept_tokens)
+            except UsageError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def added(self) -> int:
+        """Tokens that a layer which prunes adds to those that it keeps."""
+        return 1 if self.merge == "one" else 0
+
+    def least_kept(self, tokens: int) -> int:
+        """The fewest of so many tokens that a layer can keep: ToMe merges at most every second one."""
+        return tokens - tokens // 2 if self.rule == "tome" else 1
+
+    def check(self, kept_tokens: Sequence[int]) -> tuple[int, ...]:
+        """The schedule, if it is one.
+
+        Raises:
+            UsageError: it has another number of counts, or one that its layer can't keep; the message names the layer.
+        """
+        given = ",".join(map(str, kept_tokens))
+        if len(kept_tokens) != len(self.layers):
+            raise UsageError(
+                f"encoder schedule {given}: {len(kept_tokens)} counts; this bundle's encoder prunes in {len(self.layers)} "
+                f"layers ({', '.join(map(str, self.layers))}), give one for each"
+            )
+        tokens = self.sizes.patches
+        for layer, kept in zip(self.layers, kept_tokens):
+            least = self.least_kept(tokens)
+            if isinstance(kept, bool) or not isinstance(kept, int) or not least <= kept <= tokens - CAN_SKIP:
+                raise UsageError(
+                    f"encoder schedule {given}: layer {layer} gets {tokens} image tokens and can keep {least} to "
+                    f"{tokens - CAN_SKIP} of them, not {kept}"
+                )
+            tokens = kept + self.added
+        return tuple(kept_tokens)
+
+    def tokens_by_layer(self, kept_tokens: Sequence[int]) -> list[tuple[int, int]]:
+        """For every layer of the encoder, tokens that come in and that its MLP reads, CLS among them.
+
+        Args:
+            kept_tokens: a count for each layer that prunes; N, all that come in, where it prunes nothing after all.
+        """
+        kept_by_layer = dict(zip(self.layers, kept_tokens))
+        tokens, rows = self.sizes.patches, []
+        for layer in range(self.sizes.layers):
+            left = tokens
+            if layer in kept_by_layer and kept_by_layer[layer] < tokens:
+                left = kept_by_layer[layer] + self.added
+            rows.append((tokens + 1, left + 1))
+            tokens = left
+        return rows
+
+    def gflops(self, kept_tokens: Sequence[int]) -> float:
+        """Work of the encoder for one image under a schedule, without that of the scores."""
+        rows = self.tokens_by_layer(kept_tokens)
+        return self.sizes.patch_gflops + sum(self.sizes.layer_gflops(*row) for row in rows)
+
+
+def dense_gflops(sizes: EncoderSizes) -> float:
+    """Work of the encoder for one image, with every token in every layer."""
+    tokens = sizes.patches + 1
+    return sizes.patch_gflops + sizes.layers * sizes.layer_gflops(tokens, tokens)
