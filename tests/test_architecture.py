@@ -30,7 +30,7 @@ FLOORS = {
         ("image_encoders",),
         ("families",),
         ("checkpoints", "engines"),
-        ("writing", "verification"),
+        ("writing", "verification", "conversion"),
         ("exporter",),
         ("commands",),
     ),

@@ -30,20 +30,11 @@ def weight_files(model: str, revision: str | None = None) -> list[Path]:
         UsageError: of a local folder, it has none of these names, or not all that its index names.
         CatpError: the index is none, or the Hub can't be reached.
     """
-    local = is_dir(Path(model))
-
-    def found(name: str) -> Path | None:
-        if local:
-            return path if (path := Path(model) / name).is_file() else None
-        with reading(f"model {model}: {name} can't be fetched", "check the network and the free disk"):
-            fetched = cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-        return None if fetched is None else Path(fetched)
-
-    if whole := found(SAFE_WEIGHTS_NAME):
+    if whole := find_file(model, SAFE_WEIGHTS_NAME, revision):
         return [whole]
-    if index := found(SAFE_WEIGHTS_INDEX_NAME):
+    if index := find_file(model, SAFE_WEIGHTS_INDEX_NAME, revision):
         names = _names(model, index)
-        files = {name: found(name) for name in names}
+        files = {name: find_file(model, name, revision) for name in names}
         if missing := [name for name, path in files.items() if path is None]:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise UsageError(
@@ -51,9 +42,22 @@ def weight_files(model: str, revision: str | None = None) -> list[Path]:
                 f"{'is' if len(missing) == 1 else 'are'} missing; fetch or save the checkpoint again"
             )
         return [path for path in files.values() if path is not None]
-    if local:
+    if is_dir(Path(model)):
         raise UsageError(_no_weights(Path(model)))
     return []
+
+
+def find_file(model: str, name: str, revision: str | None = None) -> Path | None:
+    """A file of a checkpoint, fetched where that is on the Hub; None where the checkpoint has none of this name.
+
+    Raises:
+        CatpError: the Hub can't be reached.
+    """
+    if is_dir(Path(model)):
+        return path if (path := Path(model) / name).is_file() else None
+    with reading(f"model {model}: {name} can't be fetched", "check the network and the free disk"):
+        fetched = cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if fetched is None else Path(fetched)
 
 
 def stored_dtype(files: Sequence[Path]) -> torch.dtype:

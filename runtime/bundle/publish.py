@@ -143,9 +143,10 @@ def _check_ours(folder: Path, output: Path, holds: str | None) -> None:
     if not folder.is_dir():
         raise UsageError(f"output {output}: it is a file; give a folder")
     if holds is not None and not (folder / holds).is_file():
+        writer = "catp-export" if holds == MANIFEST_NAME else "this command"
         raise UsageError(
-            f"output {output}: it holds no {holds}, so catp-export did not write it and --overwrite does not "
-            "replace it; give another one"
+            f"output {output}: it holds no {holds}, so {writer} did not write it and --overwrite does not replace it; "
+            "give another one"
         )
 
 

@@ -1,0 +1,1 @@
+"""Conversion of checkpoints that others wrote in formats of their own to Hugging Face's."""
