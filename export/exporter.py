@@ -18,16 +18,20 @@ import transformers
 
 from catp.export.checkpoints.generation_settings import describe_unfollowed, read_settings
 from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
+from catp.export.checkpoints.madtp import read_madtp
 from catp.export.checkpoints.residency import one_part_in_memory
 from catp.export.checkpoints.weightless import without_weights
 from catp.export.demo import CHECKPOINT, MODEL_ID
 from catp.export.demo import samples as demo_samples
+from catp.export.encoder_pruning.plan import EncoderOptions, plan_pruning
+from catp.export.image_encoders.pruned import PrunedEncoder
 from catp.export.verification.emulation import WIDER
 from catp.export.verification.expected import Sample, compute_expected
 from catp.export.verification.parity import check_parity
 from catp.export.verification.reference import Reference, eos_token_ids
 from catp.export.voting import VotingMethod, make_method
 from catp.export.writing.writer import write_graph
+from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec
 from catp.runtime.bundle.engine_sets import ENGINES, reusable_sets
 from catp.runtime.bundle.folder import Bundle, file_spec, write_manifest
 from catp.runtime.bundle.image_spec import ImageSpec
@@ -75,6 +79,7 @@ def export_bundle(
     positions: Positions = "original",
     precision: Precision = "fp32",
     diagnostics: bool = False,
+    encoder: EncoderOptions = EncoderOptions(),
     overwrite: bool = False,
     step: Progress = silent,
     warn: Callable[[str], None] = lambda _: None,
@@ -94,6 +99,7 @@ def export_bundle(
         precision: of vision encoder and language model; Q-Former and votes stay float32.
         diagnostics: the Q-Former graph also outputs the other methods' scores and the attention of every query, for
             catp-eval, catp-explain and catp-calibrate.
+        encoder: pruning of image tokens inside the vision encoder; by default none.
         overwrite: replace an existing bundle.
         step: progress display.
         warn: called with what the user should know about the checkpoint.
@@ -104,7 +110,8 @@ def export_bundle(
         CatpError: the weights are broken, or the output can't be written.
     """
     check_mass(keep_mass)
-    asked = _asked_of_votes(ratio, keep_mass, method, options, positions, diagnostics)
+    encoder.check()
+    asked = _asked_of_votes(ratio, keep_mass, method, options, positions)
     method = method or "catp"
     ratio = check_ratio((0.0 if method == "none" else 0.5) if ratio is None else ratio)
     voting = make_method(method, options)
@@ -118,11 +125,16 @@ def export_bundle(
     with published(output, overwrite) as folder:
         with step(f"load {model}"):
             checkpoint = load_checkpoint(model, revision, None, adapter)
+        pruning = None
+        if encoder.any:
+            pruning = _prune_encoder(checkpoint, encoder, diagnostics)
         family = checkpoint.family
         if keep_mass is not None and not family.generates_text:
             raise UsageError(f"keep mass {keep_mass}: texts are scored after equally many tokens each; give a --ratio")
         if keep_mass is not None and family.frames is not None:
             raise UsageError(f"keep mass {keep_mass}: frames of a video keep equally many tokens each; give a --ratio")
+        if diagnostics and not family.votes and pruning is None:
+            raise UsageError(f"diagnostics: {family.name} chooses no tokens; leave it out, or prune its --encoder")
         if asked and not family.votes:
             raise UsageError(f"{asked}: {family.name} has no query tokens and keeps every image token; leave it out")
         if family.votes:
@@ -156,6 +168,7 @@ def export_bundle(
             )
             if family.votes
             else None,
+            encoder_pruning=pruning,
             precision=precision,
             image=image,
             text=text,
@@ -187,13 +200,27 @@ def export_bundle(
     return Bundle(output, manifest)
 
 
+def _prune_encoder(checkpoint: Checkpoint, options: EncoderOptions, diagnostics: bool) -> EncoderPruningSpec:
+    """The pruning inside a checkpoint's encoder, which its family exports from here on."""
+    family, config = checkpoint.family, checkpoint.model.config
+    if family.votes:
+        raise UsageError(
+            f"model {checkpoint.id}: {family.name} can't be exported with an encoder that prunes yet; accepted: BLIP for "
+            "question answering. Leave out the --encoder options"
+        )
+    madtp = read_madtp(checkpoint.id, config.vision_config.hidden_size, checkpoint.revision)
+    spec = plan_pruning(options, config, madtp.space_dict is not None, madtp.temperature)
+    encoder = PrunedEncoder(family.image_encoder.side, spec, madtp.space_dict, diagnostics)
+    checkpoint.family = family.with_encoder(encoder)
+    return spec
+
+
 def _asked_of_votes(
     ratio: float | None,
     keep_mass: float | None,
     method: str | None,
     options: Mapping[str, Any] | None,
     positions: Positions,
-    diagnostics: bool,
 ) -> str | None:
     """The first argument that asks something of a vote, in words."""
     asked = {
@@ -202,7 +229,6 @@ def _asked_of_votes(
         f"method {method}": method not in (None, "none"),
         ", ".join(options or ()): bool(options),
         f"positions {positions}": positions != "original",
-        "diagnostics": diagnostics,
     }
     return next((words for words, given in asked.items() if given), None)
 

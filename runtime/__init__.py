@@ -10,12 +10,14 @@ import catp.runtime.system.telemetry  # noqa: F401  first: what follows may impo
 from catp.runtime.answers import Answer, Timings
 from catp.runtime.bundle.generation_settings import GenerationSettings
 from catp.runtime.errors import BundleError, CatpError, GraphError, ImageError, UsageError
+from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
 
 __all__ = [
     "Answer",
     "BundleError",
     "CatpError",
+    "EncoderWish",
     "GenerationSettings",
     "GraphError",
     "ImageError",

@@ -19,6 +19,7 @@ from catp.runtime.generation.request import Request, limit_lengths
 from catp.runtime.generation.result import Generation
 from catp.runtime.generation.stopping import Ending, StopStrings
 from catp.runtime.image_sides import open_image_side
+from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
 from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
 from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.inputs.text import TextCodec
@@ -79,6 +80,7 @@ class Pipeline:
         max_new_tokens: int | None = None,
         keep_mass: float | None = None,
         settings: GenerationSettings | None = None,
+        encoder: EncoderWish = DEFAULT,
         **overrides: Unpack[Overrides],
     ) -> list[Answer]:
         """Answer one prompt per image, all as one batch.
@@ -94,6 +96,7 @@ class Pipeline:
             max_new_tokens: per prompt; None: the bundle's default.
             keep_mass: instead of a ratio, keep for each image the fewest tokens that have this share of its votes.
             settings: how tokens are chosen; None: the bundle's default, as in Hugging Face's `generate()`.
+            encoder: what a vision encoder that prunes keeps; by default what the bundle says.
             overrides: single settings by name, such as num_beams=4; see GenerationSettings.
 
         Raises:
@@ -105,7 +108,7 @@ class Pipeline:
                 f"{len(images)} images and {len(prompts)} prompts: give one prompt per image, at least one"
             )
         chosen = (settings or self.manifest.generation).asked_for(**overrides)
-        wishes = Wishes(chosen, ratio, keep_mass, positions, max_new_tokens)
+        wishes = Wishes(chosen, ratio, keep_mass, positions, max_new_tokens, encoder)
         return self.answer([Question(image, prompt, wishes) for image, prompt in zip(images, prompts)])
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
@@ -135,12 +138,14 @@ class Pipeline:
         clock = [time.perf_counter()]
         pixel_values = self.preprocess([frame for row in distinct for frame in videos[row]])
         clock.append(time.perf_counter())
-        encoded = self.encode(pixel_values, [prompts[row] for row in distinct for _ in range(frames)])
+        encoded = self.encode(pixel_values, [prompts[row] for row in distinct for _ in range(frames)], wishes.encoder)
         self.provider.synchronize()  # so that each stage's time is its own
         clock.append(time.perf_counter())
         groups = self._prune(encoded, len(distinct), frames, *pruning)
         kept_indices = {
-            image: indices.tolist() for group, pruned in groups for image, indices in zip(group, pruned.indices)
+            image: [index for index in indices.tolist() if index >= 0]  # below: a token merged of several
+            for group, pruned in groups
+            for image, indices in zip(group, pruned.indices)
         }
         clock.append(time.perf_counter())
         generations = []
@@ -182,12 +187,13 @@ class Pipeline:
         max_new_tokens: int | None = None,
         keep_mass: float | None = None,
         settings: GenerationSettings | None = None,
+        encoder: EncoderWish = DEFAULT,
         **overrides: Unpack[Overrides],
     ) -> list[Answer]:
         """Several prompts about one image, as one batch; everything else as in `generate`."""
         images = [image] * len(prompts)
         return self.generate(
-            images, prompts, ratio, positions, max_new_tokens, keep_mass, settings=settings, **overrides
+            images, prompts, ratio, positions, max_new_tokens, keep_mass, settings, encoder, **overrides
         )
 
     def stream(
@@ -199,6 +205,7 @@ class Pipeline:
         max_new_tokens: int | None = None,
         keep_mass: float | None = None,
         settings: GenerationSettings | None = None,
+        encoder: EncoderWish = DEFAULT,
         **overrides: Unpack[Overrides],
     ) -> Iterator[str]:
         """The answer to one prompt in pieces, each as soon as nothing that follows can change it.
@@ -209,7 +216,7 @@ class Pipeline:
             UsageError: also for a beam search, whose answer is not known before its end.
         """
         chosen = (settings or self.manifest.generation).asked_for(**overrides)
-        wishes = Wishes(chosen, ratio, keep_mass, positions, max_new_tokens)
+        wishes = Wishes(chosen, ratio, keep_mass, positions, max_new_tokens, encoder)
         pruning = wishes.pruning(self.manifest, self.image_side)
         if chosen.num_beams > 1:
             raise UsageError(
@@ -222,7 +229,7 @@ class Pipeline:
         wishes.check_frames(self.manifest, len(video), pruning[0])
 
         def pieces() -> Iterator[str]:
-            encoded = self.encode(self.preprocess(video), [prompt] * len(video))
+            encoded = self.encode(self.preprocess(video), [prompt] * len(video), encoder)
             ((_, pruned),) = self._prune(encoded, 1, len(video), *pruning)
             text = TextStream(self._text, chosen.stop_strings)
             request = self._request(pruned, token_ids, max_new_tokens, positions, chosen)
@@ -356,9 +363,11 @@ class Pipeline:
         """Inputs of the image side that are made of prompts, by name; none where votes don't depend on them."""
         return self.image_side.instruct(prompts)
 
-    def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = ()) -> Encoded:
+    def encode(
+        self, pixel_values: np.ndarray, prompts: Sequence[str] = (), encoder: EncoderWish = DEFAULT
+    ) -> Encoded:
         """Images encoded, with a prompt for each where votes depend on prompts."""
-        return self.image_side.encode(pixel_values, prompts)
+        return self.image_side.encode(pixel_values, prompts, encoder)
 
     def prune(self, encoded: Encoded, kept: int) -> Pruned:
         """The `kept` tokens of each image that it votes for most, in the engine's memory."""

@@ -10,6 +10,7 @@ from catp.runtime.bundle.generation_settings import GenerationSettings
 from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.base import ImageSide
+from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
 from catp.runtime.inputs.image_files import ACCEPTED, ImageSource, identity_of, is_one
 from catp.runtime.inputs.videos import VideoSource, frames_of
 
@@ -23,6 +24,7 @@ class Wishes:
     keep_mass: float | None = None  # share of the votes to keep, in place of the ratio
     positions: Positions | None = None  # None: the bundle's default
     max_new_tokens: int | None = None  # None: the bundle's default
+    encoder: EncoderWish = DEFAULT  # what an encoder that prunes keeps
 
     def pruning(self, manifest: Manifest, image_side: ImageSide) -> tuple[int, float | None]:
         """How many tokens of an image are kept, or the share of the votes in its place.

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from catp.export.demo import CHECKPOINT, samples
+from catp.runtime.bundle.encoder_pruning import Form, Merge, Rule
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import Method, Positions, Precision
 from catp.runtime.commands.console import busy, console, make_app, print_json_line, print_line
+from catp.runtime.commands.inspect import describe_encoder
+from catp.runtime.commands.run import parse_counts
 from catp.runtime.errors import UsageError
 from catp.runtime.pruning import check_ratio, describe_default
 from catp.runtime.system.optional_imports import reason_of
 
+_ENCODER = "Inside the vision encoder"
 EXAMPLE_MODEL = "Salesforce/blip2-opt-2.7b"
 
 
@@ -81,6 +85,45 @@ def export(
             "cuda, tensorrt or tensorrt-rtx). Both are emulated to be verified, and refused where numbers exceed them."
         ),
     ] = "fp32",
+    encoder_pruning: Annotated[
+        Literal["none", Rule] | None,
+        typer.Option(
+            help="How image tokens are scored inside the vision encoder. Default: none; with other options of this "
+            "group madtp where the checkpoint was trained with it, or else cls.",
+            rich_help_panel=_ENCODER,
+        ),
+    ] = None,
+    encoder_flops: Annotated[
+        float | None,
+        typer.Option(help="Share of the dense encoder's work that remains, such as 0.5.", rich_help_panel=_ENCODER),
+    ] = None,
+    encoder_kept: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a share: tokens that each pruning layer keeps, such as 120,90,60.", rich_help_panel=_ENCODER
+        ),
+    ] = None,
+    encoder_layers: Annotated[
+        str, typer.Option(help="Layers that prune: all, or numbers such as 2,5,8.", rich_help_panel=_ENCODER)
+    ] = "all",
+    encoder_merge: Annotated[
+        Merge | None,
+        typer.Option(
+            help="Tokens that are not kept: averaged into one more, each into the nearest, or dropped. Default: the "
+            "rule's own.",
+            rich_help_panel=_ENCODER,
+        ),
+    ] = None,
+    encoder_form: Annotated[
+        Form,
+        typer.Option(
+            help="Whether counts are the graph's input, or it counts for itself (madtp).", rich_help_panel=_ENCODER
+        ),
+    ] = "schedule",
+    encoder_temperature: Annotated[
+        float | None,
+        typer.Option(help="Default of the dynamic form. Default: the checkpoint's.", rich_help_panel=_ENCODER),
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle.")] = Path("catp-bundle"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     list_families: Annotated[
@@ -105,6 +148,7 @@ def export(
     }
     options = {name: value for name, value in options.items() if value is not None}
     try:
+        from catp.export.encoder_pruning.plan import EncoderOptions
         from catp.export.exporter import export_bundle
         from catp.export.families.listing import families_as_json, families_as_text
     except ImportError as error:
@@ -128,6 +172,15 @@ def export(
         positions=positions,
         precision=precision,
         diagnostics=diagnostics,
+        encoder=EncoderOptions(
+            encoder_pruning,
+            encoder_flops,
+            encoder_form,
+            encoder_layers,
+            parse_counts(encoder_kept),
+            encoder_merge,
+            encoder_temperature,
+        ),
         overwrite=overwrite,
         step=busy,
         warn=lambda text: console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True),
@@ -188,6 +241,9 @@ def _report(bundle: Bundle) -> None:
                 "rounding decides much of what this checkpoint's vote keeps, here and on every other device",
                 soft_wrap=True,
             )
+    if manifest.encoder_pruning:
+        for line in describe_encoder(manifest.encoder_pruning):
+            console.print(escape(line), soft_wrap=True, highlight=False)
     console.print(
         f"Published {escape(str(bundle.path))}: {describe_default(manifest.vote)}. Next:",
         soft_wrap=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,12 @@ class Family:
     def __init__(self, image_encoder: ImageEncoder, language: LanguagePart) -> None:
         self.image_encoder = image_encoder
         self.language = language
+
+    def with_encoder(self, image_encoder: ImageEncoder) -> Family:
+        """The same family with another image encoder."""
+        family = copy.copy(self)
+        family.image_encoder = image_encoder
+        return family
 
     @property
     def name(self) -> str:

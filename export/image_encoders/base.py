@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from catp.export.graphs import Graph
+
+
+@dataclass(frozen=True)
+class ImageEmbeds:
+    """An encoder's result for B pictures, by plain PyTorch."""
+
+    embeds: torch.Tensor  # float32 [B, I, Dv], CLS first
+    weights: torch.Tensor  # float32 [B, I], for a vote that weighs image tokens
+    positions: np.ndarray | None = None  # int64 [B, I-1] of an encoder that prunes: patches, -1 for merged tokens
+    in_doubt: np.ndarray | None = None  # bool [B]: of that encoder, where rounding may keep other tokens
 
 
 class ImageEncoder(Protocol):
@@ -31,10 +44,14 @@ class ImageEncoder(Protocol):
         """
         ...
 
-    def embed(self, model: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image embeddings [B, I, Dv] and image weights [B, I] by plain PyTorch, which shares nothing with the graphs.
+    def embed(self, model: Any, pixel_values: torch.Tensor) -> ImageEmbeds:
+        """Image embeddings by plain PyTorch, which shares nothing with the graphs.
 
         Args:
             pixel_values: float32 [B, 3, H, W].
         """
+        ...
+
+    def standing_in(self, model: Any) -> AbstractContextManager[None]:
+        """While it lasts, Hugging Face's own methods of `model` see what this encoder sees."""
         ...

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 from catp.export.graphs import Graph, vision_encoder
 from catp.export.image_encoders.attention_maps import attention_of
+from catp.export.image_encoders.base import ImageEmbeds
 from catp.export.image_encoders.sizes import pair
 from catp.export.language_models.base import set_parameters
 
@@ -31,8 +33,12 @@ class PlainEncoder:
         yield vision_encoder.graph(model.vision_model, height, width, image_weights)
 
     @torch.no_grad()
-    def embed(self, model: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed(self, model: Any, pixel_values: torch.Tensor) -> ImageEmbeds:
         """The weight of an image token is what it receives in the last self-attention, mean over heads."""
         with attention_of([model.vision_model.encoder.layers[-1].self_attn]) as (last,):
             embeds = model.vision_model(pixel_values).last_hidden_state
-        return embeds, last[0].float().mean(1).sum(1)
+        return ImageEmbeds(embeds, last[0].float().mean(1).sum(1))
+
+    def standing_in(self, model: Any) -> AbstractContextManager[None]:
+        """Nothing to do: Hugging Face's model sees what this encoder sees."""
+        return nullcontext()

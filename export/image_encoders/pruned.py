@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -24,19 +23,23 @@ class PrunedEncoder:
     """vision_encoder, with a schedule or a temperature among its inputs.
 
     Args:
+        side: see `ImageEncoder.side`.
         spec: as the manifest will have it.
         space_dict: MADTP's, float32 [T, W], for a rule that reads it.
         diagnostics: whether the graph outputs what each layer keeps.
     """
 
-    def __init__(self, spec: EncoderPruningSpec, space_dict: torch.Tensor | None, diagnostics: bool = False) -> None:
-        self.spec, self.space_dict, self.diagnostics = spec, space_dict, diagnostics
+    def __init__(
+        self, side: str, spec: EncoderPruningSpec, space_dict: torch.Tensor | None, diagnostics: bool = False
+    ) -> None:
+        self.side, self.spec, self.space_dict, self.diagnostics = side, spec, space_dict, diagnostics
 
     def set_dtype(self, model: Any, dtype: torch.dtype) -> None:
         set_parameters(model.vision_model, dtype)
 
     def graphs(self, model: Any, image_weights: bool) -> Iterator[Graph]:
-        """Image weights would have to be those of merged tokens too: methods that read them are refused before."""
+        """One graph, without image weights."""
+        assert not image_weights, "a vote that reads them is refused before"
         height, width = pair(model.config.vision_config.image_size)
         spec = self.spec
         module = PrunedVisionEncoder(
@@ -51,9 +54,9 @@ class PrunedEncoder:
         yield graph(module, height, width)
 
     def embed(self, model: Any, pixel_values: torch.Tensor) -> ImageEmbeds:
-        """Without image weights."""
+        """Every image token weighs the same."""
         found = self.encode(model, pixel_values)
-        return ImageEmbeds(found.embeds, None, found.positions, found.in_doubt)
+        return ImageEmbeds(found.embeds, torch.ones(found.embeds.shape[:2]), found.positions, found.in_doubt)
 
     def encode(self, model: Any, pixel_values: torch.Tensor) -> PrunedEmbeds:
         """The encoder with the default schedule or temperature, by plain PyTorch and numpy."""
@@ -83,8 +86,3 @@ class PrunedEncoder:
             yield
         finally:
             del vision_model.forward
-
-
-def mean_gflops(spec: EncoderPruningSpec, counts: np.ndarray) -> float:
-    """Work of the encoder for one image, mean over `counts` int64 [images, P]."""
-    return float(np.mean([spec.gflops(of_image.tolist()) for of_image in counts]))

@@ -49,6 +49,8 @@ class ExpectedImages:
     pixel_values: np.ndarray  # float32 [B, 3, H, W]
     image_embeds: np.ndarray  # float32 [B, I, Dv]
     image_weights: np.ndarray  # float32 [B, I]
+    image_positions: np.ndarray | None  # int64 [B, I-1] of an encoder that prunes: each token's patch, -1 if merged
+    in_doubt: np.ndarray | None  # bool [B]: of that encoder, where rounding may keep other tokens
 
     @property
     def frames(self) -> int:
@@ -138,9 +140,18 @@ def compute_expected(
     """
     prompt_ids = [reference.tokenize(sample.prompt) for sample in samples]
     pixel_values = reference.pixel_values([frame for sample in samples for frame in sample.frames])
-    image_embeds, image_weights = reference.image_embeds(pixel_values)
-    image_embeds = image_embeds.to(image_embeds_dtype).float()
-    images = ExpectedImages(samples, prompt_ids, {}, pixel_values.numpy(), image_embeds.numpy(), image_weights.numpy())
+    seen = reference.image_embeds(pixel_values)
+    image_embeds, image_weights = seen.embeds.to(image_embeds_dtype).float(), seen.weights
+    images = ExpectedImages(
+        samples,
+        prompt_ids,
+        {},
+        pixel_values.numpy(),
+        image_embeds.numpy(),
+        image_weights.numpy(),
+        seen.positions,
+        seen.in_doubt,
+    )
     if not reference.votes:
         return _with_greedy(reference, images)
     instructions = reference.instructions([sample.prompt for sample in samples for _ in sample.frames])

@@ -24,7 +24,7 @@ from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.generation_settings import GREEDY
 from catp.runtime.bundle.manifest import Manifest, ParityCheck, Precision, scores_of
 from catp.runtime.errors import GraphError
-from catp.runtime.image_sides.query_tokens import Pruned
+from catp.runtime.image_sides.query_tokens import Encoded, Pruned
 from catp.runtime.language_models.base import Batch
 from catp.runtime.language_models.encoder_decoder import EncoderDecoder
 from catp.runtime.pipeline import Pipeline
@@ -97,9 +97,40 @@ def _vision(pipeline: Pipeline, expected: ExpectedImages, limit: float) -> Itera
     """Image embeddings as the image side makes them, by as many graphs as it has."""
     stages = [stage.graph for stage in pipeline.manifest.chain.stages if "vision" in stage.labels]
     encoded = pipeline.encode(expected.pixel_values, expected.frame_prompts)
+    if expected.image_positions is not None:
+        yield from _pruned_vision(stages[-1], encoded, pipeline.manifest.precision, expected, limit)
+        return
     for name, wanted in (("image_embeds", expected.image_embeds), ("image_weights", expected.image_weights)):
         if name in encoded:
             yield check(stages[-1], f"{name}: relative error", relative_error(to_host(encoded[name]), wanted), limit)
+
+
+def _pruned_vision(
+    subject: str, encoded: Encoded, precision: Precision, expected: ExpectedImages, limit: float
+) -> Iterator[ParityCheck]:
+    """Which image tokens are left, and, of pictures of which the same ones are, what became of them."""
+    embeds, positions = to_host(encoded["image_embeds"]).astype(np.float32), to_host(encoded["kept_positions"])
+    wanted = expected.image_positions
+    assert wanted is not None and expected.in_doubt is not None
+    if positions.shape != wanted.shape:
+        yield check(subject, f"{positions.shape[1]} image tokens, not {wanted.shape[1]}: pictures", len(wanted), 0)
+        return
+    others = np.array([len(np.setdiff1d(found, right)) for found, right in zip(positions, wanted)])
+    # Of a picture in doubt, one or two tokens may change places in every layer; of the others none in float32.
+    share = others[~expected.in_doubt].sum() / wanted.size
+    yield check(subject, "kept_positions: share of other patches, beyond near ties", share, KEPT_MISMATCH[precision])
+    same = np.flatnonzero(others == 0)
+    if len(same):
+        found = np.stack([_in_order(embeds[row], positions[row]) for row in same])
+        right = np.stack([_in_order(expected.image_embeds[row], wanted[row]) for row in same])
+        yield check(subject, "image_embeds: relative error", relative_error(found, right), limit)
+    counted = check(subject, "pictures of which other patches are kept", len(wanted) - len(same), len(wanted) - 1)
+    yield counted.model_copy(update={"advisory": precision != "fp32"})
+
+
+def _in_order(embeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Embeddings [I, Dv] in the order of the patches; merged ones first, after CLS."""
+    return np.concatenate([embeds[:1], embeds[1:][np.lexsort((embeds[1:, 0], positions))]])
 
 
 def _qformer(engine: Engine, bundle: Bundle, expected: ExpectedVotes, limit: float) -> Iterator[ParityCheck]:
@@ -209,9 +240,12 @@ def _inputs(pipeline: Pipeline, expected: ExpectedImages) -> Iterator[ParityChec
     yield check("preprocessing", "pixel_values: largest difference, of 1", difference.max(), 1 / 255)
 
 
-def _groups(rows: int) -> tuple[tuple[str, list[list[int]]], ...]:
-    """How questions are asked: each by itself, and all together."""
-    return ("one by one", [[row] for row in range(rows)]), ("as a ragged batch", [list(range(rows))])
+def _groups(manifest: Manifest, rows: int) -> list[tuple[str, list[list[int]]]]:
+    """How questions are asked: each by itself, and all together, unless pictures of a batch decide for each other."""
+    alone = ("one by one", [[row] for row in range(rows)])
+    pruning = manifest.encoder_pruning
+    coupled = pruning is not None and pruning.form == "dynamic"
+    return [alone] if coupled else [alone, ("as a ragged batch", [list(range(rows))])]
 
 
 def _unpruned(
@@ -220,7 +254,7 @@ def _unpruned(
     """Answers of the whole chain that leaves nothing out."""
     images = [sample.image for sample in expected.samples]
     prompts = [sample.prompt for sample in expected.samples]
-    for how, groups in _groups(len(prompts)):
+    for how, groups in _groups(pipeline.manifest, len(prompts)):
         wrong = 0
         for group in groups:
             answers = pipeline.generate(
@@ -249,7 +283,7 @@ def _end_to_end(pipeline: Pipeline, precision: Precision, expected: Expected) ->
     # The language model is given PyTorch's kept tokens, so that every row counts, whatever near ties did to the votes.
     embeds = expected.sample_kept_embeds.astype(_embeds_dtype(pipeline.manifest))
     for mode, greedy in expected.pruned.items():
-        for how, groups in _groups(len(expected.samples)):
+        for how, groups in _groups(pipeline.manifest, len(expected.samples)):
             wrong = 0
             for group in groups:
                 pruned = Pruned(expected.sample_kept[group], embeds[group], expected.frames)

@@ -19,6 +19,7 @@ from catp.export.checkpoints.loading import Checkpoint
 from catp.export.checkpoints.placeholder import placeholder_without_embedding
 from catp.export.families.query_tokens import cross_attention
 from catp.export.image_encoders.attention_maps import attention_of
+from catp.export.image_encoders.base import ImageEmbeds
 from catp.export.verification.continuations import CONTINUE, Greedy, cache_of, generated
 from catp.export.voting import RankPoints
 from catp.export.voting.base import Evidence, VotingMethod, weighted_maps
@@ -153,8 +154,8 @@ class Reference:
         """float32 [B, 3, H, W]; a processor that neither rescales nor normalises leaves bytes."""
         return self._checkpoint.image_processor(list(images), return_tensors="pt").pixel_values.float()
 
-    def image_embeds(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 [B, I, Dv], and the image tokens' weights [B, I]."""
+    def image_embeds(self, pixel_values: torch.Tensor) -> ImageEmbeds:
+        """Image embeddings, float32, by the family's image encoder."""
         return self._checkpoint.family.image_encoder.embed(self._model, pixel_values)
 
     @torch.no_grad()
@@ -201,14 +202,15 @@ class Reference:
     @torch.no_grad()
     def answer(self, pixel_values: torch.Tensor, question_ids: Sequence[int], max_new_tokens: int) -> Greedy:
         """Hugging Face `generate()`, greedy, of a model that reads image tokens: one image [1, 3, H, W]."""
-        output = self._model.generate(
-            input_ids=torch.tensor([list(question_ids)]),
-            attention_mask=torch.ones(1, len(question_ids), dtype=torch.long),
-            pixel_values=pixel_values,
-            max_new_tokens=max_new_tokens,
-            cache=EncoderDecoderCache(DynamicCache(), DynamicCache()),
-            **GREEDILY,
-        )
+        with self._checkpoint.family.image_encoder.standing_in(self._model):
+            output = self._model.generate(
+                input_ids=torch.tensor([list(question_ids)]),
+                attention_mask=torch.ones(1, len(question_ids), dtype=torch.long),
+                pixel_values=pixel_values,
+                max_new_tokens=max_new_tokens,
+                cache=EncoderDecoderCache(DynamicCache(), DynamicCache()),
+                **GREEDILY,
+            )
         layers = output.cache.cross_attention_cache.layers
         tensors = [layer.keys for layer in layers] + [layer.values for layer in layers]
         greedy = generated(output)

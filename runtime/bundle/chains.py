@@ -77,8 +77,27 @@ def _check_image_size(manifest: Manifest) -> None:
         raise ValueError("image: not the size that the vision encoder takes")
 
 
-def _check_image_tokens(manifest: Manifest) -> None:
+def _check_encoder(manifest: Manifest) -> None:
+    """Raises ValueError where the vision encoder's inputs are not those of the pruning that the manifest names."""
     _check_image_size(manifest)
+    pruning = manifest.encoder_pruning
+    graph = manifest.graphs["vision_encoder"]
+    found = {tensor.name: tensor.shape for tensor in graph.inputs if tensor.name != "pixel_values"}
+    wanted: dict[str, tuple[int, ...]] = {}
+    if pruning is not None and pruning.form == "schedule":
+        wanted = {"kept_tokens": (len(pruning.layers),)}
+    elif pruning is not None:
+        wanted = {"encoder_temperature": (1,)}
+    if found != wanted:
+        raise ValueError(f"encoder_pruning: the vision encoder takes {found or 'pixels alone'}, not {wanted or 'those'}")
+    outputs = {tensor.name for tensor in graph.outputs}
+    for name in ("kept_positions",) * (pruning is not None) + ("kept_counts",) * ("encoder_temperature" in wanted):
+        if name not in outputs:
+            raise ValueError(f"encoder_pruning: the vision encoder does not output {name}")
+
+
+def _check_image_tokens(manifest: Manifest) -> None:
+    _check_encoder(manifest)
     if manifest.vote is not None:
         raise ValueError("pruning: there, and no graph of the bundle votes")
 
@@ -92,7 +111,7 @@ def _check_query_tokens(manifest: Manifest) -> None:
 
 IMAGE_STAGES: dict[str, tuple[Stage, ...]] = {
     "voted-queries": (
-        Stage("vision_encoder", ("vision",), _check_image_size),
+        Stage("vision_encoder", ("vision",), _check_encoder),
         Stage("qformer_voting", ("qformer",), _check_query_tokens),
     ),
     "image-tokens": (Stage("vision_encoder", ("vision",), _check_image_tokens),),

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from catp.runtime.bundle.manifest import GraphSpec, TensorSpec
 
-FREE, FIXED = "?", "n"
-"""Letters for a dimension: named, or a number."""
+FREE, FIXED, EITHER = "?", "n", "."
+"""Letters for a dimension: named, or a number, or one of them."""
 
 Tensors = Mapping[str, tuple[str, str]]
 """By name the dtype, "float" for any of them, and a letter for each dimension. A name that ends in a dot stands for
 all that begin so."""
 
-_IMAGE: Tensors = {"image_embeds": ("float", "?nn")}
+_IMAGE: Tensors = {"image_embeds": ("float", "?.n")}
 _TEXT: Tensors = {"text_ids": ("int64", "??"), "text_mask": ("int64", "??")}
 _PREFIX: Tensors = {
     "input_ids": ("int64", "??"),
@@ -48,6 +48,7 @@ INPUTS: Final[dict[str, Tensors]] = {
 """All inputs of each graph, but for `OPTIONAL`."""
 
 OPTIONAL: Final[dict[str, Tensors]] = {
+    "vision_encoder": {"kept_tokens": ("int64", "n"), "encoder_temperature": ("float32", "n")},
     "qformer_voting": {
         "image_weights": ("float", "?n"),
         "instruction_ids": ("int64", "??"),
@@ -131,7 +132,7 @@ def _check_tensor(where: str, tensor: TensorSpec, dtype: str, letters: str) -> N
     if len(tensor.shape) != len(letters):
         raise ValueError(f"{where}: {tensor.name} has {len(tensor.shape)} dimensions, not {len(letters)}")
     for dimension, letter in zip(tensor.shape, letters):
-        if isinstance(dimension, str) != (letter == FREE):
+        if letter != EITHER and isinstance(dimension, str) != (letter == FREE):
             raise ValueError(
                 f"{where}: {tensor.name}: a dimension is {dimension!r}, which should be "
                 + ("free" if letter == FREE else "a number")

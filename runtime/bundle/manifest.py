@@ -5,9 +5,18 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from catp.runtime.bundle.chains import DECODE_GRAPH, Chain, LanguageKind, find_chain, made_from
+from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec
 from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings
 from catp.runtime.bundle.image_spec import ImageSpec
 from catp.runtime.bundle.interfaces import check_interfaces
@@ -227,6 +236,7 @@ class Manifest(Strict):
     schema_version: Literal[1] = SCHEMA_VERSION
     model: ModelSpec
     vote: PruningSpec | None = Field(default=None, alias="pruning", description="of query tokens")
+    encoder_pruning: EncoderPruningSpec | None = Field(default=None, description="of image tokens, in the encoder")
     precision: Precision
     image: ImageSpec
     text: TextSpec
@@ -263,6 +273,14 @@ class Manifest(Strict):
             if isinstance(vocabulary, int) and token is not None and token >= vocabulary:
                 raise ValueError(f"text.{name}: {token}, and the language model knows {vocabulary} tokens")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A bundle without such pruning is one that older programs read, which know no such field."""
+        fields: dict[str, Any] = serialize(self)
+        if self.encoder_pruning is None:
+            fields.pop("encoder_pruning", None)
+        return fields
 
     @property
     def chain(self) -> Chain:

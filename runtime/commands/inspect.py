@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from catp.runtime.bundle.chains import DECODE_GRAPH, made_from
+from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec
 from catp.runtime.bundle.engine_sets import EngineSet, open_set, set_folders
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import CalibrationSpec, TensorSpec
@@ -70,6 +71,9 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
     print_line(f"{model.id}{adapter}: {model.family}, {manifest.image.width} x {manifest.image.height} images")
     positions = f", {manifest.vote.positions} positions" if manifest.vote else ""
     print_line(f"default: {describe_default(manifest.vote)}{positions}")
+    if manifest.encoder_pruning:
+        for line in describe_encoder(manifest.encoder_pruning):
+            print_line(line)
     print_line(f"answers: {manifest.generation.describe()}, at most {manifest.text.max_new_tokens} tokens")
     if manifest.calibration:
         for line in _cost(manifest.calibration):
@@ -93,6 +97,24 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
                 f"  for {found['target']} {found['target_version']} at compute capability "
                 f"{', '.join(found['compute_capabilities'])}; {found['bytes'] / 1e6:,.1f} MB; baked in: {baked}"
             )
+
+
+def describe_encoder(spec: EncoderPruningSpec) -> Iterator[str]:
+    """The pruning inside the vision encoder: what decides, and layer by layer what is left."""
+    merges = {"one": "into one more token", "nearest": "into the nearest kept token", "drop": "into nothing"}[spec.merge]
+    yield (
+        f"vision encoder: {spec.rule} in {len(spec.layers)} of {spec.sizes.layers} layers, the others {merges}; "
+        f"{spec.form} form, from {spec.source}"
+    )
+    if spec.kept_tokens is None:
+        yield f"  temperature {spec.temperature:g}: each batch of images has its own counts; dense {spec.gflops_dense:,.4g} GFLOPs"
+        return
+    work = spec.gflops(spec.kept_tokens)
+    yield f"  {work:,.4g} of {spec.gflops_dense:,.4g} GFLOPs an image ({work / spec.gflops_dense:.0%}), scores not counted"
+    kept = dict(zip(spec.layers, spec.kept_tokens))
+    for layer, (tokens, left) in enumerate(spec.tokens_by_layer(spec.kept_tokens)):
+        keeps = f"keeps {kept[layer]:,} of {tokens - 1:,} patches" if layer in kept else "prunes nothing"
+        yield f"  layer {layer}: {tokens:,} tokens, {keeps}, {spec.sizes.layer_gflops(tokens, left):,.3g} GFLOPs"
 
 
 def _cost(found: CalibrationSpec) -> Iterator[str]:

@@ -12,10 +12,12 @@ from catp.runtime.bundle.generation_settings import Overrides
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.console import busy, make_app, print_json_line, print_line, print_result
 from catp.runtime.errors import UsageError
+from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
 from catp.runtime.system.printable import printable
 
+_ENCODER = "In a vision encoder that prunes"
 _CHOICE = "How tokens are chosen (default: as in generate() of Hugging Face)"
 
 
@@ -56,6 +58,23 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="ONNX Runtime's log on standard error.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer to one prompt while it grows.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object per prompt on standard output.")] = False,
+    encoder_flops: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the dense encoder's work that remains, such as 0.5. Default: the bundle's.",
+            rich_help_panel=_ENCODER,
+        ),
+    ] = None,
+    encoder_kept: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a share: tokens that each pruning layer keeps, such as 120,90,60.", rich_help_panel=_ENCODER
+        ),
+    ] = None,
+    encoder_temperature: Annotated[
+        float | None,
+        typer.Option(help="Of an encoder in the dynamic form; 0 prunes nothing.", rich_help_panel=_ENCODER),
+    ] = None,
     sample: Annotated[
         bool | None, typer.Option("--sample/--no-sample", help="Draw tokens at random.", rich_help_panel=_CHOICE)
     ] = None,
@@ -133,15 +152,20 @@ def run(
         "min_new_tokens": min_new_tokens,
         "stop_strings": stop or None,
     }
+    encoder = EncoderWish(parse_counts(encoder_kept), encoder_flops, encoder_temperature)
     with busy("load the bundle"):
         pipeline = Pipeline.load(bundle, provider, threads=threads, engines=engines, verbose=verbose)
     if stream:
-        for piece in pipeline.stream(images[0], prompt[0], ratio, positions, max_new_tokens, keep_mass, **overrides):
+        for piece in pipeline.stream(
+            images[0], prompt[0], ratio, positions, max_new_tokens, keep_mass, encoder=encoder, **overrides
+        ):
             print_result(printable(piece))
         print_line()
         return
     with busy("answer"):
-        answers = pipeline.generate(images, prompt, ratio, positions, max_new_tokens, keep_mass, **overrides)
+        answers = pipeline.generate(
+            images, prompt, ratio, positions, max_new_tokens, keep_mass, encoder=encoder, **overrides
+        )
     for path, text, answer in zip(images, prompt, answers):
         if json_output:
             print_json_line(json.dumps(answer.to_dict()))
@@ -149,6 +173,18 @@ def run(
             print_line(answer.answer)
         else:
             print_line(f"{path}: {answer.answer}" if len(image) > 1 else f"{text} {answer.answer}".lstrip())
+
+
+def parse_counts(text: str | None) -> tuple[int, ...] | None:
+    """Counts separated by commas.
+
+    Raises:
+        UsageError: they are not.
+    """
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--encoder-kept {text!r}: give whole numbers separated by commas, such as 120,90,60") from None
 
 
 app = make_app(run)

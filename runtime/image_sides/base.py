@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
 from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
 from catp.runtime.inputs.image_files import ImageSource
 
@@ -42,12 +43,18 @@ class ImageSide(Protocol):
         """
         ...
 
-    def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = ()) -> Encoded:
+    def encode(
+        self, pixel_values: np.ndarray, prompts: Sequence[str] = (), encoder: EncoderWish = DEFAULT
+    ) -> Encoded:
         """Everything that is computed of an image before tokens are chosen; one entry serves every ratio.
 
         Args:
             pixel_values: float32 [B, 3, H, W].
             prompts: one for each image, where votes depend on them.
+            encoder: what an encoder that prunes keeps.
+
+        Raises:
+            UsageError: the encoder can't keep that.
         """
         ...
 

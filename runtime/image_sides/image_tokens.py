@@ -8,10 +8,11 @@ import numpy as np
 
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import UsageError
+from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
 from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
 from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.inputs.images import load_and_preprocess
-from catp.runtime.providers.base import Provider
+from catp.runtime.providers.base import Provider, to_host
 from catp.runtime.pruning import check_mass, check_ratio
 
 
@@ -30,7 +31,9 @@ class ImageTokens:
         """
         if ratio is not None and check_ratio(ratio) > 0:
             raise UsageError(f"ratio {ratio}: {self._why}; leave the ratio out")
-        return int(self._manifest.tensor("image_embeds").shape[1])
+        pruning = self._manifest.encoder_pruning
+        tokens = self._manifest.tensor("image_embeds").shape[1] if pruning is None else pruning.sizes.patches + 1
+        return int(tokens)
 
     def check_mass(self, mass: float | None) -> None:
         """Raises UsageError where a share of votes is asked for: there are none."""
@@ -49,15 +52,21 @@ class ImageTokens:
         """Nothing: the vision encoder reads no prompt."""
         return {}
 
-    def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = ()) -> Encoded:
-        """image_embeds [B, I, Dv] of pixel_values float32 [B, 3, H, W]."""
-        return self._vision.bind({"pixel_values": pixel_values}).run()
+    def encode(
+        self, pixel_values: np.ndarray, prompts: Sequence[str] = (), encoder: EncoderWish = DEFAULT
+    ) -> Encoded:
+        """image_embeds [B, I, Dv] of pixel_values float32 [B, 3, H, W], and kept_positions of an encoder that prunes."""
+        control = encoder.inputs(self._manifest.encoder_pruning, self._manifest.model.family)
+        return self._vision.bind({"pixel_values": pixel_values, **control}).run()
 
     def prune(self, encoded: Encoded, kept: int) -> Pruned:
-        """Every token, in the engine's memory."""
+        """Every token that leaves the encoder, in the engine's memory: CLS is 0, patch i is 1 + i, a merged token -1."""
         embeds = encoded["image_embeds"]
         rows, tokens = embeds.shape[:2]
-        return Pruned(np.tile(np.arange(tokens), (rows, 1)), embeds)
+        if "kept_positions" not in encoded:
+            return Pruned(np.tile(np.arange(tokens), (rows, 1)), embeds)
+        patches = to_host(encoded["kept_positions"])
+        return Pruned(np.concatenate([np.zeros((rows, 1), np.int64), np.where(patches < 0, -1, patches + 1)], 1), embeds)
 
     def votes(self, encoded: Encoded) -> Votes:
         """Raises UsageError: there are none."""

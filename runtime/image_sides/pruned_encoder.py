@@ -67,3 +67,7 @@ class EncoderWish:
         kept = spec.kept_tokens if self.kept_tokens is None else self.kept_tokens
         assert kept is not None, "the manifest was checked"
         return spec.check(kept)
+
+
+DEFAULT = EncoderWish()
+"""What the bundle says."""

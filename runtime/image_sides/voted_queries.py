@@ -9,6 +9,7 @@ import numpy as np
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import INSTRUCTION_TOKENIZER_FILE
 from catp.runtime.errors import UsageError
+from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
 from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
 from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.inputs.images import load_and_preprocess
@@ -46,7 +47,9 @@ class VotedQueries:
         """pixel_values float32 [B, 3, H, W]."""
         return load_and_preprocess(images, self._manifest.image)
 
-    def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = ()) -> Encoded:
+    def encode(
+        self, pixel_values: np.ndarray, prompts: Sequence[str] = (), encoder: EncoderWish = DEFAULT
+    ) -> Encoded:
         """Image embeddings of pixel_values float32 [B, 3, H, W], and the prompts' tokens if the Q-Former reads them.
 
         Raises:
@@ -57,11 +60,12 @@ class VotedQueries:
                 f"{len(pixel_values)} images and {len(prompts)} prompts: the Q-Former of this bundle reads the prompt "
                 "too; give one for each image"
             )
-        return {**self.see(pixel_values), **self.instruct(prompts)}
+        return {**self.see(pixel_values, encoder), **self.instruct(prompts)}
 
-    def see(self, pixel_values: np.ndarray) -> Mapping[str, Value]:
+    def see(self, pixel_values: np.ndarray, encoder: EncoderWish = DEFAULT) -> Mapping[str, Value]:
         """Outputs of the vision encoder: image_embeds [B, I, Dv], and image_weights [B, I] where votes read them."""
-        return self._vision.bind({"pixel_values": pixel_values}).run()
+        control = encoder.inputs(self._manifest.encoder_pruning, self._manifest.model.family)
+        return self._vision.bind({"pixel_values": pixel_values, **control}).run()
 
     def instruct(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """instruction_ids and instruction_mask int64 [B, T], padded on the right; nothing where no Q-Former reads them.

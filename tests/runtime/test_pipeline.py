@@ -36,7 +36,7 @@ def hugging_face(demo_checkpoint: Checkpoint) -> HuggingFace:
     reference = Reference(demo_checkpoint)
     examples = list(scenes.examples(QUESTIONS, seed=99))
     pixel_values = reference.pixel_values([e.image for e in examples])
-    query_embeds, _ = reference.query_embeds(reference.image_embeds(pixel_values)[0])
+    query_embeds, _ = reference.query_embeds(reference.image_embeds(pixel_values).embeds)
     prompt_ids = [reference.tokenize(e.question.prompt) for e in examples]
     return HuggingFace(reference, examples, prompt_ids, pixel_values, query_embeds)
 

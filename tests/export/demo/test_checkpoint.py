@@ -38,7 +38,7 @@ def test_it_answers_held_out_questions(pipeline: Pipeline) -> None:
 def test_its_queries_stay_distinct(demo_checkpoint: Checkpoint) -> None:
     reference = Reference(demo_checkpoint)
     images = [e.image for e in scenes.examples(8, seed=1)]
-    embeds, evidence = reference.query_embeds(reference.image_embeds(reference.pixel_values(images))[0])
+    embeds, evidence = reference.query_embeds(reference.image_embeds(reference.pixel_values(images)).embeds)
     maps = [layer.numpy() for layer in evidence.cross_attention if layer is not None]
     queries = embeds.numpy()
     spread = np.linalg.norm(queries - queries.mean(1, keepdims=True)) / np.linalg.norm(queries)

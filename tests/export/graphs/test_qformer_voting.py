@@ -38,7 +38,7 @@ def compared(request: pytest.FixtureRequest) -> tuple[ort.InferenceSession, Refe
 def random_image_embeds(reference: Reference, batch: int) -> np.ndarray:
     rng = np.random.default_rng(5)
     images = [Image.fromarray(rng.integers(0, 256, (80, 80, 3), np.uint8)) for _ in range(batch)]
-    return reference.image_embeds(reference.pixel_values(images))[0].numpy()
+    return reference.image_embeds(reference.pixel_values(images)).embeds.numpy()
 
 
 def maps_of(evidence: Evidence) -> list[np.ndarray]:

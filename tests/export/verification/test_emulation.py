@@ -106,7 +106,7 @@ def test_it_errs_as_pytorch_does(precision: str, half: Bundles, demo_checkpoint:
     reference = Reference(demo_checkpoint)
     examples = list(scenes.examples(16, seed=5))
     pixel_values = reference.pixel_values([example.image for example in examples])
-    exact = reference.image_embeds(pixel_values)[0].numpy()
+    exact = reference.image_embeds(pixel_values).embeds.numpy()
     with torch.no_grad():
         theirs = model.vision_model(pixel_values.to(dtype)).last_hidden_state.float().numpy()
     ours = stand_in.encode(pixel_values.numpy())["image_embeds"].numpy()

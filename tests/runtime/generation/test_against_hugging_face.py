@@ -136,7 +136,7 @@ def test_a_length_that_counts_image_and_prompt(both: Both, settings: dict[str, A
 def test_pruned_beams(demo: Both, settings: dict[str, Any]) -> None:
     """Compact positions are those that the language model takes by itself, so its own generate() is the reference."""
     lm = demo.model.language_model
-    query_embeds, _ = demo.reference.query_embeds(demo.reference.image_embeds(demo.pixel_values)[0])
+    query_embeds, _ = demo.reference.query_embeds(demo.reference.image_embeds(demo.pixel_values).embeds)
     answers = demo.pipeline.generate(
         IMAGES, PROMPTS, ratio=0.75, positions="compact", max_new_tokens=NEW_TOKENS, min_new_tokens=4, **settings
     )
