@@ -108,7 +108,7 @@ def test_files_that_torch_did_not_save(tmp_path: Path, data: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["missing.pth", "."])
 def test_no_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="no such file|it is a folder"):
+    with pytest.raises(UsageError, match=r"no such file|it is a folder"):
         unpickle(tmp_path / name, tmp_path)
 
 
