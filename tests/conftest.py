@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blip_official import save_bert_tokenizer, save_official
 from checkpoints import (
     save_blip2_t5_checkpoint,
     save_instructblip_checkpoint,
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 
 from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
 from catp.export.commands.export import app as export_command
+from catp.export.conversion.madtp import convert_madtp
 from catp.export.demo import CHECKPOINT
 from catp.export.exporter import export_bundle
 from catp.runtime import Pipeline
@@ -95,6 +97,18 @@ def diagnostics_bundle(shared: Shared) -> Path:
         assert result.exit_code == 0, result.output
 
     return shared("diagnostics-bundle", make)
+
+
+@pytest.fixture(scope="session")
+def converted_madtp(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`catp-convert madtp`: a folder made of an official checkpoint with random weights."""
+
+    def make(folder: Path) -> None:
+        given = tmp_path_factory.mktemp("official")
+        save_official(given / "checkpoint.pth")
+        convert_madtp(given / "checkpoint.pth", folder, str(save_bert_tokenizer(given / "bert")))
+
+    return shared("converted-madtp", make)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
-"""MADTP's own files beside a checkpoint's: `madtp.safetensors`, the guidance, and `madtp.json`, the temperature.
+"""MADTP's own files beside a checkpoint's.
 
-MADTP (arXiv 2403.02991) prunes image tokens inside the encoder. It adds one learned matrix to BLIP, `space_dict`, and
-to CLIP also a map for each block (`q_map`).
+`madtp.safetensors` has the guidance, `madtp.json` the temperature. MADTP (arXiv 2403.02991) prunes image tokens inside
+the encoder. It adds one learned matrix to BLIP, `space_dict`, and to CLIP also a map for each block (`q_map`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The tokenizer of a BLIP: BERT's, with a token that begins answers, [DEC], and one that begins questions, [ENC]."""
+"""The tokenizer of a BLIP: BERT's, with two more tokens.
+
+Answers begin with [DEC], questions with [ENC].
+"""
 
 from __future__ import annotations
 

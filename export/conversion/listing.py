@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 
 _SHOWN = 30
@@ -11,6 +10,8 @@ _SHOWN = 30
 
 def listed(names: Iterable[str]) -> str:
     """The names, sorted, as `blocks.*.norm1.bias (12)`; of very many kinds the first."""
-    kinds = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name[:200]) for name in names)
-    shown = [name if count == 1 else f"{name} ({count})" for name, count in sorted(kinds.items())]
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name[:200]), []).append(name[:200])
+    shown = [same[0] if len(same) == 1 else f"{kind} ({len(same)})" for kind, same in sorted(kinds.items())]
     return ", ".join(shown[:_SHOWN]) + (f" and {len(shown) - _SHOWN} more kinds" if len(shown) > _SHOWN else "")

@@ -121,6 +121,8 @@ def _convert(where: str, content: Unpickled, folder: Path, tokenizer_source: str
     types = {value.dtype for value in weights.values()}
     config.dtype = types.pop() if len(types) == 1 else torch.float32
     config.save_pretrained(folder)
+    for name in (SAFE_WEIGHTS_NAME, WEIGHTS):  # which safetensors writes for nobody else to read
+        (folder / name).chmod((folder / "config.json").stat().st_mode)
     side = config.vision_config.image_size
     BlipImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
     # Questions begin with [ENC] in the official code. Texts for retrieval begin with [CLS] where they are compared by
@@ -151,7 +153,7 @@ class _Values:
 
 
 def _shapes_of(task: Task, config: Any) -> Shapes:
-    """Of Hugging Face's class, by its names; those of tied weights are among them."""
+    """Shapes of the weights of Hugging Face's class, by its names; tied ones are there under each."""
     with torch.device("meta"):
         model = getattr(transformers, task.architecture)(config)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}

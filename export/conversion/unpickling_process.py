@@ -89,7 +89,7 @@ def _described(content: Any) -> str:
 
 
 def _limit_memory(budget: int) -> None:
-    """Of what this process holds from here on, where the system has such a limit."""
+    """Limit what this process holds from here on, where the system has such a limit."""
     try:
         import resource
 
@@ -105,13 +105,14 @@ def _failure(error: BaseException) -> dict[str, str]:
     text = str(error)
     if isinstance(error, Refusal):
         return {"kind": "refused", "error": text}
-    if code := re.search(r"(?:Unsupported global: GLOBAL|callable) (\S+)", text):
-        return {"kind": "code", "error": code[1][:100].rstrip(".")}
+    if code := re.search(r"\bGLOBAL ([\w.]+)", text):
+        return {"kind": "code", "error": code[1][:100]}
     if isinstance(error, MemoryError) or "allocate memory" in text or "Cannot allocate" in text:
         return {"kind": "memory", "error": ""}
     if "Weights only load failed" in text or "Unsupported" in text:
-        last = re.search(r"WeightsUnpickler error: (.*)", text)
-        return {"kind": "pickle", "error": (last[1] if last else text.splitlines()[0])[:200]}
+        # The rest of that message tells how to run what is in the file.
+        cause = re.search(r"WeightsUnpickler error: (.*)", text)
+        return {"kind": "pickle", "error": cause[1][:200] if cause else "its pickle has more than tensors"}
     line = next(iter(text.strip().splitlines()), "")
     return {"kind": "broken", "error": f"{type(error).__name__}: {line}"[:200]}
 
