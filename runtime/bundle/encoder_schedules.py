@@ -23,14 +23,22 @@ def even_schedule(spec: EncoderPruningSpec, share: float) -> tuple[int, ...]:
     if not 0 < share < 1:
         raise UsageError(f"encoder flops {share:g}: a share of the encoder's work, above 0 and below 1")
     low, high = 0.0, 1.0
+    kept = _kept(spec, high)
+    if kept is None:
+        raise UsageError(
+            f"encoder flops {share:g}: {spec.sizes.patches} image tokens are too few to prune in {len(spec.layers)} "
+            "layers; export with fewer layers that prune"
+        )
     for _ in range(STEPS):
         middle = (low + high) / 2
-        if spec.gflops(_kept(spec, middle)) > share * spec.gflops_dense:
-            high = middle
-        else:
+        tried = _kept(spec, middle)
+        if tried is None or spec.gflops(tried) <= share * spec.gflops_dense:
             low = middle
-    # Of the two neighbours, the nearer one.
-    kept = min((_kept(spec, low), _kept(spec, high)), key=lambda k: abs(spec.gflops(k) / spec.gflops_dense - share))
+        else:
+            high = middle
+        # Of all that was met on the way, the nearest.
+        if tried is not None and _distance(spec, tried, share) < _distance(spec, kept, share):
+            kept = tried
     left = spec.gflops(kept) / spec.gflops_dense
     if left > share + CLOSE:
         raise UsageError(
@@ -40,13 +48,16 @@ def even_schedule(spec: EncoderPruningSpec, share: float) -> tuple[int, ...]:
     return kept
 
 
-def _kept(spec: EncoderPruningSpec, fraction: float) -> tuple[int, ...]:
+def _distance(spec: EncoderPruningSpec, kept: Sequence[int], share: float) -> float:
+    return abs(spec.gflops(kept) / spec.gflops_dense - share)
+
+
+def _kept(spec: EncoderPruningSpec, fraction: float) -> tuple[int, ...] | None:
+    """Counts of that fraction; None where a layer gets too few tokens to prune any."""
     tokens, kept = spec.sizes.patches, []
-    for layer in spec.layers:
+    for _ in spec.layers:
         if tokens <= CAN_SKIP:
-            raise UsageError(
-                f"encoder flops: layer {layer} gets {tokens} image tokens, too few to prune; prune in fewer layers"
-            )
+            return None
         kept.append(min(max(round(fraction * tokens), spec.least_kept(tokens)), tokens - CAN_SKIP))
         tokens = kept[-1] + spec.added
     return tuple(kept)
