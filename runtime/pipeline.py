@@ -15,6 +15,7 @@ from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings, 
 from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.errors import UsageError
 from catp.runtime.generation.loop import generate, generate_in_steps
+from catp.runtime.generation.ranking import ROWS, K, RankedAnswer, rank
 from catp.runtime.generation.request import Request, limit_lengths
 from catp.runtime.generation.result import Generation
 from catp.runtime.generation.stopping import Ending, StopStrings
@@ -27,6 +28,7 @@ from catp.runtime.inputs.text_stream import TextStream
 from catp.runtime.inputs.videos import VideoSource
 from catp.runtime.language_models import open_language_model
 from catp.runtime.language_models.base import Batch
+from catp.runtime.language_models.question_answering import QuestionAnswering
 from catp.runtime.matching import Match, Matching
 from catp.runtime.providers import open_provider
 from catp.runtime.providers.base import Provider, Value
@@ -252,6 +254,68 @@ class Pipeline:
                 pruned = pruned.joined(frames, vote.num_query_tokens)
             return [(list(range(images)), pruned)]
         return self.image_side.by_mass(encoded, keep_mass)
+
+    def rank(
+        self,
+        images: Sequence[ImageSource],
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        k: int = K,
+        rows: int = ROWS,
+        encoder: EncoderWish = DEFAULT,
+    ) -> list[list[RankedAnswer]]:
+        """For each question the likeliest of given answers, best first, by a bundle for question answering.
+
+        Args:
+            images: as in `generate`.
+            prompts: as many.
+            answers: the same ones for every question.
+            k: how many are scored: those whose first token is likeliest.
+            rows: answers that the decoder reads at a time, at most; an engine may take fewer.
+            encoder: as in `generate`.
+
+        Raises:
+            UsageError: the bundle's answers can't be ranked, an argument is out of range, or a text is too long.
+            ImageError: an image can't be read.
+        """
+        if len(images) != len(prompts) or not images:
+            raise UsageError(
+                f"{len(images)} images and {len(prompts)} prompts: give one prompt per image, at least one"
+            )
+        model = self.language_model
+        if not isinstance(model, QuestionAnswering):
+            raise UsageError(
+                f"bundle {self.bundle.path} is {self.manifest.model.family}, whose answers can't be ranked; "
+                "accepted: BLIP for question answering"
+            )
+        candidates = self._candidates(answers)
+        token_ids = [self._text.encode(prompt) for prompt in prompts]
+        distinct, image_of = find_repeated(frames_by_row(self.manifest, images), None)
+        encoded = self.encode(self.preprocess([images[row] for row in distinct]), encoder=encoder)
+        pruned = self.prune(encoded, self.num_kept())
+        ranked = []
+        for ids, image in zip(token_ids, image_of):  # each by itself: no question is padded
+            batch = Batch(pruned.kept_embeds, pruned.kept_indices, 0, [ids], [image])
+            found = rank(model, batch, candidates, k, rows)
+            ranked.append([RankedAnswer(answers[index], score) for index, score in found])
+        return ranked
+
+    def _candidates(self, answers: Sequence[str]) -> list[list[int]]:
+        """Token ids of answers, with what ends them."""
+        text = self.manifest.text
+        if not answers:
+            raise UsageError("answers: there are none to rank; give at least one")
+        if not text.eos_token_ids:
+            raise UsageError(f"bundle {self.bundle.path}: no token ends an answer, so answers can't be ranked")
+        candidates = [[*self._text.encode_answer(answer), text.eos_token_ids[0]] for answer in answers]
+        longest = max(candidates, key=len)
+        if text.max_positions is not None and len(longest) > text.max_positions:
+            answer = answers[candidates.index(longest)]
+            raise UsageError(
+                f"answer {answer[:40]!r}: {len(longest)} tokens, and this model has {text.max_positions} positions; "
+                "leave it out"
+            )
+        return candidates
 
     def match(self, images: Sequence[ImageSource], texts: Sequence[str], ratio: float | None = None) -> list[Match]:
         """How well each text fits its image, by a bundle of a retrieval model.

@@ -173,7 +173,7 @@ def save_retrieval_checkpoint(folder: Path, seed: int = 3) -> Path:
     return save(folder, model, tokenizer)
 
 
-def save_vqa_checkpoint(folder: Path, seed: int = 3) -> Path:
+def save_vqa_checkpoint(folder: Path, seed: int = 2) -> Path:
     """BLIP for question answering: two text models with words of their own, whose heads are not like the image's."""
     torch.manual_seed(seed)
     tokenizer = qformer_tokenizer()
@@ -182,14 +182,17 @@ def save_vqa_checkpoint(folder: Path, seed: int = 3) -> Path:
         vision_config={**VISION, "num_hidden_layers": 2, "layer_norm_eps": 1e-6},
         text_config={
             "vocab_size": len(tokenizer), "hidden_size": 60, "intermediate_size": 80, "num_hidden_layers": 3,
-            "num_attention_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.25,
+            "num_attention_heads": 4, "max_position_embeddings": 64,
             "bos_token_id": tokenizer.bos_token_id, "sep_token_id": 3, "pad_token_id": 0, "eos_token_id": 2,
         },
     )  # fmt: skip
     model = BlipForQuestionAnswering(config)
     with torch.no_grad():
         model.vision_model.embeddings.position_embedding.normal_(0, 0.5)
-        model.text_decoder.cls.predictions.bias.normal_(0, 1)
+        for name, parameter in (*model.text_encoder.named_parameters(), *model.text_decoder.named_parameters()):
+            if parameter.ndim == 2:  # small where layers add to what they read: or else no word matters
+                parameter.normal_(0, 0.1 if "dense" in name and "transform" not in name else 0.2)
+        model.text_decoder.cls.predictions.bias[config.text_config.sep_token_id] = 2  # so that some answers end
     model.save_pretrained(folder)
     images = BlipImageProcessorPil(size={"height": 56, "width": 56})
     BlipProcessor(images, tokenizer).save_pretrained(folder)

@@ -17,6 +17,7 @@ from checkpoints import (
     save_retrieval_checkpoint,
     save_video_checkpoint,
     save_video_t5_checkpoint,
+    save_vqa_checkpoint,
 )
 from typer.testing import CliRunner
 
@@ -195,6 +196,17 @@ def retrieval_checkpoint(shared: Shared) -> Path:
 @pytest.fixture(scope="session")
 def retrieval_bundle(retrieval_checkpoint: Path, shared: Shared) -> Path:
     return shared("retrieval-bundle", lambda folder: export_bundle(str(retrieval_checkpoint), folder))
+
+
+@pytest.fixture(scope="session")
+def vqa_checkpoint(shared: Shared) -> Path:
+    """BLIP for question answering."""
+    return shared("vqa-checkpoint", save_vqa_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def vqa_bundle(vqa_checkpoint: Path, shared: Shared) -> Path:
+    return shared("vqa-bundle", lambda folder: export_bundle(str(vqa_checkpoint), folder))
 
 
 @pytest.fixture(scope="session")

@@ -24,12 +24,13 @@ from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
 from catp.export.commands.build import app as build_command
 from catp.export.demo import CHECKPOINT, scenes
 from catp.export.verification.reference import Reference
-from catp.runtime import Pipeline
+from catp.runtime import Pipeline, UsageError
 from catp.runtime.bundle.manifest import Positions
 
 NEW_TOKENS = 6
 YES = "yes"
 NO_TOKENS = "scores texts"
+NO_VOTE = "no vote"
 
 
 @dataclass
@@ -58,6 +59,10 @@ class Family:
     @property
     def frames(self) -> int:
         return self.pipeline.manifest.model.frames or 1
+
+    @property
+    def votes(self) -> bool:
+        return self.pipeline.manifest.vote is not None
 
     @property
     def pictures(self) -> list[list[Image.Image]]:
@@ -102,6 +107,9 @@ class Family:
         """By Hugging Face's processor and `generate()`, nothing of ours in between."""
         inputs = self._video_inputs(row) if self.pipeline.manifest.model.frames else self._inputs(row)
         model = self.hugging_face.model
+        if not self.votes:  # what comes back are the tokens of its decoder alone
+            output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=num_beams)
+            return _without_pads(self, output[0, 1:].tolist())
         if model.language_model.config.is_encoder_decoder:  # its own cache has too few layers for a deeper decoder
             inputs["cache"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=num_beams)[0].tolist()
@@ -136,7 +144,7 @@ def tokens(family: Family) -> str:
 
 
 def batches(family: Family) -> str:
-    for ratio in (0.0, 0.5):
+    for ratio in (0.0, 0.5) if family.votes else (0.0,):
         together = family.answers(list(range(8)), ratio=ratio)
         alone = [family.answers([row], ratio=ratio)[0] for row in range(8)]
         assert [(a.token_ids, a.kept_indices) for a in together] == [(a.token_ids, a.kept_indices) for a in alone]
@@ -147,14 +155,19 @@ def beams(family: Family) -> str:
     """Three beams: `generate()`'s tokens, and those of a batch of eight, pruned."""
     together = family.answers(list(range(8)), ratio=0, num_beams=3)
     assert [answer.token_ids for answer in together] == [family.generate(row, num_beams=3) for row in range(8)]
-    together = family.answers(list(range(8)), ratio=0.5, num_beams=3)
-    alone = [family.answers([row], ratio=0.5, num_beams=3)[0] for row in range(8)]
+    ratio = 0.5 if family.votes else 0
+    together = family.answers(list(range(8)), ratio=ratio, num_beams=3)
+    alone = [family.answers([row], ratio=ratio, num_beams=3)[0] for row in range(8)]
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
     return YES
 
 
 def pruned(family: Family, positions: Positions) -> str:
     """The tokens of Hugging Face's language model, given the same kept tokens."""
+    if not family.votes:
+        with pytest.raises(UsageError, match="votes for no query tokens"):
+            family.answers([0], ratio=0.4, positions=positions)
+        return NO_VOTE
     reference = Reference(family.hugging_face)
     frames = [frame for frames in family.pictures for frame in frames]
     prompts = [prompt for prompt in family.prompts for _ in range(family.frames)]
@@ -190,6 +203,9 @@ def engines(family: Family) -> str:
 
 def evaluated(family: Family) -> str:
     result = CliRunner().invoke(eval_command, [str(family.bundle), "--limit", "4", "--ratios", "0.5"])
+    if not family.votes:
+        assert result.exit_code == 2 and "keeps every image token" in result.stderr
+        result = CliRunner().invoke(eval_command, [str(family.bundle), "--limit", "4"])
     if family.pipeline.manifest.reads_instruction:
         assert result.exit_code == 2 and "every question has votes of its own" in result.stderr
         return "no: votes depend on the question"
@@ -231,6 +247,7 @@ FAMILIES = {
     "InstructBLIP with Flan-T5": ("instructblip_t5_bundle", "instructblip_t5_checkpoint"),
     "InstructBLIP on videos, with Vicuna": ("video_bundle", "video_checkpoint"),
     "InstructBLIP on videos, with Flan-T5": ("video_t5_bundle", "video_t5_checkpoint"),
+    "BLIP for question answering": ("vqa_bundle", "vqa_checkpoint"),
     "BLIP-2 for retrieval": ("retrieval_bundle", "retrieval_checkpoint"),
 }
 """Fixtures of the bundle and of its checkpoint; None: the demo's."""

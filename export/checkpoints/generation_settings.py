@@ -56,9 +56,9 @@ def read_settings(checkpoint: Checkpoint) -> GenerationSettings:
 def describe_unfollowed(checkpoint: Checkpoint) -> str | None:
     """Settings that generation_config.json has and `generate()` without arguments does not do, in one line."""
     own, heeded = asked_for(checkpoint.model.generation_config), asked_for(checkpoint.generation_config)
-    tokens = ("pad_token_id", "bos_token_id", "decoder_start_token_id")
+    tokens = {"pad_token_id", "bos_token_id", "decoder_start_token_id"}
     if checkpoint.family.ends_itself:
-        tokens += ("eos_token_id",)
+        tokens.add("eos_token_id")
     names = [name for name in own if name not in tokens]
     left = [f"{name}={own[name]}" for name in names if own[name] != heeded.get(name, getattr(GREEDY, name, None))]
     if not left:

@@ -32,4 +32,4 @@ class TokenMerging(ScoringRule):
         return torch.where(odd, RECEIVER, -best)
 
     def receivers(self, count: int | torch.SymInt) -> torch.Tensor:
-        return torch.arange(count) % 2 == 1
+        return torch.arange(count) % 2 == 1  # type: ignore[arg-type]

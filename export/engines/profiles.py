@@ -40,7 +40,13 @@ class Limits:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 to {_MOST:,}")
 
     def kept(self, manifest: Manifest) -> Extent:
-        """How many query tokens are kept."""
+        """How many query tokens, or image tokens where there are none, are kept."""
+        if manifest.vote is None:
+            if self.ratio or self.fixed_ratio:
+                asked = f"--ratio {self.ratio:g}" if self.ratio else "--fixed-ratio"
+                raise UsageError(f"{asked}: {manifest.model.family} keeps every image token; leave it out")
+            tokens = int(manifest.tensor("image_embeds").shape[1])
+            return tokens, tokens, tokens
         pruning = manifest.pruning
         ratio = pruning.ratio if self.ratio is None else self.ratio
         if pruning.method == "none" and ratio > 0:
@@ -62,6 +68,7 @@ class Limits:
         Raises:
             UsageError: with the smallest length that would do.
         """
+        self.kept(manifest)  # refuses what the bundle can't do
         if self.fixed_ratio and manifest.pruning.keep_mass is not None:
             raise UsageError(
                 "--fixed-ratio: this bundle keeps a share of each image's votes by default, so differently many "
@@ -93,7 +100,7 @@ class Limits:
         prompt = (1, min(_USUAL_PROMPT, self.max_prompt), self.max_prompt)
         encoded = (kept[0] + prompt[0], kept[1] + prompt[1], kept[2] + prompt[2])
         once: dict[str, Extent] = {"batch": batch, "seq": prompt, "num_kept": kept, "encoded": encoded}
-        once |= {"instruction": prompt, "text": prompt, "question": prompt, "image_tokens": tokens}
+        once |= {"instruction": prompt, "text": prompt, "question": prompt, "image_tokens": kept}
         step: dict[str, Extent] = {**once, "seq": (1, 1, 1), "num_kept": (0, 0, 0)}
         fixed, dimensions = self.fixed(graph, manifest), _dimensions(graph)
         if "max_length" not in dimensions:

@@ -23,11 +23,11 @@ class BlipAnswering(Family):
     def model_class(self) -> type[BlipForQuestionAnswering]:
         return BlipForQuestionAnswering
 
-    def language_model(self, model: BlipForQuestionAnswering) -> BlipForQuestionAnswering:
+    def language_model(self, model: Any) -> Any:
         """The model itself: what generates is its decoder, which shares nothing with the encoder but the size."""
         return model
 
-    def generation_config(self, model: BlipForQuestionAnswering) -> GenerationConfig:
+    def generation_config(self, model: Any) -> GenerationConfig:
         """The decoder's own, with the three tokens that `generate()` of the whole model gives it."""
         found: Any = copy.deepcopy(model.text_decoder.generation_config)
         found.eos_token_id = model.config.text_config.sep_token_id

@@ -1,4 +1,4 @@
-"""BLIP's attention modules while they are traced: Hugging Face's compute products themselves and look no function up."""
+"""BLIP's attention modules while they are traced: Hugging Face's compute products, and look no function up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 from catp.export.graphs import operators
 
 
-def _vision(module: BlipAttention, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+def _vision(module: BlipAttention, hidden_states: torch.Tensor, **__: Any) -> tuple[torch.Tensor, None]:
     """[B,I,D] -> [B,I,D]; every token sees every other."""
     joint = module.qkv(hidden_states).unflatten(-1, (3, module.num_heads, module.head_dim))
     query, key, value = joint.permute(2, 0, 3, 1, 4)
@@ -25,7 +25,7 @@ def _text(
     attention_mask: torch.Tensor | None = None,
     encoder_hidden_states: torch.Tensor | None = None,
     cache: Any = None,
-    **_: Any,
+    **__: Any,
 ) -> tuple[torch.Tensor, None]:
     """[B,S,D] -> [B,S,H x d].
 

@@ -86,7 +86,7 @@ class PrunedVisionEncoder(torch.nn.Module):
         return (*outputs, *(left[:-1] if self.diagnostics else []))
 
     def _guide(self) -> torch.Tensor | None:
-        return self.guide if self.rule.reads_guidance else None
+        return self.get_buffer("guide") if self.rule.reads_guidance else None
 
     def _count(
         self, control: torch.Tensor, number: int, scores: torch.Tensor, evidence: TokenEvidence

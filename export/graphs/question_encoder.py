@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import BlipForQuestionAnswering
 
 from catp.export.graphs import Graph, interface_dtype
 from catp.export.graphs.blip_attention import heads
@@ -25,7 +24,7 @@ from catp.export.graphs.text_encoder import CROSS
 class QuestionEncoder(torch.nn.Module):
     """BLIP's text encoder, and the projections of its result into every decoder layer's keys and values."""
 
-    def __init__(self, model: BlipForQuestionAnswering) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.text_encoder = model.text_encoder
         readers: list[Any] = [layer.crossattention.self for layer in model.text_decoder.bert.encoder.layer]
@@ -46,7 +45,7 @@ class QuestionEncoder(torch.nn.Module):
         return keys, values
 
 
-def graph(model: BlipForQuestionAnswering) -> Graph:
+def graph(model: Any) -> Graph:
     batch, question, tokens = (torch.export.Dim(name) for name in ("batch", "question", "image_tokens"))
     dtype = next(model.text_encoder.parameters()).dtype
     return Graph(

@@ -50,8 +50,7 @@ def madtp_scores(state: LayerState, space_dict: np.ndarray) -> np.ndarray:
 
 def _given_and_cls(state: LayerState) -> tuple[np.ndarray, np.ndarray]:
     a, o = state.probabilities, np.linalg.norm(state.head_outputs, axis=-1)
-    given = np.zeros(state.positions.shape)
-    from_cls = np.zeros(state.positions.shape)
+    given, from_cls = np.zeros(state.positions.shape), np.zeros(state.positions.shape)
     for j in range(given.shape[1]):
         given[:, j] = a[:, :, 1:, 1 + j].max(1).sum(1)
         from_cls[:, j] = (a[:, :, 0, 1 + j] * o[:, :, 1 + j]).sum(1) / (o[:, :, 1 + j].sum(1) + 1e-8)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import BlipForQuestionAnswering
 
 from catp.export.graphs import Graph, answer_decoder, question_encoder
 from catp.export.language_models.base import set_parameters
@@ -36,20 +35,20 @@ class QuestionAnswering:
 
         if config.encoder_hidden_size != config.hidden_size:
             raise UsageError(
-                f"model {name}: config.json has image tokens of {config.encoder_hidden_size} numbers and text tokens of "
-                f"{config.hidden_size}; Hugging Face's BLIP can only answer where they are equally many"
+                f"model {name}: config.json has image tokens of {config.encoder_hidden_size} numbers and text tokens "
+                f"of {config.hidden_size}; Hugging Face's BLIP can only answer where they are equally many"
             )
 
-    def check(self, lm: BlipForQuestionAnswering, name: str) -> None:
+    def check(self, lm: Any, name: str) -> None:
         pass
 
-    def set_dtype(self, lm: BlipForQuestionAnswering, dtype: torch.dtype) -> None:
+    def set_dtype(self, lm: Any, dtype: torch.dtype) -> None:
         for part in (lm.text_encoder, lm.text_decoder):
             set_parameters(part, dtype)
 
-    def graphs(self, lm: BlipForQuestionAnswering) -> Iterator[Graph]:
+    def graphs(self, lm: Any) -> Iterator[Graph]:
         yield question_encoder.graph(lm)
         yield answer_decoder.graph(lm.text_decoder)
 
-    def max_positions(self, lm: BlipForQuestionAnswering) -> int | None:
+    def max_positions(self, lm: Any) -> int | None:
         return lm.config.text_config.max_position_embeddings

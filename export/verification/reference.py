@@ -17,7 +17,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from catp.export.checkpoints.loading import Checkpoint
 from catp.export.checkpoints.placeholder import placeholder_without_embedding
-from catp.export.families.query_tokens import cross_attention
+from catp.export.families.query_tokens import QueryTokens, cross_attention
 from catp.export.image_encoders.attention_maps import attention_of
 from catp.export.image_encoders.base import ImageEmbeds
 from catp.export.verification.continuations import CONTINUE, Greedy, cache_of, generated
@@ -170,7 +170,8 @@ class Reference:
         Args:
             instructions: of a family that reads them.
         """
-        model = self._model
+        model, family = self._model, self._checkpoint.family
+        assert isinstance(family, QueryTokens)
         cross = cross_attention(model.qformer)
         own = [layer.attention.attention for layer in model.qformer.encoder.layer]
         queries = model.query_tokens.expand(len(image_embeds), -1, -1)
@@ -189,7 +190,7 @@ class Reference:
             image_embeds=image_embeds,
             image_weights=image_weights,
         )
-        return self._checkpoint.family.projection(model)(embeds), evidence
+        return family.projection(model)(embeds), evidence
 
     @property
     def generates_text(self) -> bool:

@@ -75,6 +75,14 @@ def run(
         float | None,
         typer.Option(help="Of an encoder in the dynamic form; 0 prunes nothing.", rich_help_panel=_ENCODER),
     ] = None,
+    answers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXTS|FILE",
+            help='Choose from these in place of writing: "yes,no,2", a .txt file with one in each line, or a .json '
+            "file with a list. For models that answer by rank (BLIP).",
+        ),
+    ] = None,
     sample: Annotated[
         bool | None, typer.Option("--sample/--no-sample", help="Draw tokens at random.", rich_help_panel=_CHOICE)
     ] = None,
@@ -153,8 +161,26 @@ def run(
         "stop_strings": stop or None,
     }
     encoder = EncoderWish(parse_counts(encoder_kept), encoder_flops, encoder_temperature)
+    given = None if answers is None else read_answers(answers)
+    if given is not None:
+        unfit = [f"--{name.replace('_', '-')}" for name, value in overrides.items() if value is not None]
+        unfit += ["--stream"] * stream + ["--max-new-tokens"] * (max_new_tokens is not None)
+        unfit += (
+            ["--ratio"] * bool(ratio) + ["--keep-mass"] * (keep_mass is not None) + ["--positions"] * bool(positions)
+        )
+        if unfit:
+            raise UsageError(f"--answers ranks texts and writes none: leave out {', '.join(unfit)}")
     with busy("load the bundle"):
         pipeline = Pipeline.load(bundle, provider, threads=threads, engines=engines, verbose=verbose)
+    if given is not None:
+        with busy("rank the answers"):
+            rankings = pipeline.rank(images, prompt, given, encoder=encoder)
+        for path, text, ranking in zip(images, prompt, rankings):
+            if json_output:
+                print_json_line(json.dumps([found.to_dict() for found in ranking]))
+            else:
+                _print_answer(path, text, ranking[0].answer, len(prompt), len(image))
+        return
     if stream:
         for piece in pipeline.stream(
             images[0], prompt[0], ratio, positions, max_new_tokens, keep_mass, encoder=encoder, **overrides
@@ -163,16 +189,45 @@ def run(
         print_line()
         return
     with busy("answer"):
-        answers = pipeline.generate(
+        found = pipeline.generate(
             images, prompt, ratio, positions, max_new_tokens, keep_mass, encoder=encoder, **overrides
         )
-    for path, text, answer in zip(images, prompt, answers):
+    for path, text, answer in zip(images, prompt, found):
         if json_output:
             print_json_line(json.dumps(answer.to_dict()))
-        elif len(answers) == 1:
-            print_line(answer.answer)
         else:
-            print_line(f"{path}: {answer.answer}" if len(image) > 1 else f"{text} {answer.answer}".lstrip())
+            _print_answer(path, text, answer.answer, len(prompt), len(image))
+
+
+def _print_answer(path: Path, prompt: str, answer: str, prompts: int, images: int) -> None:
+    """One line, which begins with what tells it from the others."""
+    if prompts == 1:
+        print_line(answer)
+    else:
+        print_line(f"{path}: {answer}" if images > 1 else f"{prompt} {answer}".lstrip())
+
+
+def read_answers(text: str) -> list[str]:
+    """Texts separated by commas, or those of a file.
+
+    Raises:
+        UsageError: a file can't be read, or has something else in it.
+    """
+    path = Path(text)
+    if path.suffix not in (".txt", ".json"):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        content = path.read_text(encoding="utf-8")
+        found = json.loads(content) if path.suffix == ".json" else [line.strip() for line in content.splitlines()]
+        if not isinstance(found, list) or not all(isinstance(answer, str) for answer in found):
+            raise ValueError("not a list of texts")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(
+            f"--answers {text}: {reason}; give texts separated by commas, a .txt file with one in each line, or a "
+            ".json file with a list"
+        ) from None
+    return [answer for answer in found if answer]
 
 
 def parse_counts(text: str | None) -> tuple[int, ...] | None:

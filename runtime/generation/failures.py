@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from catp.runtime.bundle.generation_settings import GenerationSettings
-from catp.runtime.errors import UsageError
+from catp.runtime.errors import GraphError, UsageError
 
 quietly = np.errstate(all="ignore")
 """For functions that settings make overflow: what comes of it is looked at, and a warning besides says less."""
+
+
+@contextmanager
+def stage_named(stage: str) -> Iterator[None]:
+    """An error of a graph says in which stage of the work it came."""
+    try:
+        yield
+    except GraphError as error:
+        raise error.during(stage) from error
 
 
 def check_scores(scores: np.ndarray, settings: GenerationSettings, answered: int) -> None:

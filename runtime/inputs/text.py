@@ -63,10 +63,30 @@ class TextCodec:
             raise UsageError("prompt: it is empty, and this model's tokenizer adds no begin token; give a text")
         return ids
 
-    def _read(self, text: str) -> tuple[list[int], list[tuple[int, str]]]:
+    def encode_answer(self, answer: str) -> list[int]:
+        """Token ids of an answer, without any that the tokenizer would add.
+
+        Raises:
+            UsageError: it is not valid Unicode, has a special token that can't be read as text, or has no words.
+        """
+        check_unicode("answer", answer)
+        ids, marks = self._read(answer, bare=True)
+        if marks:
+            written = self._written.search(answer)
+            mark = written[0] if written else marks[0][1]
+            raise UsageError(f"answer {answer!r}: {mark!r} is a special token of this model's tokenizer")
+        if not ids:
+            raise UsageError(f"answer {answer!r}: it has no words")
+        return ids
+
+    def _read(self, text: str, bare: bool = False) -> tuple[list[int], list[tuple[int, str]]]:
         """Token ids of a text, and those of them that are no text though something in it became them, each with that:
-        special tokens, and the unknown one in what looks like a special token."""
-        encoding = self._tokenizer.encode(text)
+        special tokens, and the unknown one in what looks like a special token.
+
+        Args:
+            bare: without the tokens that the tokenizer adds.
+        """
+        encoding = self._tokenizer.encode(text, add_special_tokens=not bare)
         written = [match.span() for match in self._written.finditer(text)]
         marks = []
         for token, added, (start, end) in zip(encoding.ids, encoding.special_tokens_mask, encoding.offsets):

@@ -7,6 +7,7 @@ a generated token's is its cache slot. Padded prompts need no care beyond their 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 
@@ -113,7 +114,22 @@ class EncoderDecoderDecoding:
             if len(targets):
                 self._cache.copy_rows(engine, sources, self._cache, targets, self._slot)
             return
-        every = np.arange(len(rows))
+        self._spread(rows)
+
+    def branch(self, rows: np.ndarray) -> EncoderDecoderDecoding:
+        """After prefill, another decoding that goes on from it; this one stays as it is.
+
+        Args:
+            rows: int64 [R], the prompt that each of its rows goes on from.
+        """
+        other = copy.copy(self)
+        other.decode_seconds = []
+        other._spread(rows)
+        return other
+
+    def _spread(self, rows: np.ndarray) -> None:
+        """Go on with a row for each of `rows`, in memory of its own."""
+        engine, every = self._model.decoder, np.arange(len(rows))
         narrow, self._cache = self._cache, Cache(engine, self._model.decoder_graph, len(rows), self._cache.slots)
         narrow.copy_rows(engine, rows, self._cache, every, self._slot)
         cross = {}

@@ -1,4 +1,4 @@
-"""A question encoder that reads image tokens, and the decoder that writes the answer: an encoder-decoder model of BLIP's.
+"""A question encoder that reads image tokens, with a decoder that writes the answer: BLIP's encoder-decoder.
 
 `export/graphs/question_encoder.py` and `answer_decoder.py` are the other side of this contract.
 """

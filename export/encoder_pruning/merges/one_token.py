@@ -25,7 +25,7 @@ class OneToken:
             some = chosen.merges_any.item()
             torch._check(some >= 0)
             torch._check(some <= 1)
-            merged, position = merged[:, :some], position[:, :some]  # type: ignore[misc]
+            merged, position = merged[:, :some], position[:, :some]
         return Tokens(
             torch.cat([chosen.of(tokens.embeds), merged], 1), torch.cat([chosen.of(tokens.positions), position], 1), None
         )
