@@ -79,7 +79,7 @@ def export_bundle(
     positions: Positions = "original",
     precision: Precision = "fp32",
     diagnostics: bool = False,
-    encoder: EncoderOptions = EncoderOptions(),
+    encoder: EncoderOptions | None = None,
     overwrite: bool = False,
     step: Progress = silent,
     warn: Callable[[str], None] = lambda _: None,
@@ -99,7 +99,7 @@ def export_bundle(
         precision: of vision encoder and language model; Q-Former and votes stay float32.
         diagnostics: the Q-Former graph also outputs the other methods' scores and the attention of every query, for
             catp-eval, catp-explain and catp-calibrate.
-        encoder: pruning of image tokens inside the vision encoder; by default none.
+        encoder: pruning of image tokens inside the vision encoder; None: none.
         overwrite: replace an existing bundle.
         step: progress display.
         warn: called with what the user should know about the checkpoint.
@@ -110,6 +110,7 @@ def export_bundle(
         CatpError: the weights are broken, or the output can't be written.
     """
     check_mass(keep_mass)
+    encoder = encoder or EncoderOptions()
     encoder.check()
     asked = _asked_of_votes(ratio, keep_mass, method, options, positions)
     method = method or "catp"
@@ -205,8 +206,8 @@ def _prune_encoder(checkpoint: Checkpoint, options: EncoderOptions, diagnostics:
     family, config = checkpoint.family, checkpoint.model.config
     if family.votes:
         raise UsageError(
-            f"model {checkpoint.id}: {family.name} can't be exported with an encoder that prunes yet; accepted: BLIP for "
-            "question answering. Leave out the --encoder options"
+            f"model {checkpoint.id}: {family.name} can't be exported with an encoder that prunes yet; accepted: BLIP "
+            "for question answering. Leave out the --encoder options"
         )
     madtp = read_madtp(checkpoint.id, config.vision_config.hidden_size, checkpoint.revision)
     spec = plan_pruning(options, config, madtp.space_dict is not None, madtp.temperature)

@@ -427,9 +427,7 @@ class Pipeline:
         """Inputs of the image side that are made of prompts, by name; none where votes don't depend on them."""
         return self.image_side.instruct(prompts)
 
-    def encode(
-        self, pixel_values: np.ndarray, prompts: Sequence[str] = (), encoder: EncoderWish = DEFAULT
-    ) -> Encoded:
+    def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = (), encoder: EncoderWish = DEFAULT) -> Encoded:
         """Images encoded, with a prompt for each where votes depend on prompts."""
         return self.image_side.encode(pixel_values, prompts, encoder)
 

@@ -100,7 +100,8 @@ def export(
     encoder_kept: Annotated[
         str | None,
         typer.Option(
-            help="Instead of a share: tokens that each pruning layer keeps, such as 120,90,60.", rich_help_panel=_ENCODER
+            help="Instead of a share: tokens that each pruning layer keeps, such as 120,90,60.",
+            rich_help_panel=_ENCODER,
         ),
     ] = None,
     encoder_layers: Annotated[

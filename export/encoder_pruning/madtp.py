@@ -36,8 +36,8 @@ def wanted_tokens(scores: torch.Tensor, guidance: torch.Tensor, temperature: tor
     """How many tokens MADTP keeps of N: int64 [1], N where it prunes nothing.
 
     The same number for every image of a batch, as in the official code: the largest that one of them asks for. A
-    softmax over the tokens of guidance / temperature weighs the scores for each entry of the dictionary; above the least
-    of these averages, a token is kept.
+    softmax over the tokens of guidance / temperature weighs the scores for each entry of the dictionary; a token above
+    the least of these averages is kept.
 
     Args:
         scores: float32 [B, N].

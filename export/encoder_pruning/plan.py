@@ -11,6 +11,7 @@ from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, EncoderSizes
 from catp.runtime.bundle.encoder_schedules import even_schedule
 from catp.runtime.errors import UsageError
 
+
 @dataclass(frozen=True)
 class EncoderOptions:
     """Wishes for the pruning inside an encoder, as `catp-export` takes them."""
@@ -42,7 +43,9 @@ class EncoderOptions:
                 "--encoder-kept, and give --encoder-temperature"
             )
         if self.form == "schedule" and self.temperature is not None:
-            raise UsageError("--encoder-temperature: it is for --encoder-form dynamic; a schedule takes --encoder-flops")
+            raise UsageError(
+                "--encoder-temperature: it is for --encoder-form dynamic; a schedule takes --encoder-flops"
+            )
         if self.flops is not None and self.kept_tokens is not None:
             raise UsageError("--encoder-flops and --encoder-kept: give one of them")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
@@ -79,7 +82,7 @@ def plan_pruning(
     rule = make_rule(name)
     if rule.reads_guidance and not has_dictionary:
         raise UsageError(
-            f"--encoder-pruning {name}: the checkpoint has no space_dict, which MADTP is trained with (madtp.safetensors "
+            f"--encoder-pruning {name}: the checkpoint has no space_dict, which MADTP trains (madtp.safetensors "
             f"beside its weights); accepted without: {', '.join(r for r in RULES if not RULES[r].reads_guidance)}"
         )
     if options.form == "dynamic" and not rule.reads_guidance:

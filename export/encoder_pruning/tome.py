@@ -17,8 +17,8 @@ RECEIVER = 2.0
 
 @dataclass(frozen=True)
 class TokenMerging(ScoringRule):
-    """ToMe (arXiv 2210.09461, section 3): tokens at even places merge into the one at an odd place whose mean key has the
-    largest cosine with theirs; those that are least alike stay. At most half of the tokens of a layer merge.
+    """ToMe (arXiv 2210.09461, section 3): tokens at even places merge into the one at an odd place whose mean key has
+    the largest cosine with theirs; those that are least alike stay. At most half of the tokens of a layer merge.
     """
 
     name: ClassVar[str] = "tome"

@@ -6,8 +6,8 @@
 
 P layers prune, between attention and MLP. `kept_tokens` has a count for each; in the dynamic form the graph counts for
 itself, and says how many it kept: all that came in where it pruned nothing. CLS comes first and always stays;
-`kept_positions` has the patch that each other token was, -1 for one that was merged of several. With diagnostics, a tensor
-for each layer that prunes but the last, positions.{layer} int64 [B,N'], has the patches that it leaves.
+`kept_positions` has the patch that each other token was, -1 for one that was merged of several. With diagnostics, a
+tensor for each layer that prunes but the last, positions.{layer} int64 [B,N'], has the patches that it leaves.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class LayerAttention:
 
     Args:
         layer: with `layer_norm1` and `self_attn`, whose `qkv`, `projection`, `num_heads` and `scale` are BLIP's.
-        sizes: patches in each image token, float32 [B, N], where merged ones count as often (arXiv 2210.09461, section 3).
+        sizes: patches in each image token, float32 [B, N], where merged ones count as often (arXiv 2210.09461, section 3)
     """
 
     def __init__(self, layer: Any, hidden: torch.Tensor, sizes: torch.Tensor | None) -> None:

@@ -49,8 +49,10 @@ def madtp_scores(state: LayerState, space_dict: np.ndarray) -> np.ndarray:
 
 
 def _given_and_cls(state: LayerState) -> tuple[np.ndarray, np.ndarray]:
-    a, o = state.probabilities, np.linalg.norm(state.head_outputs, axis=-1)
-    given, from_cls = np.zeros(state.positions.shape), np.zeros(state.positions.shape)
+    a: np.ndarray = state.probabilities
+    o: np.ndarray = np.linalg.norm(state.head_outputs, axis=-1)
+    given = np.zeros_like(state.positions, np.float64)
+    from_cls = np.zeros_like(given)
     for j in range(given.shape[1]):
         given[:, j] = a[:, :, 1:, 1 + j].max(1).sum(1)
         from_cls[:, j] = (a[:, :, 0, 1 + j] * o[:, :, 1 + j]).sum(1) / (o[:, :, 1 + j].sum(1) + 1e-8)
@@ -167,7 +169,7 @@ def _attend(
 
 
 def _count(scores: np.ndarray, guidance: np.ndarray, temperature: float) -> tuple[int, np.ndarray]:
-    """The number of tokens that MADTP keeps of each picture of the batch, N where it prunes nothing; bool [B] in doubt."""
+    """How many tokens MADTP keeps of each picture of the batch, N where it prunes nothing; bool [B] in doubt."""
     tokens = scores.shape[1]
     if temperature <= 0:
         return tokens, np.zeros(len(scores), bool)

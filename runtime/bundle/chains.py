@@ -89,7 +89,9 @@ def _check_encoder(manifest: Manifest) -> None:
     elif pruning is not None:
         wanted = {"encoder_temperature": (1,)}
     if found != wanted:
-        raise ValueError(f"encoder_pruning: the vision encoder takes {found or 'pixels alone'}, not {wanted or 'those'}")
+        raise ValueError(
+            f"encoder_pruning: the vision encoder takes {found or 'pixels alone'}, not {wanted or 'those'}"
+        )
     outputs = {tensor.name for tensor in graph.outputs}
     for name in ("kept_positions",) * (pruning is not None) + ("kept_counts",) * ("encoder_temperature" in wanted):
         if name not in outputs:

@@ -1,4 +1,4 @@
-"""Pruning inside a vision encoder, as a bundle's manifest records it: rule, layers, schedule, and the work that is left."""
+"""Pruning inside a vision encoder, as a manifest records it: rule, layers, schedule, and the work that is left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Rule = Literal["madtp", "self-cls", "cls", "tome", "random"]
 """How image tokens are scored."""
 
 Merge = Literal["one", "nearest", "drop"]
-"""What becomes of tokens that are not kept: averaged into one more token, each into the nearest kept one, or nothing."""
+"""What becomes of tokens that are not kept: averaged into one more, each into the nearest kept one, or nothing."""
 
 Form = Literal["schedule", "dynamic"]
 """Whether the caller says how many tokens each layer keeps, or the graph counts for itself, from a temperature."""
@@ -55,19 +55,32 @@ class EncoderPruningSpec(Strict):
     form: Form
     layers: tuple[int, ...] = Field(min_length=1, description="those that prune, ascending, from 0")
     kept_tokens: tuple[int, ...] | None = Field(default=None, description="default schedule: a count for each of them")
-    temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="default of the dynamic form")
+    temperature: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="default of the dynamic form"
+    )
     source: str = Field(description="where the schedule or the temperature comes from")
     sizes: EncoderSizes
     gflops_dense: float = Field(gt=0, description="of the encoder for one image, a multiply-add being two")
-    gflops_pruned: float | None = Field(default=None, gt=0, description="with the default schedule; in the dynamic form "
-                                        "the mean over the images that the export was verified with")
+    gflops_pruned: float | None = Field(
+        default=None,
+        gt=0,
+        description="with the default schedule; in the dynamic form "
+        "the mean over the images that the export was verified with",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> EncoderPruningSpec:
-        if list(self.layers) != sorted(set(self.layers)) or not 0 <= self.layers[0] <= self.layers[-1] < self.sizes.layers:
+        if (
+            list(self.layers) != sorted(set(self.layers))
+            or not 0 <= self.layers[0] <= self.layers[-1] < self.sizes.layers
+        ):
             raise ValueError(f"layers: {list(self.layers)}, of an encoder with layers 0 to {self.sizes.layers - 1}")
-        if (self.kept_tokens is None) != (self.form == "dynamic") or (self.temperature is None) == (self.form == "dynamic"):
-            raise ValueError(f"the {self.form} form has a {'schedule' if self.form == 'schedule' else 'temperature'} alone")
+        if (self.kept_tokens is None) != (self.form == "dynamic") or (self.temperature is None) == (
+            self.form == "dynamic"
+        ):
+            raise ValueError(
+                f"the {self.form} form has a {'schedule' if self.form == 'schedule' else 'temperature'} alone"
+            )
         if self.form == "dynamic" and self.rule != "madtp":
             raise ValueError(f"rule: {self.rule} has no dynamic form, madtp has")
         if self.kept_tokens is not None:
@@ -95,7 +108,7 @@ class EncoderPruningSpec(Strict):
         given = ",".join(map(str, kept_tokens))
         if len(kept_tokens) != len(self.layers):
             raise UsageError(
-                f"encoder schedule {given}: {len(kept_tokens)} counts; this bundle's encoder prunes in {len(self.layers)} "
+                f"encoder schedule {given}: {len(kept_tokens)} counts; this encoder prunes in {len(self.layers)} "
                 f"layers ({', '.join(map(str, self.layers))}), give one for each"
             )
         tokens = self.sizes.patches

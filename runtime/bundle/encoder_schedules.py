@@ -18,7 +18,7 @@ def even_schedule(spec: EncoderPruningSpec, share: float) -> tuple[int, ...]:
     """The schedule in which each pruning layer keeps the same fraction of its tokens, with this share of the GFLOPs.
 
     Raises:
-        UsageError: it is no share, or so little work can't be reached, as layers before the first that prunes take more.
+        UsageError: it is no share, or so little work can't be reached: layers before the first that prunes take more.
     """
     if not 0 < share < 1:
         raise UsageError(f"encoder flops {share:g}: a share of the encoder's work, above 0 and below 1")
@@ -42,8 +42,8 @@ def even_schedule(spec: EncoderPruningSpec, share: float) -> tuple[int, ...]:
     left = spec.gflops(kept) / spec.gflops_dense
     if left > share + CLOSE:
         raise UsageError(
-            f"encoder flops {share:g}: pruning in layers {', '.join(map(str, spec.layers))} leaves at least {left:.2f} of "
-            "the encoder's work; give a larger share, or export with more or earlier layers that prune"
+            f"encoder flops {share:g}: pruning in layers {', '.join(map(str, spec.layers))} leaves at least {left:.2f} "
+            "of the encoder's work; give a larger share, or export with more or earlier layers that prune"
         )
     return kept
 

@@ -101,16 +101,19 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
 
 def describe_encoder(spec: EncoderPruningSpec) -> Iterator[str]:
     """The pruning inside the vision encoder: what decides, and layer by layer what is left."""
-    merges = {"one": "into one more token", "nearest": "into the nearest kept token", "drop": "into nothing"}[spec.merge]
+    merges = {"one": "into one more token", "nearest": "into the nearest kept token", "drop": "into nothing"}[
+        spec.merge
+    ]
     yield (
         f"vision encoder: {spec.rule} in {len(spec.layers)} of {spec.sizes.layers} layers, the others {merges}; "
         f"{spec.form} form, from {spec.source}"
     )
     if spec.kept_tokens is None:
-        yield f"  temperature {spec.temperature:g}: each batch of images has its own counts; dense {spec.gflops_dense:,.4g} GFLOPs"
+        yield f"  temperature {spec.temperature:g}; counts are each batch's own; dense {spec.gflops_dense:,.4g} GFLOPs"
         return
     work = spec.gflops(spec.kept_tokens)
-    yield f"  {work:,.4g} of {spec.gflops_dense:,.4g} GFLOPs an image ({work / spec.gflops_dense:.0%}), scores not counted"
+    share = f"{work:,.4g} of {spec.gflops_dense:,.4g} GFLOPs ({work / spec.gflops_dense:.0%})"
+    yield f"  {share} an image, scores not counted"
     kept = dict(zip(spec.layers, spec.kept_tokens))
     for layer, (tokens, left) in enumerate(spec.tokens_by_layer(spec.kept_tokens)):
         keeps = f"keeps {kept[layer]:,} of {tokens - 1:,} patches" if layer in kept else "prunes nothing"

@@ -68,7 +68,8 @@ def run(
     encoder_kept: Annotated[
         str | None,
         typer.Option(
-            help="Instead of a share: tokens that each pruning layer keeps, such as 120,90,60.", rich_help_panel=_ENCODER
+            help="Instead of a share: tokens that each pruning layer keeps, such as 120,90,60.",
+            rich_help_panel=_ENCODER,
         ),
     ] = None,
     encoder_temperature: Annotated[
@@ -239,7 +240,9 @@ def parse_counts(text: str | None) -> tuple[int, ...] | None:
     try:
         return None if text is None else tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--encoder-kept {text!r}: give whole numbers separated by commas, such as 120,90,60") from None
+        raise UsageError(
+            f"--encoder-kept {text!r}: give whole numbers separated by commas, such as 120,90,60"
+        ) from None
 
 
 app = make_app(run)

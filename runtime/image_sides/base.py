@@ -43,9 +43,7 @@ class ImageSide(Protocol):
         """
         ...
 
-    def encode(
-        self, pixel_values: np.ndarray, prompts: Sequence[str] = (), encoder: EncoderWish = DEFAULT
-    ) -> Encoded:
+    def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = (), encoder: EncoderWish = DEFAULT) -> Encoded:
         """Everything that is computed of an image before tokens are chosen; one entry serves every ratio.
 
         Args:

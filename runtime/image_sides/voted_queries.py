@@ -47,9 +47,7 @@ class VotedQueries:
         """pixel_values float32 [B, 3, H, W]."""
         return load_and_preprocess(images, self._manifest.image)
 
-    def encode(
-        self, pixel_values: np.ndarray, prompts: Sequence[str] = (), encoder: EncoderWish = DEFAULT
-    ) -> Encoded:
+    def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = (), encoder: EncoderWish = DEFAULT) -> Encoded:
         """Image embeddings of pixel_values float32 [B, 3, H, W], and the prompts' tokens if the Q-Former reads them.
 
         Raises:

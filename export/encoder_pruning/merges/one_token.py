@@ -27,5 +27,7 @@ class OneToken:
             torch._check(some <= 1)
             merged, position = merged[:, :some], position[:, :some]
         return Tokens(
-            torch.cat([chosen.of(tokens.embeds), merged], 1), torch.cat([chosen.of(tokens.positions), position], 1), None
+            torch.cat([chosen.of(tokens.embeds), merged], 1),
+            torch.cat([chosen.of(tokens.positions), position], 1),
+            None,
         )
