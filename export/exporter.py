@@ -23,15 +23,16 @@ from catp.export.checkpoints.residency import one_part_in_memory
 from catp.export.checkpoints.weightless import without_weights
 from catp.export.demo import CHECKPOINT, MODEL_ID
 from catp.export.demo import samples as demo_samples
-from catp.export.encoder_pruning.plan import EncoderOptions, plan_pruning
+from catp.export.encoder_pruning.plan import EncoderOptions, plan_pruning, plan_question_pruning
 from catp.export.image_encoders.pruned import PrunedEncoder
+from catp.export.language_models.pruned_question_answering import PrunedQuestionAnswering
 from catp.export.verification.emulation import WIDER
 from catp.export.verification.expected import Sample, compute_expected
 from catp.export.verification.parity import check_parity
 from catp.export.verification.reference import Reference, eos_token_ids
 from catp.export.voting import VotingMethod, make_method
 from catp.export.writing.writer import write_graph
-from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec
+from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, QuestionPruningSpec
 from catp.runtime.bundle.engine_sets import ENGINES, reusable_sets
 from catp.runtime.bundle.folder import Bundle, file_spec, write_manifest
 from catp.runtime.bundle.image_spec import ImageSpec
@@ -126,9 +127,9 @@ def export_bundle(
     with published(output, overwrite) as folder:
         with step(f"load {model}"):
             checkpoint = load_checkpoint(model, revision, None, adapter)
-        pruning = None
+        pruning = question_pruning = None
         if encoder.any:
-            pruning = _prune_encoder(checkpoint, encoder, diagnostics)
+            pruning, question_pruning = _prune_encoders(checkpoint, encoder, diagnostics)
         family = checkpoint.family
         if keep_mass is not None and not family.generates_text:
             raise UsageError(f"keep mass {keep_mass}: texts are scored after equally many tokens each; give a --ratio")
@@ -170,6 +171,7 @@ def export_bundle(
             if family.votes
             else None,
             encoder_pruning=pruning,
+            question_pruning=question_pruning,
             precision=precision,
             image=image,
             text=text,
@@ -201,8 +203,10 @@ def export_bundle(
     return Bundle(output, manifest)
 
 
-def _prune_encoder(checkpoint: Checkpoint, options: EncoderOptions, diagnostics: bool) -> EncoderPruningSpec:
-    """The pruning inside a checkpoint's encoder, which its family exports from here on."""
+def _prune_encoders(
+    checkpoint: Checkpoint, options: EncoderOptions, diagnostics: bool
+) -> tuple[EncoderPruningSpec, QuestionPruningSpec | None]:
+    """The pruning inside a checkpoint's encoders, which its family exports from here on."""
     family, config = checkpoint.family, checkpoint.model.config
     if family.votes:
         raise UsageError(
@@ -212,8 +216,12 @@ def _prune_encoder(checkpoint: Checkpoint, options: EncoderOptions, diagnostics:
     madtp = read_madtp(checkpoint.id, config.vision_config.hidden_size, checkpoint.revision)
     spec = plan_pruning(options, config, madtp.space_dict is not None, madtp.temperature)
     encoder = PrunedEncoder(family.image_encoder.side, spec, madtp.space_dict, diagnostics)
-    checkpoint.family = family.with_encoder(encoder)
-    return spec
+    family = family.with_encoder(encoder)
+    question = plan_question_pruning(options, spec, config.text_config.num_hidden_layers)
+    if question is not None:
+        family = family.with_language(PrunedQuestionAnswering(question, madtp.space_dict))
+    checkpoint.family = family
+    return spec, question
 
 
 def _asked_of_votes(

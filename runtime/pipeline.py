@@ -295,7 +295,7 @@ class Pipeline:
         pruned = self.prune(encoded, self.num_kept())
         ranked = []
         for ids, image in zip(token_ids, image_of):  # each by itself: no question is padded
-            batch = Batch(pruned.kept_embeds, pruned.kept_indices, 0, [ids], [image])
+            batch = Batch(pruned.kept_embeds, pruned.kept_indices, 0, [ids], [image], pruned.temperature)
             found = rank(model, batch, candidates, k, rows)
             ranked.append([RankedAnswer(answers[index], score) for index, score in found])
         return ranked
@@ -390,7 +390,7 @@ class Pipeline:
             images = None
         stop = tuple(string.encode() for string in settings.stop_strings)
         return Request(
-            Batch(pruned.kept_embeds, where, start, prompts, images),
+            Batch(pruned.kept_embeds, where, start, prompts, images, pruned.temperature),
             self._contexts(prompts, pruned.frames),
             self._limits(prompts, max_new_tokens, settings, pruned.frames),
             Ending(frozenset(self.manifest.text.eos_token_ids), StopStrings(stop, self._text.piece) if stop else None),

@@ -125,6 +125,13 @@ def export(
         float | None,
         typer.Option(help="Default of the dynamic form. Default: the checkpoint's.", rich_help_panel=_ENCODER),
     ] = None,
+    text_encoder_flops: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the question encoder's work that remains (little is saved). Default: all of it.",
+            rich_help_panel=_ENCODER,
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle.")] = Path("catp-bundle"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     list_families: Annotated[
@@ -181,6 +188,7 @@ def export(
             parse_counts(encoder_kept),
             encoder_merge,
             encoder_temperature,
+            text_encoder_flops,
         ),
         overwrite=overwrite,
         step=busy,

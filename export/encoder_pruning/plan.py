@@ -7,7 +7,14 @@ from typing import Any
 
 from catp.export.encoder_pruning import RULES, make_rule
 from catp.export.image_encoders.sizes import pair
-from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, EncoderSizes, Form, Merge, dense_gflops
+from catp.runtime.bundle.encoder_pruning import (
+    EncoderPruningSpec,
+    EncoderSizes,
+    Form,
+    Merge,
+    QuestionPruningSpec,
+    dense_gflops,
+)
 from catp.runtime.bundle.encoder_schedules import even_schedule
 from catp.runtime.errors import UsageError
 
@@ -23,6 +30,7 @@ class EncoderOptions:
     kept_tokens: tuple[int, ...] | None = None  # instead of a share
     merge: Merge | None = None  # None: the rule's own
     temperature: float | None = None  # None: the checkpoint's
+    text_flops: float | None = None  # share of the question encoder's work that remains; None: it prunes nothing
 
     @property
     def any(self) -> bool:
@@ -45,6 +53,14 @@ class EncoderOptions:
         if self.form == "schedule" and self.temperature is not None:
             raise UsageError(
                 "--encoder-temperature: it is for --encoder-form dynamic; a schedule takes --encoder-flops"
+            )
+        if self.text_flops is not None and not 0 < self.text_flops < 1:
+            raise UsageError(
+                f"--text-encoder-flops {self.text_flops:g}: a share of that encoder's work, above 0 and below 1"
+            )
+        if self.text_flops is not None and self.form == "dynamic":
+            raise UsageError(
+                "--text-encoder-flops: in the dynamic form that encoder counts by the temperature too; leave it out"
             )
         if self.flops is not None and self.kept_tokens is not None:
             raise UsageError("--encoder-flops and --encoder-kept: give one of them")
@@ -114,6 +130,31 @@ def plan_pruning(
 def _made(spec: EncoderPruningSpec, **values: Any) -> EncoderPruningSpec:
     given = {name: getattr(spec, name) for name in spec.model_fields_set}
     return EncoderPruningSpec(**given, **values)
+
+
+def plan_question_pruning(options: EncoderOptions, spec: EncoderPruningSpec, layers: int) -> QuestionPruningSpec | None:
+    """The pruning of a question encoder with so many layers beside an image encoder's; None where there is none.
+
+    In the dynamic form it prunes as in the paper. A schedule is a fraction of each question's tokens, for these differ
+    in length, and only where it was asked for: at the length of a question little is saved.
+    """
+    if spec.form == "dynamic":
+        return QuestionPruningSpec(rule=spec.rule, form="dynamic", temperature=spec.temperature, source=spec.source)
+    share = options.text_flops
+    if share is None:
+        return None
+    rule = spec.rule if RULES[spec.rule].reads_maps else "self-cls"
+    fraction = min((t / 1000 for t in range(1, 1000)), key=lambda f: abs(_text_share(f, layers) - share))
+    return QuestionPruningSpec(rule=rule, form="schedule", fraction=fraction, source=f"--text-encoder-flops {share:g}")
+
+
+def _text_share(fraction: float, layers: int) -> float:
+    """Work that remains where every layer keeps this fraction, of projections and MLPs, which grow with the tokens.
+
+    A layer's self-attention has 4 products of W x W for each token that comes in, its cross-attention 2 and its MLP 8
+    for each one that is left.
+    """
+    return sum(4 * fraction**layer + 10 * fraction ** (layer + 1) for layer in range(layers)) / (14 * layers)
 
 
 def _layers(text: str, available: int) -> tuple[int, ...]:

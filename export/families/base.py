@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -36,10 +37,20 @@ class Family:
         self.image_encoder = image_encoder
         self.language = language
 
+    def standing_in(self, model: Any) -> AbstractContextManager[None]:
+        """While it lasts, Hugging Face's own methods of `model` prune as the exported graphs do."""
+        return self.image_encoder.standing_in(model)
+
     def with_encoder(self, image_encoder: ImageEncoder) -> Family:
         """The same family with another image encoder."""
         family = copy.copy(self)
         family.image_encoder = image_encoder
+        return family
+
+    def with_language(self, language: LanguagePart) -> Family:
+        """The same family with another language model."""
+        family = copy.copy(self)
+        family.language = language
         return family
 
     @property

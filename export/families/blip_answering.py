@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import BlipForQuestionAnswering, GenerationConfig
@@ -22,6 +24,11 @@ class BlipAnswering(Family):
 
     def model_class(self) -> type[BlipForQuestionAnswering]:
         return BlipForQuestionAnswering
+
+    @contextmanager
+    def standing_in(self, model: Any) -> Iterator[None]:
+        with super().standing_in(model), self.language.standing_in(model):  # type: ignore[attr-defined]
+            yield
 
     def language_model(self, model: Any) -> Any:
         """The model itself: what generates is its decoder, which shares nothing with the encoder but the size."""

@@ -120,7 +120,7 @@ class LayerAttention:
 
     Args:
         layer: with `layer_norm1` and `self_attn`, whose `qkv`, `projection`, `num_heads` and `scale` are BLIP's.
-        sizes: patches in each image token, float32 [B, N], where merged ones count as often (arXiv 2210.09461, section 3)
+        sizes: patches in each image token, float32 [B, N], where merged ones count as often (arXiv 2210.09461)
     """
 
     def __init__(self, layer: Any, hidden: torch.Tensor, sizes: torch.Tensor | None) -> None:
@@ -186,4 +186,16 @@ def graph(module: PrunedVisionEncoder, height: int, width: int) -> Graph:
         input_names=["pixel_values", name],
         output_names=outputs,
         dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}, "control": None},
+        dimension_names=_dimension_names(module),
     )
+
+
+def _dimension_names(module: PrunedVisionEncoder) -> dict[str, str]:
+    """Sizes that are read from tensors have no names while tracing: the u-th of them that are left in the end."""
+    last = len(module.layers) - 1
+    if module.form == "dynamic":
+        left, more = f"u{2 * last} + u{2 * last + 1}", 0
+    else:
+        left, more = f"u{last}", module.merging.adds
+    patches = f"{left} + {more}" if more else left
+    return {patches: "image_patches", f"{left} + {more + 1}": "image_tokens"}

@@ -92,6 +92,14 @@ _SCORES: dict[Rule, Callable[[LayerState], np.ndarray]] = {
 }  # fmt: skip
 
 
+def score_tokens(rule: Rule, state: LayerState, space_dict: np.ndarray | None) -> np.ndarray:
+    """A rule's scores, float64 [B, N]."""
+    if rule != "madtp":
+        return _SCORES[rule](state)
+    assert space_dict is not None
+    return madtp_scores(state, space_dict)
+
+
 @torch.no_grad()
 def encode(
     vision_model: Any,
@@ -120,16 +128,12 @@ def encode(
         hidden = hidden + output
         if index in layers:
             guide = None if space_dict is None else space_dict.double().numpy()
-            if rule == "madtp":
-                assert guide is not None
-                scores = madtp_scores(state, guide)
-            else:
-                scores = _SCORES[rule](state)
+            scores = score_tokens(rule, state, guide)
             if kept_tokens is not None:
                 count = kept_tokens[list(layers).index(index)]
             else:
                 assert guide is not None and temperature is not None
-                count, unsure = _count(scores, state.tokens[:, 1:] @ guide.T, temperature)
+                count, unsure = count_tokens(scores, state.tokens[:, 1:] @ guide.T, temperature)
                 in_doubt |= unsure
             counts.append(count)
             if count < scores.shape[1]:
@@ -168,7 +172,7 @@ def _attend(
     )
 
 
-def _count(scores: np.ndarray, guidance: np.ndarray, temperature: float) -> tuple[int, np.ndarray]:
+def count_tokens(scores: np.ndarray, guidance: np.ndarray, temperature: float) -> tuple[int, np.ndarray]:
     """How many tokens MADTP keeps of each picture of the batch, N where it prunes nothing; bool [B] in doubt."""
     tokens = scores.shape[1]
     if temperature <= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -49,6 +50,10 @@ class QuestionAnswering:
     def graphs(self, lm: Any) -> Iterator[Graph]:
         yield question_encoder.graph(lm)
         yield answer_decoder.graph(lm.text_decoder)
+
+    def standing_in(self, lm: Any) -> AbstractContextManager[None]:
+        """While it lasts, Hugging Face's own text encoder prunes as the exported one does: nothing."""
+        return nullcontext()
 
     def max_positions(self, lm: Any) -> int | None:
         return lm.config.text_config.max_position_embeddings

@@ -203,7 +203,7 @@ class Reference:
     @torch.no_grad()
     def answer(self, pixel_values: torch.Tensor, question_ids: Sequence[int], max_new_tokens: int) -> Greedy:
         """Hugging Face `generate()`, greedy, of a model that reads image tokens: one image [1, 3, H, W]."""
-        with self._checkpoint.family.image_encoder.standing_in(self._model):
+        with self._checkpoint.family.standing_in(self._model):
             output = self._model.generate(
                 input_ids=torch.tensor([list(question_ids)]),
                 attention_mask=torch.ones(1, len(question_ids), dtype=torch.long),

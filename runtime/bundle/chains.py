@@ -98,6 +98,16 @@ def _check_encoder(manifest: Manifest) -> None:
             raise ValueError(f"encoder_pruning: the vision encoder does not output {name}")
 
 
+def _check_question_encoder(manifest: Manifest) -> None:
+    """Raises ValueError where the question encoder's tensors are not those of the pruning that the manifest names."""
+    pruning, graph = manifest.question_pruning, manifest.graphs["question_encoder"]
+    counts = any(tensor.name == "encoder_temperature" for tensor in graph.inputs)
+    if counts != (pruning is not None and pruning.form == "dynamic"):
+        raise ValueError("question_pruning: the question encoder's form is another one")
+    if (pruning is not None) != any(tensor.name == "encoded_lengths" for tensor in graph.outputs):
+        raise ValueError("question_pruning: the question encoder outputs no encoded_lengths, or nothing prunes there")
+
+
 def _check_image_tokens(manifest: Manifest) -> None:
     _check_encoder(manifest)
     if manifest.vote is not None:
@@ -123,7 +133,10 @@ IMAGE_STAGES: dict[str, tuple[Stage, ...]] = {
 LANGUAGE_STAGES: dict[LanguageKind, tuple[Stage, ...]] = {
     "decoder-only": (Stage("language_model", ("prefill", "decode")),),
     "encoder-decoder": (Stage("text_encoder", ("prefill",)), Stage("text_decoder", ("prefill", "decode"))),
-    "question-answering": (Stage("question_encoder", ("prefill",)), Stage("answer_decoder", ("prefill", "decode"))),
+    "question-answering": (
+        Stage("question_encoder", ("prefill",), _check_question_encoder),
+        Stage("answer_decoder", ("prefill", "decode")),
+    ),
     "none": (Stage("text_embedding", ("text",)), Stage("image_text_matching", ("match",))),
 }
 """Language parts, which follow an image side, by kind of language model."""

@@ -144,6 +144,37 @@ class EncoderPruningSpec(Strict):
         return self.sizes.patch_gflops + sum(self.sizes.layer_gflops(*row) for row in rows)
 
 
+class QuestionPruningSpec(Strict):
+    """How many tokens of a question each layer of a text encoder keeps; the others become one more."""
+
+    rule: Rule
+    form: Form
+    fraction: float | None = Field(
+        default=None, gt=0, lt=1, description="of a question's tokens, rounded up, by every layer; three decimals"
+    )
+    temperature: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="default of the dynamic form"
+    )
+    source: str = Field(description="where the fraction or the temperature comes from")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> QuestionPruningSpec:
+        if (self.fraction is None) != (self.form == "dynamic") or (self.temperature is None) == (
+            self.form == "dynamic"
+        ):
+            raise ValueError(
+                f"the {self.form} form has a {'fraction' if self.form == 'schedule' else 'temperature'} alone"
+            )
+        if self.form == "dynamic" and self.rule != "madtp":
+            raise ValueError(f"rule: {self.rule} has no dynamic form, madtp has")
+        return self
+
+    @property
+    def thousandths(self) -> int | None:
+        """The fraction as a whole number, so that rounding up is the same everywhere."""
+        return None if self.fraction is None else round(1000 * self.fraction)
+
+
 def dense_gflops(sizes: EncoderSizes) -> float:
     """Work of the encoder for one image, with every token in every layer."""
     tokens = sizes.patches + 1

@@ -48,6 +48,7 @@ INPUTS: Final[dict[str, Tensors]] = {
 """All inputs of each graph, but for `OPTIONAL`."""
 
 OPTIONAL: Final[dict[str, Tensors]] = {
+    "question_encoder": {"encoder_temperature": ("float32", "n")},
     "vision_encoder": {"kept_tokens": ("int64", "n"), "encoder_temperature": ("float32", "n")},
     "qformer_voting": {
         "image_weights": ("float", "?n"),

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from catp.runtime.bundle.chains import DECODE_GRAPH, Chain, LanguageKind, find_chain, made_from
-from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec
+from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, QuestionPruningSpec
 from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings
 from catp.runtime.bundle.image_spec import ImageSpec
 from catp.runtime.bundle.interfaces import check_interfaces
@@ -237,6 +237,7 @@ class Manifest(Strict):
     model: ModelSpec
     vote: PruningSpec | None = Field(default=None, alias="pruning", description="of query tokens")
     encoder_pruning: EncoderPruningSpec | None = Field(default=None, description="of image tokens, in the encoder")
+    question_pruning: QuestionPruningSpec | None = Field(default=None, description="of tokens, in the question encoder")
     precision: Precision
     image: ImageSpec
     text: TextSpec
@@ -278,8 +279,9 @@ class Manifest(Strict):
     def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A bundle without such pruning is one that older programs read, which know no such field."""
         fields: dict[str, Any] = serialize(self)
-        if self.encoder_pruning is None:
-            fields.pop("encoder_pruning", None)
+        for name in ("encoder_pruning", "question_pruning"):
+            if getattr(self, name) is None:
+                fields.pop(name, None)
         return fields
 
     @property

@@ -55,7 +55,7 @@ class ImageTokens:
     def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = (), encoder: EncoderWish = DEFAULT) -> Encoded:
         """image_embeds [B, I, Dv] of pixel_values float32 [B, 3, H, W], and kept_positions if the encoder prunes."""
         control = encoder.inputs(self._manifest.encoder_pruning, self._manifest.model.family)
-        return self._vision.bind({"pixel_values": pixel_values, **control}).run()
+        return {**self._vision.bind({"pixel_values": pixel_values, **control}).run(), **control}
 
     def prune(self, encoded: Encoded, kept: int) -> Pruned:
         """Every token of the encoder, in the engine's memory: CLS is 0, patch i is 1 + i, a merged token -1."""
@@ -64,9 +64,9 @@ class ImageTokens:
         if "kept_positions" not in encoded:
             return Pruned(np.tile(np.arange(tokens), (rows, 1)), embeds)
         patches = to_host(encoded["kept_positions"])
-        return Pruned(
-            np.concatenate([np.zeros((rows, 1), np.int64), np.where(patches < 0, -1, patches + 1)], 1), embeds
-        )
+        indices = np.concatenate([np.zeros((rows, 1), np.int64), np.where(patches < 0, -1, patches + 1)], 1)
+        control = encoded.get("encoder_temperature")
+        return Pruned(indices, embeds, temperature=None if control is None else float(to_host(control)[0]))
 
     def votes(self, encoded: Encoded) -> Votes:
         """Raises UsageError: there are none."""

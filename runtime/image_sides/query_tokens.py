@@ -19,6 +19,9 @@ class Pruned:
     kept_indices: Value  # int64 [B, k] ascending
     kept_embeds: Value  # [B, k, Dl]
     frames: int = 1  # whose tokens stand one after another in each row
+    temperature: float | None = (
+        None  # by which a vision encoder in the dynamic form counted; a question encoder does too
+    )
 
     @functools.cached_property
     def indices(self) -> np.ndarray:

@@ -29,6 +29,7 @@ class Batch:
     text_start: int  # position of each prompt's first token, likewise
     prompts: Sequence[Sequence[int]]  # B lists of at least one token id; of different length if need be
     images: Sequence[int] | None = None  # per prompt, its row of the prefix; None: row by row, and I is B
+    temperature: float | None = None  # of an encoder that counts the tokens it keeps of a prompt; None: the bundle's
 
 
 class Decoding(Protocol):

@@ -9,7 +9,7 @@ import torch
 from catp.export.encoder_pruning import RULES, TokenEvidence, make_rule
 from catp.export.encoder_pruning.madtp import wanted_tokens
 from catp.export.encoder_pruning.merges import MERGES, Chosen, Tokens
-from catp.export.image_encoders.pruned_reference import _SCORES, LayerState, _count, madtp_scores
+from catp.export.image_encoders.pruned_reference import LayerState, count_tokens, score_tokens
 from catp.runtime.errors import UsageError
 
 B, H, N, D, W, T = 3, 2, 11, 4, 8, 5
@@ -46,7 +46,7 @@ def state_of(evidence: TokenEvidence) -> LayerState:
 @pytest.mark.parametrize("name", RULES)
 def test_scores_are_those_of_the_paper(name: str, evidence: TokenEvidence) -> None:
     state = state_of(evidence)
-    wanted = madtp_scores(state, np.eye(T)) if name == "madtp" else _SCORES[name](state)  # type: ignore[index]
+    wanted = score_tokens(name, state, np.eye(T))  # type: ignore[arg-type]
     np.testing.assert_allclose(make_rule(name).scores(evidence).numpy(), wanted, rtol=2e-6, atol=1e-6)
 
 
@@ -71,7 +71,7 @@ def test_counts_are_those_of_the_batch(temperature: float, evidence: TokenEviden
     assert evidence.guidance is not None
     scores = make_rule("madtp").scores(evidence)
     found = wanted_tokens(scores, evidence.guidance, torch.tensor([temperature]))
-    wanted, _ = _count(scores.double().numpy(), evidence.guidance.double().numpy(), temperature)
+    wanted, _ = count_tokens(scores.double().numpy(), evidence.guidance.double().numpy(), temperature)
     assert found.tolist() == [wanted]
 
 

@@ -1,0 +1,52 @@
+"""BLIP's text encoder with layers that prune tokens of the question, and the decoder that writes the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import BlipForQuestionAnswering
+
+from catp.export.encoder_pruning import make_rule
+from catp.export.graphs import Graph, answer_decoder
+from catp.export.graphs.pruned_question_encoder import PrunedQuestionEncoder, graph
+from catp.export.language_models.pruned_question_reference import encode
+from catp.export.language_models.question_answering import QuestionAnswering
+from catp.runtime.bundle.encoder_pruning import QuestionPruningSpec
+
+
+class PrunedQuestionAnswering(QuestionAnswering):
+    """As without pruning; the question encoder also says how many tokens of each question are left."""
+
+    def __init__(self, spec: QuestionPruningSpec, space_dict: torch.Tensor | None) -> None:
+        self.spec, self.space_dict = spec, space_dict
+
+    def graphs(self, lm: BlipForQuestionAnswering) -> Iterator[Graph]:
+        module = PrunedQuestionEncoder(lm, make_rule(self.spec.rule), self.space_dict, self.spec.thousandths)
+        yield graph(module, lm)
+        yield answer_decoder.graph(lm.text_decoder)
+
+    @contextmanager
+    def standing_in(self, lm: BlipForQuestionAnswering) -> Iterator[None]:
+        text_encoder: Any = lm.text_encoder
+
+        def forward(input_ids: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, ...]:
+            spec = self.spec
+            found = encode(
+                text_encoder,
+                input_ids,
+                encoder_hidden_states,
+                spec.rule,
+                spec.thousandths,
+                spec.temperature,
+                self.space_dict,
+            )
+            return (found,)
+
+        text_encoder.forward = forward
+        try:
+            yield
+        finally:
+            del text_encoder.forward
