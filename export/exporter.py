@@ -104,7 +104,7 @@ def export_bundle(
         CatpError: the weights are broken, or the output can't be written.
     """
     check_mass(keep_mass)
-    asked = _asked_of_votes(ratio, keep_mass, method, options, positions, diagnostics)
+    asked = _asked_of_votes(ratio, keep_mass, method, options, positions)
     method = method or "catp"
     ratio = check_ratio((0.0 if method == "none" else 0.5) if ratio is None else ratio)
     voting = make_method(method, options)
@@ -125,6 +125,8 @@ def export_bundle(
             raise UsageError(f"keep mass {keep_mass}: frames of a video keep equally many tokens each; give a --ratio")
         if asked and not family.votes:
             raise UsageError(f"{asked}: {family.name} has no query tokens and keeps every image token; leave it out")
+        if diagnostics and not family.votes:
+            warn(f"diagnostics: {family.name} has no votes, so there are none")
         if family.votes:
             voting.cross_layers(family.cross_layers(checkpoint.model))  # refuses layers that do not exist
         dtype = DTYPES[precision]
@@ -193,7 +195,6 @@ def _asked_of_votes(
     method: str | None,
     options: Mapping[str, Any] | None,
     positions: Positions,
-    diagnostics: bool,
 ) -> str | None:
     """The first argument that asks something of a vote, in words."""
     asked = {
@@ -202,7 +203,6 @@ def _asked_of_votes(
         f"method {method}": method not in (None, "none"),
         ", ".join(options or ()): bool(options),
         f"positions {positions}": positions != "original",
-        "diagnostics": diagnostics,
     }
     return next((words for words, given in asked.items() if given), None)
 

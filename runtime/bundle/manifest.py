@@ -280,6 +280,11 @@ class Manifest(Strict):
             raise UsageError(f"bundle of {self.model.id} ({self.model.family}): it votes for no query tokens")
         return self.vote
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that describe an image before any is left out: query tokens, or image tokens where none vote."""
+        return self.vote.num_query_tokens if self.vote else int(self.tensor("image_embeds").shape[1])
+
     def tensor(self, name: str) -> TensorSpec:
         """The input or output of that name, of the first graph that has one.
 

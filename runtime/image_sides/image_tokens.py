@@ -11,7 +11,7 @@ from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
 from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.inputs.images import load_and_preprocess
-from catp.runtime.providers.base import Provider
+from catp.runtime.providers.base import Provider, to_host
 from catp.runtime.pruning import check_mass, check_ratio
 
 
@@ -30,7 +30,7 @@ class ImageTokens:
         """
         if ratio is not None and check_ratio(ratio) > 0:
             raise UsageError(f"ratio {ratio}: {self._why}; leave the ratio out")
-        return int(self._manifest.tensor("image_embeds").shape[1])
+        return self._manifest.tokens
 
     def check_mass(self, mass: float | None) -> None:
         """Raises UsageError where a share of votes is asked for: there are none."""
@@ -60,8 +60,9 @@ class ImageTokens:
         return Pruned(np.tile(np.arange(tokens), (rows, 1)), embeds)
 
     def votes(self, encoded: Encoded) -> Votes:
-        """Raises UsageError: there are none."""
-        raise UsageError(f"votes: {self._why}")
+        """Every token, with as many votes as any other, in host memory."""
+        embeds = to_host(encoded["image_embeds"])
+        return Votes(embeds, {"token_scores": np.zeros(embeds.shape[:2], np.float32)})
 
     def by_mass(self, encoded: Encoded, mass: float) -> list[tuple[list[int], Pruned]]:
         """Raises UsageError: there are no votes to keep a share of."""
