@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from catp.runtime.bundle.chains import READ_IMAGE_TOKENS
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import UsageError
+
+
+def check_votes(bundle: Bundle, command: str) -> None:
+    """Refuse a bundle that has no votes of an image to work on.
+
+    Raises:
+        UsageError: nothing votes, or its Q-Former reads the prompt as well.
+    """
+    manifest = bundle.manifest
+    if manifest.vote is None:
+        raise UsageError(
+            f"{command}: bundle {bundle.path} is {manifest.model.family}, which votes for no query tokens and keeps "
+            "every image token; accepted: BLIP-2"
+        )
+    check_image_votes(bundle, command)
 
 
 def check_image_votes(bundle: Bundle, command: str) -> None:
@@ -33,6 +49,16 @@ def check_answers(bundle: Bundle, command: str) -> None:
             "with a language model"
         )
     check_image_votes(bundle, command)
+
+
+def check_calibrated(bundle: Bundle, command: str) -> None:
+    """Refuse a bundle whose graphs can't be quantised.
+
+    Raises:
+        UsageError: it is neither BLIP-2 with a decoder-only language model nor BLIP for question answering.
+    """
+    if bundle.manifest.model.language not in READ_IMAGE_TOKENS:
+        check_decoder_only(bundle, command)
 
 
 def check_decoder_only(bundle: Bundle, command: str) -> None:

@@ -135,10 +135,10 @@ def export_bundle(
             raise UsageError(f"keep mass {keep_mass}: texts are scored after equally many tokens each; give a --ratio")
         if keep_mass is not None and family.frames is not None:
             raise UsageError(f"keep mass {keep_mass}: frames of a video keep equally many tokens each; give a --ratio")
-        if diagnostics and not family.votes and pruning is None:
-            raise UsageError(f"diagnostics: {family.name} chooses no tokens; leave it out, or prune its --encoder")
         if asked and not family.votes:
             raise UsageError(f"{asked}: {family.name} has no query tokens and keeps every image token; leave it out")
+        if diagnostics and not family.votes and pruning is None:
+            warn(f"diagnostics: {family.name} has no votes, so there are none")
         if family.votes:
             voting.cross_layers(family.cross_layers(checkpoint.model))  # refuses layers that do not exist
         dtype = DTYPES[precision]

@@ -48,15 +48,18 @@ def read_images(pipeline: Pipeline, batch: Sequence[VqaExample]) -> tuple[dict[s
 
 
 def read_prompt(pipeline: Pipeline, question: VqaExample) -> tuple[list[int], str | None]:
-    """Token ids of a question's prompt, and why it can't be asked; None where it can."""
+    """Token ids of a question's prompt, and why it can't be asked; None where it can.
+
+    A model that reads image tokens is asked the bare question, as BLIP was trained.
+    """
+    manifest = pipeline.manifest
     try:
-        token_ids = pipeline.tokenize(question.prompt)
+        token_ids = pipeline.tokenize(question.prompt if manifest.vote else question.question)
     except UsageError as error:
         return [], str(error)
-    manifest = pipeline.manifest
     if manifest.text.max_positions is None:
         return token_ids, None
-    room = manifest.text.max_positions - manifest.pruning.num_query_tokens
+    room = manifest.text.max_positions - (manifest.tokens if manifest.vote else 0)
     too_long = f"prompt of {len(token_ids)} tokens: this model takes {room}"
     return token_ids, too_long if len(token_ids) > room else None
 
@@ -79,7 +82,7 @@ class Answerer:
         self._seed = seed
         self._batch_size = batch_size
         self._outputs = score_outputs(pipeline.manifest)
-        self._num_query_tokens = pipeline.manifest.pruning.num_query_tokens
+        self._tokens = pipeline.manifest.tokens
 
     def answer(self, batch: Sequence[VqaExample]) -> list[Prediction]:
         """One prediction for each question; those that can't be asked say why.
@@ -114,7 +117,7 @@ class Answerer:
             images: int64 [B], the row of `votes` that each question is about.
         """
         scores = {
-            method: np.stack([random_scores(self._seed, question.id, self._num_query_tokens) for question in questions])
+            method: np.stack([random_scores(self._seed, question.id, self._tokens) for question in questions])
             if method == RANDOM
             else votes.outputs[self._outputs[method]][images]
             for method in {setting.method for setting in self._settings}
@@ -123,7 +126,7 @@ class Answerer:
         for setting in self._settings:
             for row, kept in enumerate(kept_tokens(setting, scores[setting.method])):
                 # With every token kept there are no gaps to close.
-                positions = setting.positions if len(kept) < self._num_query_tokens else "original"
+                positions = setting.positions if len(kept) < self._tokens else "original"
                 cases[row].append((row, positions, tuple(kept.tolist())))
         return cases
 

@@ -76,7 +76,7 @@ class AccuracyReport(Strict):
     precision: str = Field(description="of the bundle, and what was quantised")
     method: str = Field(description="the bundle's own")
     method_options: dict[str, Any]
-    num_query_tokens: int
+    num_query_tokens: int = Field(description="or image tokens, of a bundle that votes for none")
     evaluation: Evaluation
     interval: Literal["Wilson", "bootstrap over images"] = Field(
         description="of accuracies (Wilson's by images where all are right or all wrong); of differences: bootstrap"
@@ -102,9 +102,9 @@ def make_report(evaluation: Evaluation, predictions: Iterable[Prediction], manif
     return AccuracyReport(
         model=manifest.model,
         precision=manifest.precision_label,
-        method=manifest.pruning.method,
-        method_options=manifest.pruning.options,
-        num_query_tokens=manifest.pruning.num_query_tokens,
+        method=manifest.vote.method if manifest.vote else "none",
+        method_options=manifest.vote.options if manifest.vote else {},
+        num_query_tokens=manifest.tokens,
         evaluation=evaluation,
         interval="Wilson" if independent else "bootstrap over images",
         questions=len(results.image),
@@ -112,7 +112,7 @@ def make_report(evaluation: Evaluation, predictions: Iterable[Prediction], manif
         skipped=results.skipped,
         skipped_first=tuple(results.skipped_first),
         scores=scores,
-        differences=tuple(_differences(evaluation, results, scores, manifest.pruning.num_query_tokens)),
+        differences=tuple(_differences(evaluation, results, scores, manifest.tokens)),
     )
 
 

@@ -61,8 +61,13 @@ class Grid:
 
 
 def score_outputs(manifest: Manifest) -> dict[str, str]:
-    """The Q-Former graph's output with the scores of each method that it votes by, the bundle's own method first."""
-    own = manifest.pruning.method
+    """The Q-Former graph's output with the scores of each method that it votes by, the bundle's own method first.
+
+    A bundle that votes for none keeps every token, as the method none does.
+    """
+    if manifest.vote is None:
+        return {"none": "token_scores"}
+    own = manifest.vote.method
     found: dict[str, str] = {} if own == RANDOM else {own: "token_scores"}
     outputs = {tensor.name for tensor in manifest.graphs["qformer_voting"].outputs}
     for method in get_args(Method):
@@ -78,6 +83,10 @@ def check_methods(manifest: Manifest, methods: Sequence[str]) -> tuple[str, ...]
         UsageError: one is unknown, or this bundle has no scores of it.
     """
     available = [*score_outputs(manifest), RANDOM]
+    if manifest.vote is None and set(methods) != {"none"}:
+        raise UsageError(
+            f"methods {','.join(methods)}: {manifest.model.family} keeps every image token; leave them out"
+        )
     for method in methods:
         if method not in available:
             raise UsageError(

@@ -8,13 +8,16 @@ from catp.runtime.pruning import check_ratio
 
 ITERATIONS = 50
 
+RATIOS = "0,0.25,0.5,0.75"
+"""Timed where none are asked for."""
+
 
 def parse_ratios(text: str) -> tuple[float, ...]:
     """Ratios separated by commas, ascending, each once, and 0 among them. Raises UsageError where they are none."""
     try:
         return tuple(sorted({0.0, *(check_ratio(float(part)) for part in text.split(","))}))
     except ValueError:
-        raise UsageError(f"ratios {text!r}: give numbers separated by commas, such as 0,0.25,0.5,0.75") from None
+        raise UsageError(f"ratios {text!r}: give numbers separated by commas, such as {RATIOS}") from None
 
 
 def parse_batches(text: str) -> tuple[int, ...]:

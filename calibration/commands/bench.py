@@ -25,7 +25,7 @@ from catp.calibration.benchmark.costs.geometry import Geometry, read_geometry
 from catp.calibration.benchmark.kernel_times import KernelTimes
 from catp.calibration.benchmark.kernels import profile_kernels
 from catp.calibration.benchmark.machine import available_cpus, describe_machine, load_average
-from catp.calibration.benchmark.options import ITERATIONS, parse_batches, parse_ratios, parse_rounds
+from catp.calibration.benchmark.options import ITERATIONS, RATIOS, parse_batches, parse_ratios, parse_rounds
 from catp.calibration.benchmark.rates import measure_rates
 from catp.calibration.benchmark.results.compare import compare
 from catp.calibration.benchmark.results.report import BenchmarkReport, make_report, read_report
@@ -46,6 +46,7 @@ from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.files import check_file_output, write_file
 from catp.runtime.providers import PROVIDERS, open_provider
 from catp.runtime.pruning import num_kept
+from catp.runtime.questions import position_mode
 
 
 def run(
@@ -64,9 +65,12 @@ def run(
         str | None, typer.Option(help="Engine set, as catp-inspect names it. Default: the newest that fits.")
     ] = None,
     ratios: Annotated[
-        str,
-        typer.Option(help="Fractions of query tokens removed, separated by commas; 0, the baseline, is always timed."),
-    ] = "0,0.25,0.5,0.75",
+        str | None,
+        typer.Option(
+            help="Fractions of query tokens removed, separated by commas; 0, the baseline, is always timed. Default: "
+            f"{RATIOS}, or 0 where none can be."
+        ),
+    ] = None,
     batch: Annotated[str, typer.Option(help="Images at a time, separated by commas.")] = "1,4",
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt made of the seed.")] = 16,
     new_tokens: Annotated[int, typer.Option(min=1, help="Generated exactly: an end token ends nothing.")] = 10,
@@ -119,7 +123,7 @@ def run(
     """
     check_file_output("--output", output)
     check_plot(plot)
-    sizes, wanted = parse_batches(batch), parse_ratios(ratios)
+    sizes, asked = parse_batches(batch), None if ratios is None else parse_ratios(ratios)
     rounds = parse_rounds(iterations, min_time)
     contenders = find_contenders(against)
     if "compile" in contenders and warmup == 0:
@@ -128,7 +132,7 @@ def run(
         raise UsageError(f"--kernels and --provider {provider}: operators are profiled on a CPU; leave one of them out")
     load_before = load_average()  # making a synthetic bundle is a load of our own
     with _source(bundle, synthetic, keep, checkpoint) as (folder, weights):
-        bundles, verified = open_bundles(folder, contenders, wanted)
+        bundles, verified, wanted = open_bundles(folder, contenders, asked)
         if kernels:
             check_decoder_only(bundles[OURS], "catp-bench --kernels")
         if len(bundles) <= len(contenders):  # not all of them are bundles
@@ -221,7 +225,7 @@ def _measure(
 ) -> BenchmarkReport:
     first = bundles[OURS]
     manifest, geometry = first.manifest, read_geometry(first)
-    positions = positions or manifest.pruning.positions  # the same for all bundles
+    positions = position_mode(manifest, positions)  # the same for all bundles
     timed_input = make_timed_input(
         manifest, geometry.language.vocabulary, max(setup.batches), setup.prompt_tokens, setup.new_tokens, setup.seed
     )
@@ -271,7 +275,7 @@ def _costs(manifest: Manifest, sizes: Geometry, setup: Setup) -> list[Cost]:
         cost_of(manifest, sizes, Workload(size, kept, setup.prompt_tokens, setup.new_tokens), ratio)
         for size in setup.batches
         for ratio in setup.ratios
-        for kept in (num_kept(ratio, manifest.pruning.num_query_tokens),)
+        for kept in (num_kept(ratio, manifest.tokens),)
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -21,11 +21,11 @@ from catp.calibration.precision.ranges.statistics import PERCENTILE, RangeMethod
 from catp.calibration.precision.recipe import BLOCK_SIZES, Recipe, make_recipe
 from catp.calibration.precision.report import PrecisionReport
 from catp.calibration.precision.tables import change_table, layer_table, trial_table
-from catp.calibration.supported import check_decoder_only
+from catp.calibration.supported import check_calibrated
 from catp.export.demo import MODEL_ID
-from catp.runtime.bundle.chains import DECODE_GRAPH, GRAPHS
+from catp.runtime.bundle.chains import DECODE_GRAPH, GRAPHS, READ_IMAGE_TOKENS
 from catp.runtime.bundle.folder import Bundle, open_bundle
-from catp.runtime.bundle.manifest import Format, Purpose
+from catp.runtime.bundle.manifest import Format, Manifest, Purpose
 from catp.runtime.bundle.publish import check_free
 from catp.runtime.commands.console import busy, console, print_json_line
 from catp.runtime.errors import UsageError
@@ -124,7 +124,8 @@ def calibrate_precision(
         raise UsageError(f"output {output}: it is the bundle that is read; name another folder")
     with busy("check the bundle"):
         opened = open_bundle(bundle)
-    check_decoder_only(opened, "catp-calibrate precision")
+    check_calibrated(opened, "catp-calibrate precision")
+    recipes = fit_to_chain(recipes, opened.manifest, {"--qformer": qformer, "--decode": decode})
     asked = split(open_data(data), samples, questions, seed)
     if data == "demo" and opened.manifest.model.id != MODEL_ID:
         _note("ranges and accuracy come from the demo's coloured shapes, for which this model was not made; try --data")
@@ -190,6 +191,33 @@ def make_recipes(
             f"nothing to quantise: give --to, or one of {options}; accepted: {', '.join(get_args(Format))}"
         )
     return recipes
+
+
+def fit_to_chain(recipes: dict[str, Recipe], manifest: Manifest, asked: Mapping[str, str | None]) -> dict[str, Recipe]:
+    """The recipes by the graphs that a bundle has: the language model's are those of question encoder and decoder.
+
+    Args:
+        recipes: for GRAPHS.
+        asked: by option, what only GRAPHS has.
+
+    Raises:
+        UsageError: something was asked of a graph that the bundle lacks, or nothing is left.
+    """
+    graphs = manifest.chain.graphs
+    if manifest.model.language not in READ_IMAGE_TOKENS:
+        return recipes
+    if unfit := [option for option, value in asked.items() if value not in (None, "none")]:
+        raise UsageError(
+            f"{', '.join(unfit)}: this bundle's graphs are {', '.join(graphs)}; give --vision or --language, which "
+            "is for both of the others"
+        )
+    found = {
+        graph: recipes.get("vision_encoder" if graph == "vision_encoder" else "language_model") for graph in graphs
+    }
+    chosen = {graph: recipe for graph, recipe in found.items() if recipe is not None}
+    if not chosen:
+        raise UsageError("nothing to quantise: give --to, --vision or --language")
+    return chosen
 
 
 def _note(text: str) -> None:

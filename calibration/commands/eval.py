@@ -26,6 +26,7 @@ from catp.runtime.errors import UsageError
 from catp.runtime.files import check_file_output, write_file
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
+from catp.runtime.questions import position_mode
 
 RATIOS = "0,0.25,0.5,0.75,0.9"
 NAMED = 3
@@ -107,6 +108,8 @@ def evaluate_bundle(
         with busy("load the bundle"):
             pipeline = Pipeline.load(folder, provider, engines=engines)
         check_image_votes(pipeline.bundle, "catp-eval")
+        if pipeline.manifest.vote is None:
+            _check_nothing_pruned(pipeline.manifest, wanted, masses, positions)
         chosen = _choose_methods(pipeline.manifest, methods, alone=of_bundle and data == "demo", all_=not of_bundle)
         if wanted is None:
             wanted = (0.0,) if chosen == ("none",) else _parse("ratios", RATIOS)
@@ -150,19 +153,29 @@ def _parse(name: str, text: str) -> tuple[float, ...]:
         raise UsageError(f"{name} {text!r}: give numbers separated by commas, such as {RATIOS}") from None
 
 
+def _check_nothing_pruned(
+    manifest: Manifest, ratios: tuple[float, ...] | None, masses: tuple[float, ...], positions: str | None
+) -> None:
+    """Raises UsageError where more is asked of a bundle that votes for no tokens than its accuracy."""
+    asked = {"ratios": any(ratios or ()), "keep mass": bool(masses), "positions": positions not in (None, "original")}
+    if given := [name for name, is_given in asked.items() if is_given]:
+        raise UsageError(f"{', '.join(given)}: {manifest.model.family} keeps every image token; leave it out")
+
+
 def _choose_methods(manifest: Manifest, text: str | None, alone: bool, all_: bool) -> tuple[str, ...]:
-    own = manifest.pruning.method
+    own = manifest.vote.method if manifest.vote else "none"
     if text is not None:
         return check_methods(manifest, [part.strip() for part in text.split(",")])
     if all_:
-        return (*score_outputs(manifest), RANDOM)
+        return (*score_outputs(manifest), *([RANDOM] if manifest.vote else []))
     return (own,) if alone or own in ("none", RANDOM) else (own, RANDOM)
 
 
 def _choose_positions(choice: str | None, manifest: Manifest, both: bool) -> tuple[Positions, ...]:
     every: tuple[Positions, ...] = get_args(Positions)
     if choice is None:
-        return every if both else (manifest.pruning.positions,)
+        both = both and manifest.vote is not None
+        return every if both else (position_mode(manifest, None),)
     return tuple(mode for mode in every if choice in (mode, "both"))
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from catp.calibration.explanation.explanation import Explanation, explain
-from catp.calibration.supported import check_image_votes
+from catp.calibration.supported import check_votes
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.console import busy, console, make_app, print_json_line, print_line
 from catp.runtime.errors import UsageError
@@ -56,7 +56,7 @@ def explain_bundle(
         raise UsageError(f"catp-explain needs {error.name}, which {reason}; pip install '.[eval]'") from None
     with busy("load the bundle"):
         pipeline = Pipeline.load(bundle, provider)
-    check_image_votes(pipeline.bundle, "catp-explain")
+    check_votes(pipeline.bundle, "catp-explain")
     with busy("answer with all query tokens and with those kept"):
         explanation = explain(pipeline, image, prompt, ratio, keep_mass, positions)
     with busy("draw"):

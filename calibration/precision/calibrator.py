@@ -228,7 +228,7 @@ class Calibrator:
         """The errors of all layers, the largest first."""
         examples = Examples()
         pipeline = Pipeline(self.source, ObservingProvider({}, {}, examples))
-        tokens = self.source.manifest.pruning.num_query_tokens
+        tokens = self.source.manifest.tokens
         if not list(islice(answer_each(pipeline, self.questions.samples, (tokens,)), EXAMPLES)):
             raise CatpError(
                 f"data {self.questions.name}: none of the samples could be asked; catp-eval on the same data says why"

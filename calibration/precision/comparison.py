@@ -22,6 +22,7 @@ from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import open_provider
 from catp.runtime.providers.base import Provider
 from catp.runtime.pruning import num_kept, top_indices
+from catp.runtime.questions import position_mode
 
 Advance = Callable[[int], None]
 """Called with the number of questions just done."""
@@ -52,9 +53,9 @@ class BundleAnswers:
     kept: np.ndarray  # int64 [pictures, k], at the last ratio that prunes; -1 where scores were no numbers
 
 
-def tested_ratios(pruning: PruningSpec) -> tuple[float, ...]:
+def tested_ratios(pruning: PruningSpec | None) -> tuple[float, ...]:
     """All tokens, and those that the bundle keeps by default (half of them, where it keeps all)."""
-    return (0.0,) if pruning.method == "none" else (0.0, pruning.ratio or 0.5)
+    return (0.0,) if pruning is None or pruning.method == "none" else (0.0, pruning.ratio or 0.5)
 
 
 def ask(
@@ -68,9 +69,10 @@ def ask(
     bundle = open_bundle(folder)
     half = bundle.manifest.precision == "fp16"
     pipeline = WatchedPipeline(*emulated(bundle)) if half else WatchedPipeline(bundle, open_provider("cpu"))
-    pruning = pipeline.manifest.pruning
-    ratios = tested_ratios(pruning)
-    settings = [Setting(pruning.method, pruning.positions, ratio=ratio) for ratio in ratios]
+    vote = pipeline.manifest.vote
+    ratios = tested_ratios(vote)
+    positions = position_mode(pipeline.manifest, None)
+    settings = [Setting(vote.method if vote else "none", positions, ratio=ratio) for ratio in ratios]
     answerer = Answerer(pipeline, settings, metric, seed, batch_size)
     images: list[str] = []
     accuracy: list[Sequence[float]] = []
@@ -83,7 +85,7 @@ def ask(
     if not accuracy:
         raise CatpError("none of the questions could be asked; catp-eval on the same data says why")
     scores = np.concatenate(pipeline.scores)
-    kept = top_indices(scores, num_kept(ratios[-1], pruning.num_query_tokens))
+    kept = top_indices(scores, num_kept(ratios[-1], pipeline.manifest.tokens))
     kept[~np.isfinite(scores).all(axis=1)] = -1
     return BundleAnswers(ratios, tuple(images), np.array(accuracy), kept)
 

@@ -45,8 +45,7 @@ class Limits:
             if self.ratio or self.fixed_ratio:
                 asked = f"--ratio {self.ratio:g}" if self.ratio else "--fixed-ratio"
                 raise UsageError(f"{asked}: {manifest.model.family} keeps every image token; leave it out")
-            tokens = int(manifest.tensor("image_embeds").shape[1])
-            return tokens, tokens, tokens
+            return manifest.tokens, manifest.tokens, manifest.tokens
         pruning = manifest.pruning
         ratio = pruning.ratio if self.ratio is None else self.ratio
         if pruning.method == "none" and ratio > 0:

@@ -300,6 +300,15 @@ class Manifest(Strict):
             raise UsageError(f"bundle of {self.model.id} ({self.model.family}): it votes for no query tokens")
         return self.vote
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that describe an image before any is left out: query tokens, or image tokens where none vote."""
+        if self.vote is not None:
+            return self.vote.num_query_tokens
+        if self.encoder_pruning is not None:
+            return self.encoder_pruning.sizes.patches + 1
+        return int(self.tensor("image_embeds").shape[1])
+
     def tensor(self, name: str) -> TensorSpec:
         """The input or output of that name, of the first graph that has one.
 

@@ -31,9 +31,7 @@ class ImageTokens:
         """
         if ratio is not None and check_ratio(ratio) > 0:
             raise UsageError(f"ratio {ratio}: {self._why}; leave the ratio out")
-        pruning = self._manifest.encoder_pruning
-        tokens = self._manifest.tensor("image_embeds").shape[1] if pruning is None else pruning.sizes.patches + 1
-        return int(tokens)
+        return self._manifest.tokens
 
     def check_mass(self, mass: float | None) -> None:
         """Raises UsageError where a share of votes is asked for: there are none."""
@@ -69,8 +67,9 @@ class ImageTokens:
         return Pruned(indices, embeds, temperature=None if control is None else float(to_host(control)[0]))
 
     def votes(self, encoded: Encoded) -> Votes:
-        """Raises UsageError: there are none."""
-        raise UsageError(f"votes: {self._why}")
+        """Every token, with as many votes as any other, in host memory."""
+        embeds = to_host(encoded["image_embeds"])
+        return Votes(embeds, {"token_scores": np.zeros(embeds.shape[:2], np.float32)})
 
     def by_mass(self, encoded: Encoded, mass: float) -> list[tuple[list[int], Pruned]]:
         """Raises UsageError: there are no votes to keep a share of."""

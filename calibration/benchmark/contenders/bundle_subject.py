@@ -48,6 +48,7 @@ class BundleSubject:
             generation.token_ids,
             generation.first_token_seconds,
             {"vision": vision, "qformer": qformer},
+            votes=pipeline.manifest.vote is not None,
         )
 
     def _timed(self, stage: Callable[[], T]) -> tuple[T, float]:

@@ -23,7 +23,7 @@ class Described(BaseModel):
     model: ModelSpec
     precision: Precision
     method: Method
-    num_query_tokens: int
+    num_query_tokens: int = Field(description="or image tokens, of a bundle that votes for none")
     positions: Positions
     parameters: dict[str, int] = Field(description="by graph")
     sha256: dict[str, str] = Field(description="of each graph's file")
@@ -48,8 +48,8 @@ def describe(bundle: Bundle, positions: Positions) -> Described:
         path=str(bundle.path),
         model=manifest.model,
         precision=manifest.precision,
-        method=manifest.pruning.method,
-        num_query_tokens=manifest.pruning.num_query_tokens,
+        method=manifest.vote.method if manifest.vote else "none",
+        num_query_tokens=manifest.tokens,
         positions=positions,
         parameters={name: graph.parameters for name, graph in manifest.graphs.items()},
         sha256={name: graph.file.sha256 for name, graph in manifest.graphs.items()},

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, RUNTIMES
 from catp.calibration.benchmark.contenders.subject import OURS, Subject
 from catp.calibration.benchmark.costs.geometry import read_geometry
+from catp.calibration.benchmark.options import RATIOS, parse_ratios
 from catp.calibration.supported import check_answers
+from catp.runtime.bundle.chains import READ_IMAGE_TOKENS
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
@@ -71,9 +73,13 @@ def _is_installed(library: str) -> bool:
 
 
 def open_bundles(
-    folder: Path, contenders: Mapping[str, Path | None], ratios: Sequence[float]
-) -> tuple[dict[str, Bundle], dict[str, float]]:
-    """The bundle in `folder`, which is ours, and those among the contenders; and the seconds that each took to verify.
+    folder: Path, contenders: Mapping[str, Path | None], ratios: tuple[float, ...] | None
+) -> tuple[dict[str, Bundle], dict[str, float], tuple[float, ...]]:
+    """The bundle in `folder`, which is ours, and those among the contenders; the seconds that each took to verify; and
+    the ratios that they are timed at.
+
+    Args:
+        ratios: as asked for; None: the usual ones, or 0 alone where nothing can be pruned.
 
     Raises:
         UsageError: one is no bundle, is one of another model, can't prune by these ratios, or is a runtime that does
@@ -90,17 +96,29 @@ def open_bundles(
         bundles[name] = open_bundle(path)
         seconds[name] = time.perf_counter() - started
         check_answers(bundles[name], "catp-bench")
-        if bundles[name].manifest.pruning.method == "none" and any(ratios):
+        vote = bundles[name].manifest.vote
+        if ratios is None:
+            ratios = (0.0,) if vote is None else parse_ratios(RATIOS)
+        if vote is None and any(ratios):
+            family = bundles[name].manifest.model.family
+            raise UsageError(f"ratios: bundle {path} is {family}, which keeps every image token; leave --ratios out")
+        if vote is not None and vote.method == "none" and any(ratios):
             raise UsageError(
                 f"ratios: bundle {path} was exported with --method none and keeps every token; give --ratios 0"
             )
         if name != OURS:
             _check_same(bundles[OURS], bundles[name])
-    return bundles, seconds
+    assert ratios is not None  # ours comes first
+    return bundles, seconds, ratios
 
 
 def _check_runs(name: str, manifest: Manifest) -> None:
     """Raises UsageError where a runtime, one of RUNTIMES, is not set up for such a model."""
+    if manifest.model.language in READ_IMAGE_TOKENS:
+        raise UsageError(
+            f"--against {name}: the bundle is {manifest.model.family}, which no other runtime is timed with; accepted: "
+            "folders of other bundles"
+        )
     if manifest.model.language == "encoder-decoder" and name not in ENCODER_DECODER:
         raise UsageError(
             f"--against {name}: the bundle is {manifest.model.family}, which this runtime is not timed with; accepted: "
@@ -123,11 +141,13 @@ def _sizes(bundle: Bundle) -> Mapping[str, object]:
     manifest = bundle.manifest
     found: dict[str, object] = {
         "image size": f"{manifest.image.width} x {manifest.image.height}",
-        "number of query tokens": manifest.pruning.num_query_tokens,
+        "number of query tokens" if manifest.vote else "number of image tokens": manifest.tokens,
         "number of positions": manifest.text.max_positions,
     }
     for part, sizes in asdict(read_geometry(bundle)).items():
-        found |= {f"{part} model's {name.replace('_', ' ')}": size for name, size in sizes.items()}
+        found |= (
+            {} if sizes is None else {f"{part} model's {name.replace('_', ' ')}": size for name, size in sizes.items()}
+        )
     return found
 
 

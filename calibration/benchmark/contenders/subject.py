@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from catp.calibration.benchmark.contenders.runtimes import RUNTIMES
-from catp.runtime.bundle.chains import make_chain
+from catp.runtime.bundle.chains import READ_IMAGE_TOKENS, make_chain
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
 
@@ -80,7 +80,9 @@ def make_timed_input(
     """
     text = manifest.text
     # The last token generated is never fed back, and needs no position.
-    needed = manifest.pruning.num_query_tokens + prompt_tokens + new_tokens - 1
+    needed = manifest.tokens + prompt_tokens + new_tokens - 1
+    if manifest.model.language in READ_IMAGE_TOKENS:  # question and answer have positions of their own, images none
+        needed = max(prompt_tokens, new_tokens)
     if text.max_positions is not None and needed > text.max_positions:
         raise UsageError(
             f"{prompt_tokens} prompt tokens and {new_tokens} new ones need {needed} positions with the image's; "
@@ -108,6 +110,7 @@ def make_sample(
     token_ids: list[list[int]],
     first_token: float | None = None,
     device_ms: Mapping[str, float] | None = None,
+    votes: bool = True,
 ) -> Timed:
     """From the moments at which preprocessing, vision, Q-Former and language model began, and the last one ended.
 
@@ -121,6 +124,7 @@ def make_sample(
         token_ids: what was generated, by row.
         first_token: seconds from the language model's beginning to its first tokens in host memory; None: not known.
         device_ms: of stages that the device itself timed; the host's share of them counts as such.
+        votes: whether there is a Q-Former; what passes in its place is the host's otherwise.
     """
     preprocess, vision, qformer, language = np.diff(clock) * 1e3
     total = (clock[-1] - clock[0]) * 1e3
@@ -136,6 +140,8 @@ def make_sample(
         "time_to_first_token": first,
         "total": total,
     }
+    if not votes:
+        found["host"] += found.pop("qformer")
     if steps:
         found |= {"decode": sum(steps) / len(steps), "time_per_output_token": (total - first) / len(steps)}
     return Timed({name: float(found[name]) for name in (*STAGES, *WHOLE) if name in found}, token_ids)

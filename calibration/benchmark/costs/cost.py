@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from catp.calibration.benchmark.costs.answering import answering_cost
 from catp.calibration.benchmark.costs.base import (
     WEIGHT_BYTES,
     LanguageCost,
@@ -22,6 +23,7 @@ from catp.calibration.benchmark.costs.base import (
 )
 from catp.calibration.benchmark.costs.encoder_decoder import encoder_decoder_cost
 from catp.calibration.benchmark.costs.geometry import (
+    AnsweringGeometry,
     EncoderDecoderGeometry,
     Geometry,
     LanguageGeometry,
@@ -46,36 +48,39 @@ class Cost(BaseModel):
 
 
 def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: float) -> Cost:
-    """The cost of every stage that is a graph: vision, qformer, prefill, and decode (one step, where there is one)."""
+    """The cost of every stage: vision, qformer if there is one, prefill, and decode (one step, where there is one)."""
     batch, kept = workload.batch, workload.num_kept
     vision, qformer, language = geometry.vision, geometry.qformer, geometry.language
     graphs = manifest.graphs
-    if isinstance(language, EncoderDecoderGeometry):
+    if isinstance(language, AnsweringGeometry):
+        generation = answering_cost(language, vision, graphs["question_encoder"], graphs["answer_decoder"], workload)
+    elif isinstance(language, EncoderDecoderGeometry):
         generation = encoder_decoder_cost(language, graphs["text_encoder"], graphs["text_decoder"], workload)
     else:
         prefill = graphs["language_model"]
         generation = decoder_only_cost(language, prefill, graphs.get(DECODE_GRAPH, prefill), workload)
     embeds = batch * vision.tokens * vision.width * item_size(graphs["vision_encoder"], "image_embeds")
-    prefix = batch * kept * language.width * item_size(graphs["qformer_voting"], "kept_embeds")
+    stages = {
+        "vision": StageCost(
+            flops=batch * vision_flops(vision),
+            bytes=weight_bytes(graphs["vision_encoder"]) + batch * _pixels(manifest) * 4 + embeds,
+            integer=in_integers(graphs["vision_encoder"]),
+        )
+    }
+    if qformer is not None:
+        prefix = batch * kept * language.width * item_size(graphs["qformer_voting"], "kept_embeds")
+        stages["qformer"] = StageCost(
+            flops=batch * qformer_flops(qformer, vision, kept, language.width),
+            bytes=weight_bytes(graphs["qformer_voting"]) + embeds + prefix,
+            integer=in_integers(graphs["qformer_voting"]),
+        )
     return Cost(
         batch=batch,
         ratio=ratio,
         num_kept=kept,
-        stages={
-            "vision": StageCost(
-                flops=batch * vision_flops(vision),
-                bytes=weight_bytes(graphs["vision_encoder"]) + batch * _pixels(manifest) * 4 + embeds,
-                integer=in_integers(graphs["vision_encoder"]),
-            ),
-            "qformer": StageCost(
-                flops=batch * qformer_flops(qformer, vision, kept, language.width),
-                bytes=weight_bytes(graphs["qformer_voting"]) + embeds + prefix,
-                integer=in_integers(graphs["qformer_voting"]),
-            ),
-            **generation.stages,
-        },
+        stages={**stages, **generation.stages},
         cache_bytes=generation.cache_bytes,
-        vote_comparisons=batch * _comparisons(qformer, vision) if manifest.pruning.method == "catp" else 0,
+        vote_comparisons=batch * _comparisons(qformer, vision) if qformer and manifest.pruning.method == "catp" else 0,
     )
 
 

@@ -1,4 +1,4 @@
-"""The sizes of a BLIP-2 model that decide what it costs, read from a bundle."""
+"""The sizes of a model that decide what it costs, read from a bundle."""
 
 from __future__ import annotations
 
@@ -75,32 +75,45 @@ class EncoderDecoderGeometry:
 
 
 @dataclass(frozen=True)
+class AnsweringGeometry:
+    """BLIP's text encoder, which reads the image in every layer, and its decoder, which has the same sizes."""
+
+    layers: int
+    width: int
+    feed_forward: int
+    vocabulary: int
+    positions: int
+
+
+@dataclass(frozen=True)
 class Geometry:
     """The whole model."""
 
     vision: VisionGeometry
-    qformer: QFormerGeometry
-    language: LanguageGeometry | EncoderDecoderGeometry
+    qformer: QFormerGeometry | None
+    language: LanguageGeometry | EncoderDecoderGeometry | AnsweringGeometry
 
 
 def read_geometry(bundle: Bundle) -> Geometry:
     """From the bundle's config.json, which is Hugging Face's.
 
     Raises:
-        BundleError: it is missing, or is not a BLIP-2 configuration.
+        BundleError: it is missing, or is not a configuration of BLIP-2 or BLIP.
     """
     try:
         config = json.loads((bundle.path / "config.json").read_text())
         image = bundle.manifest.image
         return Geometry(
             _vision(config["vision_config"], image.height, image.width),
-            _qformer(config["qformer_config"], bundle.manifest.pruning.num_query_tokens),
+            _qformer(config["qformer_config"], bundle.manifest.tokens) if bundle.manifest.vote else None,
             _language(config["text_config"]),
         )
     except (OSError, ValueError) as error:
         raise BundleError(f"bundle {bundle.path}: config.json can't be read ({error}); export it again") from None
     except (KeyError, TypeError) as error:
-        raise BundleError(f"bundle {bundle.path}: config.json has no {error} as BLIP-2 has; export it again") from None
+        raise BundleError(
+            f"bundle {bundle.path}: config.json has no {error} as BLIP-2 or BLIP has; export it again"
+        ) from None
 
 
 def _vision(config: Mapping[str, Any], height: int, width: int) -> VisionGeometry:
@@ -125,7 +138,15 @@ def _qformer(config: Mapping[str, Any], queries: int) -> QFormerGeometry:
     )
 
 
-def _language(config: Mapping[str, Any]) -> LanguageGeometry | EncoderDecoderGeometry:
+def _language(config: Mapping[str, Any]) -> LanguageGeometry | EncoderDecoderGeometry | AnsweringGeometry:
+    if config["model_type"] == "blip_text_model":
+        return AnsweringGeometry(
+            layers=config["num_hidden_layers"],
+            width=config["hidden_size"],
+            feed_forward=config["intermediate_size"],
+            vocabulary=config["vocab_size"],
+            positions=config["max_position_embeddings"],
+        )
     return _encoder_decoder(config) if config["model_type"] == "t5" else _decoder_only(config)
 
 

@@ -22,12 +22,14 @@ VOTING, VOTELESS = "with its vote", "without a vote"
 
 def why_not(manifest: Manifest, setup: Setup) -> str | None:
     """The reason that keeps the vote's cost from being measured; None where nothing does."""
+    if manifest.vote is None:
+        return "this bundle has no vote"
     if manifest.model.language == "encoder-decoder":
         return (
             "it is worked out for a prefill of one pass at one rate; that of an encoder-decoder language model is an "
             "encoder's pass, which is mostly arithmetic, and a decoder's step, which is mostly traffic"
         )
-    if manifest.pruning.method == "none":
+    if manifest.vote.method == "none":
         return "this bundle was exported with --method none, and has no vote"
     if not any(setup.ratios):
         return "no ratio above 0 was timed"

@@ -88,9 +88,8 @@ def gather_ranges(
     advance(done)
     observer = Gather(lambda graph, tensor, values: statistics.add(f"{graph}: {tensor}", values))
     pipeline = Pipeline(bundle, ObservingProvider(graphs, layers, observer))
-    pruning = bundle.manifest.pruning
-    tokens = pruning.num_query_tokens
-    kept = (tokens,) if pruning.method == "none" else (tokens, num_kept(pruning.ratio or 0.5, tokens))
+    tokens, vote = bundle.manifest.tokens, bundle.manifest.vote
+    kept = (tokens,) if vote is None or vote.method == "none" else (tokens, num_kept(vote.ratio or 0.5, tokens))
     saved = done
     for behind in answer_each(pipeline, sampling.questions, kept, done):
         advance(behind - done)
@@ -133,7 +132,7 @@ def _key(bundle: Bundle, layers: Mapping[str, Sequence[Layer]], sampling: Sampli
     content = (
         _RULES,
         [(spec.file.sha256, spec.external_data.sha256 if spec.external_data else "") for spec in specs],
-        bundle.manifest.pruning.model_dump(mode="json"),
+        bundle.manifest.vote.model_dump(mode="json") if bundle.manifest.vote else None,
         {graph: sorted({layer.input for layer in chosen}) for graph, chosen in layers.items()},
         [question.id for question in sampling.questions],
         (sampling.data, sampling.digest, sampling.seed, sampling.method, sampling.percentile),

@@ -20,8 +20,10 @@ COMPARED = {
     "vision_encoder": ("image_embeds",),
     "qformer_voting": ("kept_embeds", "token_scores"),
     "language_model": ("logits",),
+    "question_encoder": ("cross_key_values.",),
+    "answer_decoder": ("logits",),
 }
-"""Outputs that a change is looked for in."""
+"""Outputs that a change is looked for in; a name that ends in a dot stands for all that begin so."""
 
 
 @dataclass(frozen=True)
@@ -84,4 +86,6 @@ def _outputs(
     """Each compared output, of all calls together."""
     engine = OrtProvider("cpu").engine_in_memory(serialized(graph.exchanged(fragments)), graph.folder, purpose)
     runs = [engine.bind(call).run() for call in calls]
-    return [np.concatenate([run[name].numpy().ravel() for run in runs]) for name in COMPARED[made_from(graph.name)]]
+    compared = COMPARED[made_from(graph.name)]
+    names = [name for name in runs[0] if any(name == c or (c.endswith(".") and name.startswith(c)) for c in compared)]
+    return [np.concatenate([run[name].numpy().ravel() for run in runs]) for name in names]
