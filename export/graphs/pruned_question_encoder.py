@@ -6,8 +6,8 @@
 
 Every layer prunes, after its self-attention and before it reads the image. In the schedule form each keeps the same
 fraction of a row's own tokens, pads not counted, so a row keeps what it would keep alone; in the dynamic form the
-graph counts, for questions of one length. The first token always stays. `encoded_lengths` says how many of the S' tokens are a
-row's own.
+graph counts, for questions of one length. The first token always stays. `encoded_lengths` says how many of the S'
+tokens are a row's own.
 """
 
 from __future__ import annotations

@@ -47,6 +47,19 @@ class EncoderSizes(Strict):
         return 2e-9 * self.patches * self.patch_values * self.width
 
 
+class ScheduleConfirmation(Strict):
+    """What a schedule cost on questions that it was not chosen on."""
+
+    data: str
+    metric: str
+    seed: int
+    questions: int
+    before: float = Field(description="accuracy of the dense encoder, of 1")
+    after: float
+    difference: float = Field(description="mean of the paired differences; negative: accuracy was lost")
+    interval_95: tuple[float, float] = Field(description="of the difference")
+
+
 class EncoderPruningSpec(Strict):
     """Which image tokens the layers of a vision encoder keep."""
 
@@ -59,6 +72,7 @@ class EncoderPruningSpec(Strict):
         default=None, gt=0, allow_inf_nan=False, description="default of the dynamic form"
     )
     source: str = Field(description="where the schedule or the temperature comes from")
+    confirmed: ScheduleConfirmation | None = None
     sizes: EncoderSizes
     gflops_dense: float = Field(gt=0, description="of the encoder for one image, a multiply-add being two")
     gflops_pruned: float | None = Field(

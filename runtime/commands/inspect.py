@@ -114,6 +114,12 @@ def describe_encoder(spec: EncoderPruningSpec) -> Iterator[str]:
     work = spec.gflops(spec.kept_tokens)
     share = f"{work:,.4g} of {spec.gflops_dense:,.4g} GFLOPs ({work / spec.gflops_dense:.0%})"
     yield f"  {share} an image, scores not counted"
+    if confirmed := spec.confirmed:
+        low, high = (100 * end for end in confirmed.interval_95)
+        yield (
+            f"  confirmed: {confirmed.metric} {100 * confirmed.before:.1f} % dense, {100 * confirmed.after:.1f} % "
+            f"pruned ({low:+.1f} to {high:+.1f} points), {confirmed.questions:,} questions of {confirmed.data}"
+        )
     kept = dict(zip(spec.layers, spec.kept_tokens))
     for layer, (tokens, left) in enumerate(spec.tokens_by_layer(spec.kept_tokens)):
         keeps = f"keeps {kept[layer]:,} of {tokens - 1:,} patches" if layer in kept else "prunes nothing"

@@ -1,0 +1,108 @@
+"""The findings of catp-calibrate schedule, and of catp-eval where it compares schedules: as JSON and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import Field
+from rich.table import Table
+
+from catp.calibration.accuracy.statistics import bootstrap_interval, mean_difference, unseen_losses, wilson_interval
+from catp.calibration.data.metrics import Metric
+from catp.calibration.encoder.answering import Answered
+from catp.runtime.bundle.strict import Strict
+
+
+class EncoderSetting(Strict):
+    """What an encoder kept: exactly one of these, or none of a dense one."""
+
+    name: str = Field(description="for people: dense, dynamic, schedule, ...")
+    kept_tokens: tuple[int, ...] | None = None
+    temperature: float | None = None
+
+
+class EncoderScore(Strict):
+    """Accuracy with an encoder that keeps so many tokens."""
+
+    setting: EncoderSetting
+    share: float = Field(description="of the dense encoder's work, mean over pictures")
+    gflops: float
+    accuracy: float = Field(description="mean over questions, 0 to 1")
+    interval_95: tuple[float, float]
+    difference: float = Field(description="to the first setting, paired by question; negative: accuracy was lost")
+    difference_95: tuple[float, float]
+    low: float = Field(description="its lower end, with losses that few pictures did not show")
+
+
+class EncoderReport(Strict):
+    """Accuracy of one checkpoint at several settings of its encoder, on the same questions."""
+
+    model: str
+    rule: str | None
+    merge: str | None
+    layers: tuple[int, ...]
+    precision: str
+    data: str
+    metric: Metric
+    seed: int
+    questions: int
+    images: int
+    skipped: int
+    gflops_dense: float
+    scores: tuple[EncoderScore, ...]
+
+
+def score(
+    answered: Answered, settings: Sequence[EncoderSetting], gflops_dense: float, seed: int
+) -> tuple[EncoderScore, ...]:
+    """Accuracies with their intervals, and differences to the first setting.
+
+    Args:
+        settings: in the order of `answered.right`'s columns.
+    """
+    independent = len(set(answered.images)) == len(answered.images)
+    first = answered.right[:, 0]
+    found = []
+    for setting, right, gflops in zip(settings, answered.right.T, answered.gflops):
+        mean = float(right.mean())
+        binary = np.isin(right, (0.0, 1.0)).all()
+        if independent and binary:
+            interval = wilson_interval(float(right.sum()), len(right))
+        else:
+            interval = bootstrap_interval(right, seed, clusters=answered.images)
+        difference = mean_difference(right, first, seed, clusters=answered.images)
+        low = min(difference.low, difference.mean - unseen_losses(right - first, answered.images))
+        work = float(gflops) or gflops_dense
+        found.append(
+            EncoderScore(
+                setting=setting,
+                share=work / gflops_dense,
+                gflops=work,
+                accuracy=mean,
+                interval_95=interval,
+                difference=difference.mean,
+                difference_95=(difference.low, difference.high),
+                low=low,
+            )
+        )
+    return tuple(found)
+
+
+def score_table(report: EncoderReport) -> Table:
+    """One row for each setting."""
+    what = f"{report.metric[0].upper()}{report.metric[1:]}, {report.questions:,} questions of {report.data}"
+    table = Table(title=f"{what} (95 % interval)", title_justify="left")
+    for column in ("vision encoder", "GFLOPs", "of dense", "accuracy", f"minus {report.scores[0].setting.name}"):
+        table.add_column(column, justify="left" if column == "vision encoder" else "right")
+    for number, found in enumerate(report.scores):
+        low, high = found.interval_95
+        accuracy = f"{100 * found.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+        low, high = found.difference_95
+        difference = f"{100 * found.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" if number else ""
+        table.add_row(found.setting.name, f"{found.gflops:.4g}", f"{found.share:.0%}", accuracy, difference)
+    return table
+
+
+def describe_kept(kept_tokens: Sequence[int]) -> str:
+    return ",".join(map(str, kept_tokens))
