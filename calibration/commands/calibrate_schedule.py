@@ -16,7 +16,7 @@ from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.data.halves import half
 from catp.calibration.encoder.answering import Asked, answer_all, check_encoder
 from catp.calibration.encoder.counting import find_schedule
-from catp.calibration.encoder.report import EncoderReport, EncoderSetting, describe_kept, score, score_table
+from catp.calibration.encoder.report import EncoderReport, EncoderSetting, describe_kept, make_report, score_table
 from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, ScheduleConfirmation
 from catp.runtime.bundle.encoder_schedules import even_schedule
 from catp.runtime.bundle.folder import write_manifest
@@ -107,21 +107,7 @@ def calibrate_schedule(
             batch_size,
             lambda done: progress.advance(task, done),
         )
-    result = EncoderReport(
-        model=pipeline.manifest.model.id,
-        rule=spec.rule,
-        merge=spec.merge,
-        layers=spec.layers,
-        precision=pipeline.manifest.precision_label,
-        data=asked.name,
-        metric=asked.metric,
-        seed=seed,
-        questions=len(answered.right),
-        images=len(set(answered.images)),
-        skipped=answered.skipped,
-        gflops_dense=spec.gflops_dense,
-        scores=score(answered, settings, spec.gflops_dense, seed),
-    )
+    result = make_report(pipeline.manifest, asked, seed, settings, answered)
     console.print(score_table(result))
     if report is not None:
         write_file(report, lambda file: file.write_text(result.model_dump_json(indent=1) + "\n"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -17,13 +17,18 @@ from catp.calibration.accuracy.settings import RANDOM, Grid, check_methods, scor
 from catp.calibration.accuracy.tables import difference_table, score_table, type_table
 from catp.calibration.commands.source import bundle_folder, is_bundle
 from catp.calibration.data import open_data
+from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.demo import DEMO_SEED
+from catp.calibration.encoder.evaluation import evaluate_encoder
+from catp.calibration.encoder.report import EncoderReport
+from catp.calibration.encoder.report import score_table as encoder_table
 from catp.calibration.plots import check_plot
 from catp.calibration.supported import check_image_votes
 from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.commands.console import busy, console, make_app, make_console, print_json_line
 from catp.runtime.errors import UsageError
 from catp.runtime.files import check_file_output, write_file
+from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
 from catp.runtime.questions import position_mode
@@ -83,6 +88,17 @@ def evaluate_bundle(
     engines: Annotated[
         str | None, typer.Option(help="Engine set, as catp-inspect names it. Default: the newest that fits.")
     ] = None,
+    encoder_flops: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a bundle whose vision encoder prunes: shares of its work to compare, such as 0.8,0.5,0.2, in place "
+            "of ratios. The first one is what the others are compared with."
+        ),
+    ] = None,
+    encoder_temperatures: Annotated[
+        str | None,
+        typer.Option(help="The same of the dynamic form: temperatures, such as 0,0.5,1; 0 prunes nothing."),
+    ] = None,
     predictions: Annotated[
         Path | None,
         typer.Option(help="Keep every answer in this .jsonl file; a run that was stopped goes on from it."),
@@ -107,6 +123,19 @@ def evaluate_bundle(
     with bundle_folder(source) as folder:
         with busy("load the bundle"):
             pipeline = Pipeline.load(folder, provider, engines=engines)
+        if encoder_flops is not None or encoder_temperatures is not None:
+            unfit = {"ratios": ratios, "methods": methods, "predictions": predictions, "plot": plot}
+            if given := [f"--{name}" for name, value in unfit.items() if value is not None]:
+                raise UsageError(f"{', '.join(given)}: not with shares or temperatures of an encoder; leave it out")
+            wishes = [EncoderWish(flops=share) for share in _parse("encoder flops", encoder_flops or "")]
+            wishes += [EncoderWish(temperature=t) for t in _parse("encoder temperatures", encoder_temperatures or "")]
+            found = _compare_shares(pipeline, questions.subset(limit, fraction, seed), wishes, seed, batch_size)
+            console.print(encoder_table(found))
+            if output is not None:
+                write_file(output, lambda file: file.write_text(found.model_dump_json(indent=1) + "\n"))
+            if json_output:
+                print_json_line(found.model_dump_json())
+            return
         check_image_votes(pipeline.bundle, "catp-eval")
         if pipeline.manifest.vote is None:
             _check_nothing_pruned(pipeline.manifest, wanted, masses, positions)
@@ -139,6 +168,20 @@ def evaluate_bundle(
         print_json_line(report.model_dump_json())
 
 
+def _compare_shares(
+    pipeline: Pipeline, asked: DataSet, wishes: Sequence[EncoderWish], seed: int, batch_size: int
+) -> EncoderReport:
+    with _counted() as advance:
+        done = 0
+
+        def more(count: int) -> None:
+            nonlocal done
+            done += count
+            advance(done, len(asked))
+
+        return evaluate_encoder(pipeline, asked, wishes, seed, batch_size, more)
+
+
 def _check_outputs(predictions: Path | None, output: Path | None, plot: Path | None) -> None:
     """Before hours of work rather than after."""
     for option, path in (("--predictions", predictions), ("--output", output)):
@@ -148,7 +191,7 @@ def _check_outputs(predictions: Path | None, output: Path | None, plot: Path | N
 
 def _parse(name: str, text: str) -> tuple[float, ...]:
     try:
-        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
+        return tuple(dict.fromkeys(float(part) for part in text.split(",") if text))
     except ValueError:
         raise UsageError(f"{name} {text!r}: give numbers separated by commas, such as {RATIOS}") from None
 

@@ -17,7 +17,7 @@ __all__ = ["DataError", "DataSet", "VqaExample", "open_data"]
 
 
 def open_data(name_or_path: str) -> DataSet:
-    """A data set by what it is: `demo`, `easy-vqa`, a folder with VQAv2 (or one of its question files), or a .jsonl file.
+    """A data set by what it is: `demo`, `easy-vqa`, a folder with VQAv2 (or its file of questions), or a .jsonl file.
 
     A folder of such a name is written ./demo.
 
@@ -35,6 +35,6 @@ def open_data(name_or_path: str) -> DataSet:
     if is_dir(path) or path.suffix.lower() == ".json":
         return open_vqa(path)
     raise UsageError(
-        f"data {name_or_path!r}: no such data set; accepted: demo, easy-vqa, a folder with VQAv2 as its zip files unpack, "
-        "or a .jsonl file"
+        f"data {name_or_path!r}: no such data set; accepted: demo, easy-vqa, a folder with VQAv2 as its zip files "
+        "unpack, or a .jsonl file"
     )

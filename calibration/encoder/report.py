@@ -9,8 +9,10 @@ from pydantic import Field
 from rich.table import Table
 
 from catp.calibration.accuracy.statistics import bootstrap_interval, mean_difference, unseen_losses, wilson_interval
+from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.metrics import Metric
 from catp.calibration.encoder.answering import Answered
+from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.bundle.strict import Strict
 
 
@@ -39,8 +41,8 @@ class EncoderReport(Strict):
     """Accuracy of one checkpoint at several settings of its encoder, on the same questions."""
 
     model: str
-    rule: str | None
-    merge: str | None
+    rule: str
+    merge: str
     layers: tuple[int, ...]
     precision: str
     data: str
@@ -51,6 +53,34 @@ class EncoderReport(Strict):
     skipped: int
     gflops_dense: float
     scores: tuple[EncoderScore, ...]
+
+
+def make_report(
+    manifest: Manifest, asked: DataSet, seed: int, settings: Sequence[EncoderSetting], answered: Answered
+) -> EncoderReport:
+    """The report on a bundle whose encoder prunes.
+
+    Args:
+        settings: in the order of `answered.right`'s columns; the others are compared with the first.
+        seed: of the intervals.
+    """
+    spec = manifest.encoder_pruning
+    assert spec is not None
+    return EncoderReport(
+        model=manifest.model.id,
+        rule=spec.rule,
+        merge=spec.merge,
+        layers=spec.layers,
+        precision=manifest.precision_label,
+        data=asked.name,
+        metric=asked.metric,
+        seed=seed,
+        questions=len(answered.right),
+        images=len(set(answered.images)),
+        skipped=answered.skipped,
+        gflops_dense=spec.gflops_dense,
+        scores=score(answered, settings, spec.gflops_dense, seed),
+    )
 
 
 def score(
