@@ -91,7 +91,7 @@ def evaluate_bundle(
     encoder_flops: Annotated[
         str | None,
         typer.Option(
-            help="Of a bundle whose vision encoder prunes: shares of its work to compare, such as 0.8,0.5,0.2, in place "
+            help="Of a bundle whose vision encoder prunes: shares of its work, such as 0.8,0.5,0.2, in place "
             "of ratios. The first one is what the others are compared with."
         ),
     ] = None,

@@ -218,7 +218,7 @@ def _text_encoder(model: EncoderDecoder, batch: Batch, greedy: Sequence[Greedy],
     """The keys and values that decoder layers read of kept tokens and prompt, of each row as far as it goes."""
     outputs, lengths = model.encode(batch)
     errors = []
-    read = [spec for spec in model.encoder_graph.outputs if spec.name in outputs]  # not what only says how long they are
+    read = [spec for spec in model.encoder_graph.outputs if spec.name in outputs]  # not their lengths
     for index, spec in enumerate(read):
         actual = to_host(outputs[spec.name])
         for row, (length, wanted) in enumerate(zip(lengths, greedy)):
