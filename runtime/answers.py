@@ -24,7 +24,9 @@ class Answer:
 
     answer: str
     token_ids: list[int]  # generated ones, the end token included where it was reached
-    kept_indices: list[int]  # ascending, of 0 .. num_query_tokens - 1, for a video of frame * num_query_tokens + these
+    kept_indices: list[int]
+    """Ascending, of 0 .. num_query_tokens - 1, for a video of frame * num_query_tokens + these; where nothing votes, all
+    image tokens."""
     num_kept: int
     provider: str
     timings_ms: Timings

@@ -36,6 +36,7 @@ COMMANDS = list(
 MADE = {
     "catp-export --diagnostics -o build/demo-diagnostics": "diagnostics_bundle",
     "catp-export --model Salesforce/blip2-itm-vit-g -o itm-bundle": "retrieval_bundle",
+    "catp-export --model Salesforce/blip-vqa-base -o vqa-bundle": "vqa_bundle",
 }
 """Commands whose output a fixture made: the same command, of a tiny checkpoint where the document names the Hub's."""
 
