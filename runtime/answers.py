@@ -27,7 +27,6 @@ class Answer:
     kept_indices: list[int]
     """Query tokens, ascending, of 0 .. num_query_tokens - 1, for a video of frame * num_query_tokens + these. Where
     answers read image tokens themselves: CLS is 0, patch i is 1 + i, and a token merged of several is not listed."""
-
     num_kept: int
     provider: str
     timings_ms: Timings

@@ -37,6 +37,7 @@ MADE = {
     "catp-export --diagnostics -o build/demo-diagnostics": "diagnostics_bundle",
     "catp-convert madtp checkpoint_02.pth --tokenizer Salesforce/blip-vqa-base -o blip-vqa-madtp": "converted_madtp",
     "catp-export --model Salesforce/blip2-itm-vit-g -o itm-bundle": "retrieval_bundle",
+    "catp-export --model Salesforce/blip-vqa-base -o vqa-bundle": "vqa_bundle",
 }
 """Commands whose output a fixture made: the same command, of a tiny checkpoint where the document names the Hub's."""
 

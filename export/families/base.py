@@ -76,7 +76,7 @@ class Family:
         return model.language_model
 
     def generation_config(self, model: Any) -> GenerationConfig:
-        """What Hugging Face's `generate()` of this model follows where it is given no arguments."""
+        """The settings that Hugging Face's `generate()` of this model follows where it is given no arguments."""
         # BLIP-2 generates with its language model's configuration, not with its own.
         return model.language_model.generation_config if self.generates_text else GenerationConfig()
 

@@ -34,4 +34,6 @@ def families_as_text() -> str:
 
 
 def _read(family: Family) -> str:
+    if not family.votes:
+        return "nothing: every image token is kept"
     return "image and prompt" if family.reads_instruction else "image"

@@ -7,7 +7,8 @@
 P layers prune, between attention and MLP. `kept_tokens` has a count for each; in the dynamic form the graph counts for
 itself, and says how many it kept: all that came in where it pruned nothing. CLS comes first and always stays;
 `kept_positions` has the patch that each other token was, -1 for one that was merged of several. With diagnostics, a
-tensor for each layer that prunes but the last, positions.{layer} int64 [B,N'], has the patches that it leaves.
+tensor for each layer that prunes but the last, positions.{layer} int64 [B,N'], has the patches that it leaves; where tokens
+are merged into the nearest one, merged_into.{layer} int64 [B,N] has the patch of that one for each that came in.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from catp.export.encoder_pruning import ScoringRule, TokenEvidence
 from catp.export.encoder_pruning.madtp import wanted_tokens
 from catp.export.encoder_pruning.merges import MERGES, Chosen, Tokens
 from catp.export.graphs import Graph, interface_dtype, operators
-from catp.runtime.bundle.encoder_pruning import Form, Merge
+from catp.runtime.bundle.encoder_pruning import Form, Merge, merged_into, positions_of
 
-KEPT_COUNTS = "kept_counts"
 
 
 class PrunedVisionEncoder(torch.nn.Module):
@@ -61,7 +61,7 @@ class PrunedVisionEncoder(torch.nn.Module):
         positions = torch.arange(patches.shape[1]).expand(patches.shape[0], -1)
         sizes = torch.ones_like(positions, dtype=torch.float32) if self.merging.counts_sizes else None
         tokens = Tokens(patches, positions, sizes)
-        counts, left = [], []
+        counts, left, into = [], [], []
         for index, layer in enumerate(self.vision_model.encoder.layers):
             before = torch.cat([cls, tokens.embeds], 1)
             attention = LayerAttention(layer, before, tokens.sizes)
@@ -73,6 +73,7 @@ class PrunedVisionEncoder(torch.nn.Module):
                 tokens = self._prune(after[:, 1:], tokens, scores, count, merges_any, attention.keys)
                 counts.append(count)
                 left.append(tokens.positions)
+                into.append(tokens.merged_into)
             else:
                 after = attention.fused()
                 tokens = Tokens(after[:, 1:], tokens.positions, tokens.sizes)
@@ -83,7 +84,9 @@ class PrunedVisionEncoder(torch.nn.Module):
         outputs = [embeds.to(interface_dtype(embeds.dtype)), tokens.positions]
         if self.form == "dynamic":
             outputs.append(torch.cat(counts))
-        return (*outputs, *(left[:-1] if self.diagnostics else []))
+        if self.diagnostics:
+            outputs += [*left[:-1], *(merged for merged in into if merged is not None)]
+        return tuple(outputs)
 
     def _guide(self) -> torch.Tensor | None:
         return self.get_buffer("guide") if self.rule.reads_guidance else None
@@ -177,8 +180,10 @@ def graph(module: PrunedVisionEncoder, height: int, width: int) -> Graph:
         control, name = torch.arange(pruning, 0, -1) + 1, "kept_tokens"
     else:
         control, name = torch.ones(1), "encoder_temperature"
-        outputs.append(KEPT_COUNTS)
-    outputs += [f"positions.{layer}" for layer in module.layers[:-1]] if module.diagnostics else []
+        outputs.append("kept_counts")
+    if module.diagnostics:
+        outputs += [positions_of(layer) for layer in module.layers[:-1]]
+        outputs += [merged_into(layer) for layer in module.layers] if module.merging.counts_sizes else []
     return Graph(
         name="vision_encoder",
         module=module,

@@ -24,6 +24,16 @@ CAN_SKIP = 2
 """A layer that prunes leaves out at least so many tokens: one would be replaced by itself."""
 
 
+def positions_of(layer: int) -> str:
+    """The output with the patches that a layer leaves, among the diagnostics; the last one's are `kept_positions`."""
+    return f"positions.{layer}"
+
+
+def merged_into(layer: int) -> str:
+    """The output with the patch of which each token that came into a layer is a part after it, likewise."""
+    return f"merged_into.{layer}"
+
+
 class EncoderSizes(Strict):
     """Sizes of a vision transformer that decide its work."""
 

@@ -15,6 +15,7 @@ class Tokens:
     embeds: torch.Tensor  # [B, N, W], after attention and residual
     positions: torch.Tensor  # int64 [B, N]: the patch that each token was, -1 for a merged one
     sizes: torch.Tensor | None  # float32 [B, N]: patches that were averaged into each; None where nobody counts them
+    merged_into: torch.Tensor | None = None  # int64 [B, N]: of each token that came in, the patch of what it is part of
 
 
 @dataclass(frozen=True)

@@ -37,4 +37,5 @@ class Nearest:
         sizes = (into @ tokens.sizes[:, :, None])[:, :, 0]
         shares = into * tokens.sizes[:, None] / sizes[:, :, None]
         merged = shares.to(tokens.embeds.dtype) @ tokens.embeds
-        return Tokens(merged, chosen.of(tokens.positions), sizes)
+        positions = chosen.of(tokens.positions)
+        return Tokens(merged, positions, sizes, positions.gather(1, into.argmax(1)))

@@ -19,7 +19,7 @@ def test_every_family_is_listed_and_nothing_is_exported(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
-    "bundle", ["demo_bundle", "t5_bundle", "instructblip_bundle", "video_bundle", "retrieval_bundle"]
+    "bundle", ["demo_bundle", "t5_bundle", "instructblip_bundle", "video_bundle", "retrieval_bundle", "vqa_bundle"]
 )
 def test_the_graphs_listed_are_those_of_a_bundle(bundle: str, request: pytest.FixtureRequest) -> None:
     manifest = open_bundle(request.getfixturevalue(bundle)).manifest
@@ -27,3 +27,4 @@ def test_the_graphs_listed_are_those_of_a_bundle(bundle: str, request: pytest.Fi
     (found,) = (entry for entry in listed if entry["family"] == manifest.model.family)
     assert found["graphs"] == list(manifest.graphs)
     assert (found["votes_read"] == "image and prompt") == manifest.reads_instruction
+    assert found["votes_read"].startswith("nothing") == (manifest.vote is None)
