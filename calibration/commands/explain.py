@@ -10,11 +10,13 @@ import typer
 from rich.markup import escape
 
 from catp.calibration.explanation.explanation import Explanation, explain
+from catp.calibration.explanation.patches import PatchExplanation, explain_patches
 from catp.calibration.supported import check_votes
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.console import busy, console, make_app, print_json_line, print_line
 from catp.runtime.errors import UsageError
 from catp.runtime.files import write_file
+from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
 from catp.runtime.system.optional_imports import reason_of
@@ -33,6 +35,13 @@ def explain_bundle(
     positions: Annotated[
         Positions | None, typer.Option(help="Positions of kept tokens. Default: the bundle's.")
     ] = None,
+    encoder_flops: Annotated[
+        float | None,
+        typer.Option(help="Of a vision encoder that prunes: share of its work that remains. Default: the bundle's."),
+    ] = None,
+    encoder_temperature: Annotated[
+        float | None, typer.Option(help="Of one in the dynamic form; 0 prunes nothing. Default: the bundle's.")
+    ] = None,
     provider: Annotated[str, typer.Option(help=f"What executes the graphs: {', '.join(PROVIDERS)}.")] = "cpu",
     output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")] = Path("catp-explain.png"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
@@ -42,6 +51,8 @@ def explain_bundle(
 ) -> None:
     """Draw which query tokens are kept, where kept and dropped ones look, and both answers.
 
+    Of a bundle whose vision encoder prunes: which patches each layer keeps, and where the others went.
+
     The bundle must have diagnostics:
 
     catp-export --diagnostics -o bundle
@@ -50,12 +61,32 @@ def explain_bundle(
     """
     target = _free(output, overwrite)
     try:
+        from catp.calibration.explanation.patches_picture import draw_patches
         from catp.calibration.explanation.picture import draw
     except ImportError as error:
         reason = reason_of(error, error.name)
         raise UsageError(f"catp-explain needs {error.name}, which {reason}; pip install '.[eval]'") from None
     with busy("load the bundle"):
         pipeline = Pipeline.load(bundle, provider)
+    if pipeline.manifest.encoder_pruning is not None:
+        if ratio is not None or keep_mass is not None or positions is not None:
+            raise UsageError(
+                f"bundle {bundle}: it is drawn what its vision encoder keeps; leave out --ratio, --keep-mass and "
+                "--positions, and give --encoder-flops"
+            )
+        with busy("answer"):
+            seen = explain_patches(
+                pipeline, image, prompt, EncoderWish(flops=encoder_flops, temperature=encoder_temperature)
+            )
+        with busy("draw"):
+            write_file(target, lambda file: draw_patches(seen, file), overwrite)
+        if json_output:
+            print_json_line(json.dumps({**patches_to_json(seen), "image": str(image), "picture": str(output)}))
+        else:
+            print_line(f"{seen.share:.0%} of the vision encoder's work: {seen.answer}")
+        console.print(f"Wrote {escape(str(output))}", soft_wrap=True)
+        return
+    EncoderWish(flops=encoder_flops, temperature=encoder_temperature).inputs(None, pipeline.manifest.model.family)
     check_votes(pipeline.bundle, "catp-explain")
     with busy("answer with all query tokens and with those kept"):
         explanation = explain(pipeline, image, prompt, ratio, keep_mass, positions)
@@ -109,6 +140,30 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         "num_kept": len(explanation.kept),
         "kept_indices": explanation.kept.tolist(),
         "token_scores": explanation.scores.tolist(),
+    }
+
+
+def patches_to_json(explanation: PatchExplanation) -> dict[str, Any]:
+    """The content of the picture of an encoder that prunes, as numbers and text."""
+    spec = explanation.spec
+    return {
+        "schema_version": 1,
+        "model": explanation.manifest.model.id,
+        "rule": spec.rule,
+        "merge": spec.merge,
+        "form": spec.form,
+        "prompt": explanation.prompt,
+        "share_of_work": explanation.share,
+        "answer": explanation.answer,
+        "layers": [
+            {
+                "layer": layer.layer,
+                "kept_patches": layer.kept.tolist(),
+                "merged_tokens": layer.merged,
+                "merged_into": layer.receiver,
+            }
+            for layer in explanation.layers
+        ],
     }
 
 

@@ -25,7 +25,6 @@ from catp.export.graphs import Graph, interface_dtype, operators
 from catp.runtime.bundle.encoder_pruning import Form, Merge, merged_into, positions_of
 
 
-
 class PrunedVisionEncoder(torch.nn.Module):
     """A ViT of Hugging Face's (BLIP's or BLIP-2's modules), some of whose layers prune.
 
