@@ -64,8 +64,8 @@ def explain_patches(pipeline: Pipeline, image: ImageSource, prompt: str, encoder
     wanted += [merged_into(layer) for layer in spec.layers] if spec.merge == "nearest" else []
     if not set(wanted) <= outputs:
         raise UsageError(
-            f"bundle {pipeline.bundle.path}: exported without diagnostics, so it can't show what each layer keeps; export "
-            "with --diagnostics (catp-export --diagnostics --encoder-flops ...)"
+            f"bundle {pipeline.bundle.path}: exported without diagnostics, so it can't show what each layer keeps; "
+            "export with --diagnostics (catp-export --diagnostics --encoder-flops ...)"
         )
     picture = load_image(image)
     (answer,) = pipeline.generate([picture], [prompt], encoder=encoder)

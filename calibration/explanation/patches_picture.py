@@ -1,4 +1,4 @@
-"""The picture that catp-explain draws of a vision encoder that prunes: what each layer keeps, and where the rest went."""
+"""The picture of a vision encoder that prunes: what each layer keeps, and where the rest went."""
 
 from __future__ import annotations
 

@@ -42,6 +42,19 @@ def build(
     fixed_ratio: Annotated[
         bool, typer.Option("--fixed-ratio", help="Bake the ratio in: the engines then run at no other.")
     ] = False,
+    fixed_schedule: Annotated[
+        bool,
+        typer.Option(
+            "--fixed-schedule", help="Bake the schedule of a vision encoder that prunes in: it then runs no other."
+        ),
+    ] = False,
+    dynamic_encoder: Annotated[
+        bool,
+        typer.Option(
+            "--dynamic-encoder",
+            help="Build encoders in the dynamic form too. No such engine was ever executed, and no provider here runs it.",
+        ),
+    ] = False,
     workspace: Annotated[
         str | None, typer.Option(help="Scratch memory of a layer at most, such as 4GiB. Default: the target's.")
     ] = None,
@@ -72,7 +85,7 @@ def build(
         ratio = open_bundle(bundle, verify=False).manifest.pruning.ratio
     if ratio is not None:
         check_ratio(ratio)
-    limits = Limits(max_batch, max_prompt, max_length, ratio, fixed_ratio)
+    limits = Limits(max_batch, max_prompt, max_length, ratio, fixed_ratio, fixed_schedule, dynamic_encoder)
     capabilities = compute_capability or ()
     workspace_bytes = None if workspace is None else parse_size(workspace)
     if print_commands:

@@ -12,6 +12,7 @@ import onnx
 
 from catp.export.engines.targets import Builder
 from catp.runtime.bundle.manifest import GraphSpec, TensorSpec
+from catp.runtime.bundle.plans import fixed_numbers
 from catp.runtime.errors import CatpError
 
 _DROPPED = ("unused input", "ignor", "not supported", "unsupported")
@@ -101,7 +102,7 @@ def _compare(name: str, network: Network, graph: GraphSpec, fixed: Mapping[str, 
                 name=t.name, dtype=t.dtype, shape=tuple(fixed.get(d, d) if isinstance(d, str) else d for d in t.shape)
             )
             for t in group
-            if t.name not in fixed
+            if not fixed_numbers(t.name, fixed)
         )
         for group in (graph.inputs, graph.outputs)
     )

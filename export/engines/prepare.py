@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from catp.runtime.bundle.plans import fixed_numbers
+
 _REFUSED = {("Attention", "softmax_precision")}
 """Attributes that TensorRT's parser refuses because its attention has no such choice.
 
@@ -32,9 +34,10 @@ def fix_dimensions(model: onnx.ModelProto, fixed: Mapping[str, int]) -> None:
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param in fixed:
                 dimension.dim_value = fixed[dimension.dim_param]
-    for value in [value for value in graph.input if value.name in fixed]:
+    for value in [value for value in graph.input if fixed_numbers(value.name, fixed)]:
         graph.input.remove(value)
-        graph.initializer.append(numpy_helper.from_array(np.array([fixed[value.name]], np.int64), value.name))
+        numbers = np.array(fixed_numbers(value.name, fixed), np.int64)
+        graph.initializer.append(numpy_helper.from_array(numbers, value.name))
 
 
 def leave_out_refused(model: onnx.ModelProto) -> tuple[str, ...]:

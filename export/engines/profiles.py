@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from catp.runtime.bundle.encoder_pruning import after_schedule
 from catp.runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
 from catp.runtime.bundle.plans import REPEATED, Profile, ShapeRange
 from catp.runtime.errors import UsageError
@@ -33,6 +34,8 @@ class Limits:
     max_length: int = 128  # slots of the KV cache: kept tokens, prompt and answer, or the answer alone
     ratio: float | None = None  # to optimise for; None: the bundle's default
     fixed_ratio: bool = False  # fold num_kept into the graph: faster, and the one ratio left
+    fixed_schedule: bool = False  # likewise the schedule of a vision encoder that prunes
+    dynamic_encoder: bool = False  # build encoders that count tokens for themselves, which nobody has executed
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_prompt", "max_length"):
@@ -45,7 +48,7 @@ class Limits:
             if self.ratio or self.fixed_ratio:
                 asked = f"--ratio {self.ratio:g}" if self.ratio else "--fixed-ratio"
                 raise UsageError(f"{asked}: {manifest.model.family} keeps every image token; leave it out")
-            return manifest.tokens, manifest.tokens, manifest.tokens
+            return self._image_tokens(manifest)
         pruning = manifest.pruning
         ratio = pruning.ratio if self.ratio is None else self.ratio
         if pruning.method == "none" and ratio > 0:
@@ -54,6 +57,18 @@ class Limits:
         if self.fixed_ratio or pruning.method == "none":
             return best, best, best
         return 1, best, pruning.num_query_tokens
+
+    def _image_tokens(self, manifest: Manifest) -> Extent:
+        """How many image tokens leave the encoder."""
+        pruning = manifest.encoder_pruning
+        if pruning is None:
+            tokens = manifest.tokens
+            return tokens, tokens, tokens
+        least, most = (kept[-1] + pruning.added + 1 for kept in pruning.bounds())
+        if pruning.kept_tokens is None:
+            return least, (least + pruning.sizes.patches + 1) // 2, pruning.sizes.patches + 1
+        usual = pruning.kept_tokens[-1] + pruning.added + 1
+        return (usual, usual, usual) if self.fixed_schedule else (least, usual, most)
 
     def prefix(self, manifest: Manifest) -> Extent:
         """How many tokens the language model reads before a prompt: of a video, those of all its frames."""
@@ -68,6 +83,17 @@ class Limits:
             UsageError: with the smallest length that would do.
         """
         self.kept(manifest)  # refuses what the bundle can't do
+        pruning = manifest.encoder_pruning
+        if pruning is not None and pruning.form == "dynamic" and not self.dynamic_encoder:
+            raise UsageError(
+                "the encoders of this bundle count tokens for themselves (dynamic form), which TensorRT builds and nobody "
+                "has executed; give --dynamic-encoder to build it all the same, or export with --encoder-form schedule"
+            )
+        if self.fixed_schedule and (pruning is None or pruning.kept_tokens is None):
+            raise UsageError(
+                "--fixed-schedule: the vision encoder of this bundle has no schedule; leave it out, or export with "
+                "--encoder-flops"
+            )
         if self.fixed_ratio and manifest.pruning.keep_mass is not None:
             raise UsageError(
                 "--fixed-ratio: this bundle keeps a share of each image's votes by default, so differently many "
@@ -87,7 +113,14 @@ class Limits:
         numbers = {"max_length": self.max_length}
         if self.fixed_ratio and any(tensor.name == "num_kept" for tensor in graph.inputs):
             numbers["num_kept"] = self.kept(manifest)[1]
-        return {name: number for name, number in numbers.items() if name in _dimensions(graph)}
+        pruning = manifest.encoder_pruning
+        schedule: dict[str, int] = {}
+        if self.fixed_schedule and pruning is not None and pruning.kept_tokens is not None:
+            tokens = pruning.kept_tokens[-1] + pruning.added
+            numbers |= {"image_tokens": tokens + 1, **dict(zip(after_schedule(pruning.added), (tokens, tokens + 1)))}
+            if any(tensor.name == "kept_tokens" for tensor in graph.inputs):
+                schedule = {f"kept_tokens.{place}": kept for place, kept in enumerate(pruning.kept_tokens)}
+        return {name: number for name, number in numbers.items() if name in _dimensions(graph)} | schedule
 
     def profiles(self, graph: GraphSpec, manifest: Manifest) -> tuple[Profile, ...]:
         """One profile for every kind of call that the orchestrator makes of the graph."""
@@ -102,9 +135,15 @@ class Limits:
         once |= {"instruction": prompt, "text": prompt, "question": prompt, "image_tokens": kept}
         step: dict[str, Extent] = {**once, "seq": (1, 1, 1), "num_kept": (0, 0, 0)}
         fixed, dimensions = self.fixed(graph, manifest), _dimensions(graph)
+        pruning = manifest.encoder_pruning
+        if pruning is not None and pruning.kept_tokens is not None and "kept_tokens.0" not in fixed:
+            least, most = pruning.bounds()
+            schedule = {"kept_tokens": ShapeRange(min=least, opt=pruning.kept_tokens, max=most)}
+        else:
+            schedule = {}
         if "max_length" not in dimensions:
             reads = "seq" in dimensions or "question" in dimensions
-            return (_profile("prefill" if reads else "images", graph, once, fixed),)
+            return (_profile("prefill" if reads else "images", graph, once, fixed, schedule),)
         # With a cache: what reads prompts too is called in two ways, a text decoder one token at a time alone.
         calls = {"prefill": once, REPEATED: step} if "seq" in dimensions else {REPEATED: step}
         return tuple(_profile(name, graph, extents, fixed) for name, extents in calls.items())
@@ -114,19 +153,30 @@ def _dimensions(graph: GraphSpec) -> set[str]:
     return {d for tensor in (*graph.inputs, *graph.outputs) for d in tensor.shape if isinstance(d, str)}
 
 
-def _profile(name: str, graph: GraphSpec, extents: Mapping[str, Extent], fixed: Mapping[str, int]) -> Profile:
+def _profile(
+    name: str,
+    graph: GraphSpec,
+    extents: Mapping[str, Extent],
+    fixed: Mapping[str, int],
+    values: Mapping[str, ShapeRange] | None = None,
+) -> Profile:
+    """Args: `values`: of inputs that are lists of numbers by which dimensions are computed."""
+    values = values or {}
     every = {**{dimension: (number,) * 3 for dimension, number in fixed.items()}, **extents}
-    inputs = [tensor for tensor in graph.inputs if tensor.name not in fixed]
+    inputs = [tensor for tensor in graph.inputs if tensor.name not in fixed and f"{tensor.name}.0" not in fixed]
     # An input named like a dimension says how large that dimension is: TensorRT calls it a shape tensor.
     return Profile(
         name=name,
-        shapes={tensor.name: _range(tensor, every) for tensor in inputs if tensor.name not in every},
+        shapes={tensor.name: _range(tensor, every) for tensor in inputs if tensor.name not in {**every, **values}},
         values={
-            tensor.name: ShapeRange(
-                **{which: (extent,) for which, extent in zip(("min", "opt", "max"), every[tensor.name])}
-            )
-            for tensor in inputs
-            if tensor.name in every
+            **{tensor.name: values[tensor.name] for tensor in inputs if tensor.name in values},
+            **{
+                tensor.name: ShapeRange(
+                    **{which: (extent,) for which, extent in zip(("min", "opt", "max"), every[tensor.name])}
+                )
+                for tensor in inputs
+                if tensor.name in every
+            },
         },
     )
 

@@ -7,8 +7,8 @@
 P layers prune, between attention and MLP. `kept_tokens` has a count for each; in the dynamic form the graph counts for
 itself, and says how many it kept: all that came in where it pruned nothing. CLS comes first and always stays;
 `kept_positions` has the patch that each other token was, -1 for one that was merged of several. With diagnostics, a
-tensor for each layer that prunes but the last, positions.{layer} int64 [B,N'], has the patches that it leaves; where tokens
-are merged into the nearest one, merged_into.{layer} int64 [B,N] has the patch of that one for each that came in.
+tensor for each layer that prunes but the last, positions.{layer} int64 [B,N'], has the patches that it leaves; where
+tokens are merged into the nearest one, merged_into.{layer} int64 [B,N] has the patch of that one for each that came in.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from catp.export.encoder_pruning import ScoringRule, TokenEvidence
 from catp.export.encoder_pruning.madtp import wanted_tokens
 from catp.export.encoder_pruning.merges import MERGES, Chosen, Tokens
 from catp.export.graphs import Graph, interface_dtype, operators
-from catp.runtime.bundle.encoder_pruning import Form, Merge, merged_into, positions_of
+from catp.runtime.bundle.encoder_pruning import Form, Merge, after_schedule, merged_into, positions_of
 
 
 class PrunedVisionEncoder(torch.nn.Module):
@@ -195,11 +195,14 @@ def graph(module: PrunedVisionEncoder, height: int, width: int) -> Graph:
 
 
 def _dimension_names(module: PrunedVisionEncoder) -> dict[str, str]:
-    """Sizes that are read from tensors have no names while tracing: the u-th of them that are left in the end."""
+    """Names of sizes that are read from tensors, the u-th while tracing: how they follow from the schedule."""
     last = len(module.layers) - 1
     if module.form == "dynamic":
         left, more = f"u{2 * last} + u{2 * last + 1}", 0
     else:
         left, more = f"u{last}", module.merging.adds
     patches = f"{left} + {more}" if more else left
-    return {patches: "image_patches", f"{left} + {more + 1}": "image_tokens"}
+    if module.form == "dynamic":
+        return {patches: "image_patches", f"{left} + {more + 1}": "image_tokens"}
+    names = after_schedule(module.merging.adds)
+    return {patches: names[0], f"{left} + {more + 1}": names[1]}

@@ -34,6 +34,19 @@ def merged_into(layer: int) -> str:
     return f"merged_into.{layer}"
 
 
+LAST_KEPT = "kept_tokens[-1]"
+"""The last count of a schedule, in the names of dimensions that follow from it."""
+
+
+def after_schedule(added: int) -> tuple[str, str]:
+    """Names of the dimensions of kept_positions and image_embeds: the tokens that are left, without CLS and with.
+
+    Args:
+        added: tokens that its last layer adds to those that it keeps.
+    """
+    return f"{LAST_KEPT} + {added}" if added else LAST_KEPT, f"{LAST_KEPT} + {added + 1}"
+
+
 class EncoderSizes(Strict):
     """Sizes of a vision transformer that decide its work."""
 
@@ -122,6 +135,17 @@ class EncoderPruningSpec(Strict):
     def least_kept(self, tokens: int) -> int:
         """The fewest of so many tokens that a layer can keep: ToMe merges at most every second one."""
         return tokens - tokens // 2 if self.rule == "tome" else 1
+
+    def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The smallest and the largest schedule that the layers can keep, one after the other."""
+        ends = []
+        for smallest in (True, False):
+            tokens, kept = self.sizes.patches, []
+            for _ in self.layers:
+                kept.append(max(1, self.least_kept(tokens) if smallest else tokens - CAN_SKIP))
+                tokens = kept[-1] + self.added
+            ends.append(tuple(kept))
+        return ends[0], ends[1]
 
     def check(self, kept_tokens: Sequence[int]) -> tuple[int, ...]:
         """The schedule, if it is one.

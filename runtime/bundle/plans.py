@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -68,13 +69,25 @@ class PlanRequest(Strict):
     compute_capabilities: tuple[Capability, ...] = Field(min_length=1)
     onnx_sha256: str
     weights_sha256: str | None
-    fixed: dict[str, int] = Field(description="free dimensions of the ONNX file that became numbers")
+    fixed: dict[str, int] = Field(description="free dimensions of the ONNX file that became numbers, and inputs")
     profiles: tuple[Profile, ...] = Field(min_length=1)
     workspace_bytes: int | None
 
     def fingerprint(self) -> str:
         """Hex digest of the request."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def fixed_numbers(name: str, fixed: Mapping[str, int]) -> tuple[int, ...]:
+    """The content of an input that a build folded into the graph; nothing where it did not.
+
+    Args:
+        fixed: of a request: a number by the input's name, or one for each place, `name.0`, `name.1`, ...
+    """
+    if name in fixed:
+        return (fixed[name],)
+    places = range(sum(key.rpartition(".")[0] == name for key in fixed))
+    return tuple(fixed[f"{name}.{place}"] for place in places)
 
 
 class PlanSpec(Strict):

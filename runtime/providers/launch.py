@@ -6,13 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from catp.runtime.bundle.manifest import TensorSpec
-from catp.runtime.bundle.plans import PlanSpec, Profile
+from catp.runtime.bundle.plans import PlanSpec, Profile, fixed_numbers
 from catp.runtime.errors import UsageError
 
 Shape = tuple[int, ...]
 
 _OPTIONS = {"batch": "--max-batch", "seq": "--max-prompt", "num_kept": "--ratio", "max_length": "--max-length"}
 """Options of catp-build that widen a dimension."""
+
+
+_FOLDED = {"num_kept": ("ratio", "--fixed-ratio"), "kept_tokens": ("encoder schedule", "--fixed-schedule")}
+"""Inputs that a build may fold into the graph: what users call them, and the option that does it."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +42,21 @@ def plan_launch(spec: PlanSpec, inputs: Mapping[str, Shape], values: Mapping[str
         ValueError: the inputs are not the plan's, or contradict each other.
     """
     fixed = spec.request.fixed
-    for name, value in values.items():
-        if name in fixed and value != (fixed[name],):
+    folded = {name: fixed_numbers(name, fixed) for name in values}
+    for name, built in folded.items():
+        if built and values[name] != built:
+            what, option = _FOLDED[name]
             raise UsageError(
-                f"{spec.graph}: {name} is {value[0]}, and these engines were built for {fixed[name]} alone; use the "
-                "ratio they were built for, or build without --fixed-ratio"
+                f"{spec.graph}: {name} is {_listed(values[name])}, and these engines were built for {_listed(built)} "
+                f"alone; use the {what} they were built for, or build without {option}"
             )
-    values = {name: value for name, value in values.items() if name not in fixed}
+    values = {name: value for name, value in values.items() if not folded[name]}
     profile = _choose_profile(spec, inputs, values)
     extents = dict(fixed)
     for tensor in spec.inputs:
         shape = values[tensor.name] if tensor.name in values else inputs[tensor.name]
         if tensor.name in values:
-            extents[tensor.name] = shape[0]
+            extents[tensor.name], extents[f"{tensor.name}[-1]"] = shape[0], shape[-1]
         for dimension, extent in zip(tensor.shape, inputs.get(tensor.name, ())):
             if isinstance(dimension, str) and extents.setdefault(dimension, extent) != extent:
                 raise ValueError(
@@ -108,7 +114,19 @@ def _advice(spec: PlanSpec, name: str, given: Shape, low: Shape, high: Shape) ->
 
 
 def _resolve(tensor: TensorSpec, extents: Mapping[str, int]) -> Shape:
-    return tuple(d if isinstance(d, int) else extents[d] for d in tensor.shape)
+    return tuple(d if isinstance(d, int) else _extent(d, extents) for d in tensor.shape)
+
+
+def _extent(dimension: str, extents: Mapping[str, int]) -> int:
+    """A dimension's number, also of one such as "kept_tokens[-1] + 2"."""
+    if dimension in extents:
+        return extents[dimension]
+    name, _, more = dimension.partition(" + ")
+    return extents[name] + int(more)
+
+
+def _listed(numbers: Shape) -> str:
+    return ",".join(map(str, numbers))
 
 
 def _text(shape: Shape) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from catp.runtime.bundle.engine_sets import EngineSet, choose_set
 from catp.runtime.bundle.folder import Bundle
-from catp.runtime.bundle.plans import MODULES, REBUILD, REPEATED, PlanSpec
+from catp.runtime.bundle.plans import MODULES, REBUILD, REPEATED, PlanSpec, fixed_numbers
 from catp.runtime.errors import BundleError, CatpError, UsageError
 from catp.runtime.providers.base import DeviceTensor, Value
 from catp.runtime.providers.cuda import Allocation, CapturedGraph, Device, Event
@@ -225,7 +225,7 @@ class TrtEngine:
 
     def _on_host(self, name: str) -> bool:
         request = self.spec.request
-        return name in request.fixed or any(name in profile.values for profile in request.profiles)
+        return bool(fixed_numbers(name, request.fixed)) or any(name in profile.values for profile in request.profiles)
 
     def _on_device(self, name: str, value: Value) -> TrtTensor:
         if isinstance(value, TrtTensor):
