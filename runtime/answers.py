@@ -25,8 +25,8 @@ class Answer:
     answer: str
     token_ids: list[int]  # generated ones, the end token included where it was reached
     kept_indices: list[int]
-    """Ascending, of 0 .. num_query_tokens - 1, for a video of frame * num_query_tokens + these; where nothing votes, all
-    image tokens."""
+    """Ascending, of 0 .. num_query_tokens - 1, for a video of frame * num_query_tokens + these; where nothing votes, of
+    the image tokens: all."""
     num_kept: int
     provider: str
     timings_ms: Timings
