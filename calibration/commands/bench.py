@@ -114,8 +114,8 @@ def run(
     """Time a BLIP-2 bundle stage by stage, at several pruning ratios and batch sizes.
 
     Every round times every setting once, in an order drawn anew; ratios between settings are paired by round. Loading
-    and warm-up are in none of the times. Times are for a machine that does nothing else. With Flan-T5 or BLIP, prefill is
-    its encoder and its decoder's first step.
+    and warm-up are in none of the times. Times are for a machine that does nothing else. With Flan-T5 or BLIP, prefill
+    is its encoder and its decoder's first step.
 
     catp-bench catp-bundle --against transformers --checkpoint Salesforce/blip2-opt-2.7b -o report.json
 

@@ -52,7 +52,7 @@ def build(
         bool,
         typer.Option(
             "--dynamic-encoder",
-            help="Build encoders in the dynamic form too. No such engine was ever executed, and no provider here runs it.",
+            help="Build encoders in the dynamic form too. No such engine was executed, and no provider here runs it.",
         ),
     ] = False,
     workspace: Annotated[

@@ -1,4 +1,4 @@
-"""BLIP for question answering beside what the table of families shows: precision, refusals, and what a bundle must be."""
+"""BLIP for question answering beside what the table of families shows: precision, refusals, manifests."""
 
 from __future__ import annotations
 
