@@ -25,13 +25,8 @@ class Answer:
     answer: str
     token_ids: list[int]  # generated ones, the end token included where it was reached
     kept_indices: list[int]
-<<<<<<< HEAD
     """Query tokens, ascending, of 0 .. num_query_tokens - 1, for a video of frame * num_query_tokens + these. Where
     answers read image tokens themselves: CLS is 0, patch i is 1 + i, and a token merged of several is not listed."""
-=======
-    """Ascending, of 0 .. num_query_tokens - 1, for a video of frame * num_query_tokens + these; where nothing votes, of
-    the image tokens: all."""
->>>>>>> vqa
     num_kept: int
     provider: str
     timings_ms: Timings
