@@ -87,7 +87,7 @@ class Limits:
         if pruning is not None and pruning.form == "dynamic" and not self.dynamic_encoder:
             raise UsageError(
                 "the encoders of this bundle count tokens for themselves (dynamic form), which TensorRT builds and "
-                "nobody has executed; give --dynamic-encoder to build it all the same, or export with --encoder-form schedule"
+                "nobody has executed; give --dynamic-encoder to build it all the same, or export with --encoder-flops"
             )
         if self.fixed_schedule and (pruning is None or pruning.kept_tokens is None):
             raise UsageError(

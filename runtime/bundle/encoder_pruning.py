@@ -138,14 +138,14 @@ class EncoderPruningSpec(Strict):
 
     def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The smallest and the largest schedule that the layers can keep, one after the other."""
-        ends = []
-        for smallest in (True, False):
-            tokens, kept = self.sizes.patches, []
-            for _ in self.layers:
-                kept.append(max(1, self.least_kept(tokens) if smallest else tokens - CAN_SKIP))
-                tokens = kept[-1] + self.added
-            ends.append(tuple(kept))
-        return ends[0], ends[1]
+        least, most = [], []
+        fewest = tokens = self.sizes.patches
+        for later in reversed(range(len(self.layers))):
+            # What a layer leaves must be enough for every later one to leave something out.
+            least.append(max(self.least_kept(fewest), 1 + later * (CAN_SKIP - self.added)))
+            most.append(tokens - CAN_SKIP)
+            fewest, tokens = least[-1] + self.added, most[-1] + self.added
+        return tuple(least), tuple(most)
 
     def check(self, kept_tokens: Sequence[int]) -> tuple[int, ...]:
         """The schedule, if it is one.

@@ -1,0 +1,93 @@
+"""From options of catp-export to the pruning of an encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import BlipConfig
+
+from catp.export.encoder_pruning.plan import EncoderOptions, plan_pruning, plan_question_pruning
+from catp.runtime import UsageError
+
+
+def config(**vision: Any) -> BlipConfig:
+    sizes = {"image_size": 96, "patch_size": 8, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6}
+    return BlipConfig(vision_config={**sizes, **vision})
+
+
+def test_a_checkpoint_with_a_dictionary_is_pruned_by_it() -> None:
+    spec = plan_pruning(EncoderOptions(flops=0.5), config(), has_dictionary=True, temperature=0.75)
+    assert (spec.rule, spec.merge, spec.form, spec.layers) == ("madtp", "one", "schedule", (0, 1, 2, 3, 4, 5))
+    assert spec.kept_tokens is not None and spec.gflops_pruned == pytest.approx(spec.gflops(spec.kept_tokens))
+    assert spec.gflops_pruned / spec.gflops_dense == pytest.approx(0.5, abs=0.02)
+
+
+def test_one_without_is_pruned_by_cls() -> None:
+    spec = plan_pruning(EncoderOptions(flops=0.5), config(), has_dictionary=False, temperature=None)
+    assert (spec.rule, spec.merge) == ("cls", "nearest")
+
+
+def test_the_dynamic_form_takes_the_temperature_of_the_checkpoint() -> None:
+    spec = plan_pruning(EncoderOptions(form="dynamic"), config(), has_dictionary=True, temperature=0.75)
+    assert (spec.form, spec.temperature, spec.kept_tokens, spec.source) == ("dynamic", 0.75, None, "checkpoint")
+    question = plan_question_pruning(EncoderOptions(form="dynamic"), spec, 3)
+    assert question is not None and (question.form, question.temperature) == ("dynamic", 0.75)
+
+
+def test_questions_are_pruned_only_where_it_is_asked_for() -> None:
+    spec = plan_pruning(EncoderOptions(flops=0.5), config(), has_dictionary=True, temperature=None)
+    assert plan_question_pruning(EncoderOptions(flops=0.5), spec, 3) is None
+    found = plan_question_pruning(EncoderOptions(flops=0.5, text_flops=0.7), spec, 3)
+    assert found is not None and found.fraction is not None
+    # Tokens in, then tokens left, of three layers: 4 parts of 14 grow with the former.
+    f = found.fraction
+    share = sum(4 * a + 10 * b for a, b in ((1, f), (f, f**2), (f**2, f**3))) / 42
+    assert share == pytest.approx(0.7, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rule": "best"}, "encoder pruning 'best': unknown; accepted: none, madtp"),
+        ({"rule": "none", "flops": 0.5}, "--encoder-pruning none: it keeps every token"),
+        ({"flops": 0.0}, "--encoder-flops 0: a share of the encoder's work, above 0 and below 1"),
+        ({"flops": 1.0}, "--encoder-flops 1: a share"),
+        ({"flops": 0.5, "form": "dynamic"}, "leave out --encoder-flops and --encoder-kept"),
+        ({"temperature": 0.5}, "--encoder-temperature: it is for --encoder-form dynamic"),
+        ({"form": "dynamic", "temperature": -1.0}, "--encoder-temperature -1: give a number above 0"),
+        ({"flops": 0.5, "kept_tokens": (3,)}, "--encoder-flops and --encoder-kept: give one of them"),
+        ({"text_flops": 2.0}, "--text-encoder-flops 2: a share"),
+        ({"text_flops": 0.5, "form": "dynamic"}, "that encoder counts by the temperature too; leave it out"),
+    ],
+)
+def test_options_that_contradict_each_other(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        EncoderOptions(**options).check()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rule": "madtp"}, "the checkpoint has no space_dict, which MADTP trains .* accepted without: self-cls, cls"),
+        ({"rule": "cls", "form": "dynamic"}, "--encoder-form dynamic: cls has no temperature to count by, madtp has"),
+        ({"rule": "tome", "merge": "one"}, "--encoder-merge one: tome merges tokens into their likeness"),
+        ({"layers": "0,9"}, "--encoder-layers 0,9: give ascending numbers from 0 to 5"),
+        ({"layers": "2,1"}, "--encoder-layers 2,1: give ascending"),
+        ({"layers": "first"}, "--encoder-layers 'first': accepted: all, or numbers such as 2,5,8"),
+        ({"kept_tokens": (9, 8)}, "2 counts; this encoder prunes in 6 layers .*, give one for each"),
+        ({"rule": "self-cls", "kept_tokens": (143, 9, 8, 7, 6, 5)}, "layer 0 gets 144 image tokens and can keep 1 to 142"),
+        ({"rule": "self-cls", "kept_tokens": (142, 142, 8, 7, 6, 5)}, "layer 1 gets 143 .* 1 to 141 of them, not 142"),
+        ({"kept_tokens": (100, 0, 8, 7, 6, 5)}, "layer 1 gets 100 image tokens and can keep 1 to 98 of them, not 0"),
+        ({"rule": "tome", "kept_tokens": (71, 60, 50, 40, 30, 20)}, "can keep 72 to 142 of them, not 71"),
+        ({"layers": "5", "flops": 0.3}, "pruning in layers 5 leaves at least 0.9"),
+    ],
+)
+def test_what_a_checkpoint_can_not_do(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        plan_pruning(EncoderOptions(**options), config(), has_dictionary=False, temperature=None)
+
+
+def test_a_dynamic_form_without_a_temperature() -> None:
+    with pytest.raises(UsageError, match="the checkpoint has no temperature .madtp.json.; give --encoder-temperature"):
+        plan_pruning(EncoderOptions(form="dynamic"), config(), has_dictionary=True, temperature=None)
