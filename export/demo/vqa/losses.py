@@ -1,0 +1,70 @@
+"""The losses that the small BLIP is trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import BlipForQuestionAnswering
+
+from catp.export.demo import scenes
+from catp.export.demo.vqa.batches import COLORS, IGNORE, SHAPES, VqaBatch, cell_of_patch
+from catp.export.demo.vqa.forward import answer_logits, image_embeds, question_embeds
+from catp.export.demo.vqa.pruning import TokenPruning
+
+
+class PatchReader(torch.nn.Module):
+    """The auxiliary head: each patch tells row, column, colour and shape of its cell. Not part of the model."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = (scenes.GRID, scenes.GRID, len(COLORS), len(SHAPES))
+        self.linear = torch.nn.Linear(width, sum(self.sizes))
+
+    def loss(self, image: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy, averaged over the four things to tell.
+
+        Args:
+            image: image embeddings [B, 1+N, W] of all patches.
+            patches: int64 [B, N, 2], colour and shape.
+        """
+        place = torch.from_numpy(np.stack(np.divmod(cell_of_patch(), scenes.GRID), -1))
+        targets = torch.cat([place.expand(len(patches), -1, -1), patches], -1)
+        parts = self.linear(image[:, 1:]).split(self.sizes, -1)
+        return torch.stack(
+            [
+                F.cross_entropy(part.flatten(0, 1), targets[..., i].flatten(), ignore_index=IGNORE)
+                for i, part in enumerate(parts)
+            ]
+        ).mean()
+
+
+def batch_logits(
+    model: BlipForQuestionAnswering,
+    batch: VqaBatch,
+    image: torch.Tensor,
+    valid: torch.Tensor,
+    pruning: TokenPruning | None = None,
+) -> torch.Tensor:
+    """Logits [B, Q, A, V] of a batch's answers, from its image embeddings."""
+    return answer_logits(model, batch.answers, *question_embeds(model, batch.questions, image, valid, pruning))
+
+
+def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.flatten(0, 2), labels.flatten(), ignore_index=IGNORE)
+
+
+def alignment_loss(image: TokenPruning, text: TokenPruning, questions_per_image: int) -> torch.Tensor:
+    """Cosine distance between an image's dictionary feature and those of its questions."""
+    assert isinstance(image.feature, torch.Tensor) and isinstance(text.feature, torch.Tensor)
+    repeated = image.feature.repeat_interleave(questions_per_image, 0)
+    return F.cosine_embedding_loss(repeated, text.feature, torch.ones(len(repeated)))
+
+
+def right_answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Whether the greedy answer, its end included, is the whole right one: bool [B, Q]."""
+    return ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(-1)
+
+
+def dense_logits(model: BlipForQuestionAnswering, batch: VqaBatch) -> torch.Tensor:
+    return batch_logits(model, batch, *image_embeds(model, batch.pixel_values))
