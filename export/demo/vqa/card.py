@@ -31,12 +31,13 @@ about photographs.
 
 ## Training
 
-Made by `python -m catp.export.demo.vqa.train -o FOLDER --seed {seed}` in {minutes:.0f} minutes on two CPU cores (AMD EPYC)
-that others used at the same time; the recipe is in `training.json`. Batches of {images_per_batch} pictures, one in three
+Made by `python -m catp.export.demo.vqa.train -o FOLDER --seed {seed}` in {minutes:.0f} minutes on two CPU cores
+(AMD EPYC) that others used too; the recipe is in `training.json`. Batches of {images_per_batch} pictures, one in three
 easy-vqa's, with {questions_per_image} questions each. Attention was not supervised.
 
 1. {patch_steps:,} steps: each patch tells row, column, colour and shape of its cell through a linear head that is
-   thrown away (easy-vqa: colour and shape of the picture's one shape).
+   thrown away (easy-vqa: colour and shape of the picture's one shape). Then {shape_steps:,} more steps, half as many
+   pictures each, at a higher learning rate, which is when shapes begin to be told.
 2. {question_steps:,} steps: the text parts, behind the frozen vision encoder.
 3. {joint_steps:,} steps: everything, plus the loss of the first phase at weight {auxiliary_weight}.
 4. {branch_steps:,} steps: {branch}

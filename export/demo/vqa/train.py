@@ -1,8 +1,9 @@
 """Trains the small BLIP, dense and with MADTP: `python -m catp.export.demo.vqa.train -o FOLDER`.
 
-Three phases make a dense base, because answers alone do not start the vision encoder:
+Phases make a dense base, because answers alone do not start the vision encoder:
 
 1. Patches: each patch names row, column, colour and shape of its cell through a linear head that is thrown away later.
+   Then once more with smaller batches and larger steps, until shapes are told too.
 2. Questions: the text parts learn to answer behind the frozen vision encoder.
 3. Everything: answers, plus a weak loss of the first kind.
 
@@ -41,10 +42,12 @@ class VqaRecipe:
     images_per_batch: int = 32
     questions_per_image: int = 12
     patch_steps: int = 350
-    question_steps: int = 1400
-    joint_steps: int = 600
+    shape_steps: int = 600
+    question_steps: int = 1000
+    joint_steps: int = 500
     branch_steps: int = 400
     patch_learning_rate: float = 1e-3
+    shape_learning_rate: float = 1.5e-3
     question_learning_rate: float = 7e-4
     joint_learning_rate: float = 5e-4
     branch_learning_rate: float = 4e-4
@@ -101,6 +104,7 @@ class Training:
         recipe = self.recipe
         steps = {
             "patches": recipe.patch_steps,
+            "shapes": recipe.shape_steps,
             "questions": recipe.question_steps,
             "everything": recipe.joint_steps,
             "dense": recipe.branch_steps,
@@ -138,6 +142,7 @@ class Training:
         text = [*model.text_encoder.parameters(), *{id(p): p for p in model.text_decoder.parameters()}.values()]
         parameters, peak = {
             "patches": ([*vision, *self.reader.parameters()], recipe.patch_learning_rate),
+            "shapes": ([*vision, *self.reader.parameters()], recipe.shape_learning_rate),
             "questions": (text, recipe.question_learning_rate),
             "everything": ([*vision, *text, *self.reader.parameters()], recipe.joint_learning_rate),
             "dense": ([*vision, *text], recipe.branch_learning_rate),
@@ -151,9 +156,11 @@ class Training:
     def _batches(self, name: str, done: int, steps: int) -> Iterator[VqaBatch]:
         recipe = self.recipe
         # Each phase has pictures of its own; the two branches have the same ones.
-        seed = 10 * recipe.seed + {"patches": 0, "questions": 1, "everything": 2, "dense": 3, "madtp": 3}[name]
-        questions = 1 if name == "patches" else recipe.questions_per_image
-        every = VqaBatches(self.processor, "train", steps, recipe.images_per_batch, questions, seed)
+        numbers = {"patches": 0, "questions": 1, "everything": 2, "dense": 3, "madtp": 3, "shapes": 4}
+        seed = 10 * recipe.seed + numbers[name]
+        images = recipe.images_per_batch // (2 if name == "shapes" else 1)
+        questions = 1 if name in ("patches", "shapes") else recipe.questions_per_image
+        every = VqaBatches(self.processor, "train", steps, images, questions, seed)
         return stream(torch.utils.data.Subset(every, range(done, steps)))
 
     def _loss(self, name: str, batch: VqaBatch, progress: float) -> tuple[torch.Tensor, str]:
@@ -161,7 +168,7 @@ class Training:
             return self._madtp_loss(batch, progress)
         with torch.set_grad_enabled(name != "questions"):
             image, valid = self._image_embeds(batch)
-        if name == "patches":
+        if name in ("patches", "shapes"):
             return self.reader.loss(image, batch.patches), ""
         logits = batch_logits(self.model, batch, image, valid)
         loss = answer_loss(logits, batch.labels)
@@ -211,7 +218,8 @@ def train(recipe: VqaRecipe, processor: BlipProcessor, work: Path, threads: int 
     """Both models, each at the end of its training: "dense", then "madtp". The second one has the same object."""
     training = Training(recipe, processor, work, threads)
     training.phase("patches", None)
-    training.phase("questions", "patches")
+    training.phase("shapes", "patches")
+    training.phase("questions", "shapes")
     training.phase("everything", "questions")
     for branch in ("dense", "madtp"):
         training.phase(branch, "everything")
