@@ -64,11 +64,34 @@ def cell_of_patch() -> np.ndarray:
 
 def asked_scene(rng: np.random.Generator, split: scenes.Split, count: int) -> AskedPicture:
     scene = scenes.random_scene(rng, split)
+    return AskedPicture(scenes.draw(scene, rng), _shown(scene), [plain(q) for q in scenes.questions(scene, rng, count)])
+
+
+def _shown(scene: scenes.Scene) -> np.ndarray:
+    """int64 [N, 2]: colour and shape in the cell of each patch."""
     cells = np.tile([COLORS.index(NOTHING), SHAPES.index(NOTHING)], (scenes.GRID**2, 1))
     for thing in scene.things:
         cells[thing.cell] = COLORS.index(thing.color), SHAPES.index(thing.shape)
-    asked = [plain(q) for q in scenes.questions(scene, rng, count)]
-    return AskedPicture(scenes.draw(scene, rng), cells[cell_of_patch()], asked)
+    return cells[cell_of_patch()]
+
+
+def crowded_scene(rng: np.random.Generator) -> scenes.Scene:
+    """A scene with something in nearly every cell, colours repeated: more to learn from than one that is asked about.
+
+    Scenes that are asked about have at most five things, so no layout of theirs is among these but by a rare chance,
+    and then one to train on.
+    """
+    colors, shapes = list(scenes.COLORS), scenes.SHAPES
+    while True:
+        scene = scenes.Scene(
+            tuple(
+                scenes.Thing(cell, colors[rng.integers(len(colors))], shapes[rng.integers(len(shapes))])
+                for cell in range(scenes.GRID**2)
+                if rng.random() < 0.9
+            )
+        )
+        if scene.split == "train":
+            return scene
 
 
 def asked_easy(rng: np.random.Generator, count: int) -> AskedPicture:
@@ -95,8 +118,10 @@ class VqaBatches(torch.utils.data.Dataset[VqaBatch]):
         images_per_batch: int,
         questions_per_image: int,
         seed: int,
+        crowded: bool = False,
     ) -> None:
         self.tokenizer, self.split, self.count, self.seed = processor.tokenizer, split, count, seed
+        self.crowded = crowded  # scenes with something nearly everywhere, about which nothing is asked
         self.images_per_batch, self.questions_per_image = images_per_batch, questions_per_image
         self.image_spec = ImageSpec.from_preprocessor_config(processor.image_processor.to_dict())
 
@@ -113,7 +138,12 @@ class VqaBatches(torch.utils.data.Dataset[VqaBatch]):
         rng = np.random.default_rng([self.seed, self.split == "train", index])
         easy_ones = self.images_per_batch // EASY_SHARE if self.split == "train" else 0
         scene_ones = self.images_per_batch - easy_ones
-        rows = [asked_scene(rng, self.split, self.questions_per_image) for _ in range(scene_ones)]
+        if self.crowded:
+            nothing = [("?", "?")] * self.questions_per_image
+            crowds = [crowded_scene(rng) for _ in range(scene_ones)]
+            rows = [AskedPicture(scenes.draw(scene, rng), _shown(scene), nothing) for scene in crowds]
+        else:
+            rows = [asked_scene(rng, self.split, self.questions_per_image) for _ in range(scene_ones)]
         rows += [asked_easy(rng, self.questions_per_image) for _ in range(easy_ones)]
         return self.collate(rows)
 

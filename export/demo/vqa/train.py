@@ -3,7 +3,7 @@
 Phases make a dense base, because answers alone do not start the vision encoder:
 
 1. Patches: each patch names row, column, colour and shape of its cell through a linear head that is thrown away later.
-   Then once more with smaller batches and larger steps, until shapes are told too.
+   Twice more with smaller batches and larger steps, the second time with crowded scenes, until shapes are told too.
 2. Questions: the text parts learn to answer behind the frozen vision encoder.
 3. Everything: answers, plus a weak loss of the first kind.
 
@@ -33,6 +33,9 @@ from catp.export.demo.vqa.losses import PatchReader, alignment_loss, answer_loss
 from catp.export.demo.vqa.pruning import TOKENS, TokenPruning
 from catp.export.demo.vqa.untrained import DEC, PAD, SEP, WIDTH, make_model, make_processor
 
+READING = ("patches", "shapes", "crowds")
+"""Phases that train the vision encoder by what its patches show."""
+
 
 @dataclass(frozen=True)
 class VqaRecipe:
@@ -43,7 +46,8 @@ class VqaRecipe:
     questions_per_image: int = 12
     patch_steps: int = 350
     shape_steps: int = 600
-    question_steps: int = 1000
+    crowd_steps: int = 700
+    question_steps: int = 900
     joint_steps: int = 500
     branch_steps: int = 400
     patch_learning_rate: float = 1e-3
@@ -105,6 +109,7 @@ class Training:
         steps = {
             "patches": recipe.patch_steps,
             "shapes": recipe.shape_steps,
+            "crowds": recipe.crowd_steps,
             "questions": recipe.question_steps,
             "everything": recipe.joint_steps,
             "dense": recipe.branch_steps,
@@ -143,6 +148,7 @@ class Training:
         parameters, peak = {
             "patches": ([*vision, *self.reader.parameters()], recipe.patch_learning_rate),
             "shapes": ([*vision, *self.reader.parameters()], recipe.shape_learning_rate),
+            "crowds": ([*vision, *self.reader.parameters()], recipe.shape_learning_rate),
             "questions": (text, recipe.question_learning_rate),
             "everything": ([*vision, *text, *self.reader.parameters()], recipe.joint_learning_rate),
             "dense": ([*vision, *text], recipe.branch_learning_rate),
@@ -156,11 +162,11 @@ class Training:
     def _batches(self, name: str, done: int, steps: int) -> Iterator[VqaBatch]:
         recipe = self.recipe
         # Each phase has pictures of its own; the two branches have the same ones.
-        numbers = {"patches": 0, "questions": 1, "everything": 2, "dense": 3, "madtp": 3, "shapes": 4}
+        numbers = {"patches": 0, "questions": 1, "everything": 2, "dense": 3, "madtp": 3, "shapes": 4, "crowds": 5}
         seed = 10 * recipe.seed + numbers[name]
-        images = recipe.images_per_batch // (2 if name == "shapes" else 1)
-        questions = 1 if name in ("patches", "shapes") else recipe.questions_per_image
-        every = VqaBatches(self.processor, "train", steps, images, questions, seed)
+        images = recipe.images_per_batch // (2 if name in ("shapes", "crowds") else 1)
+        questions = 1 if name in READING else recipe.questions_per_image
+        every = VqaBatches(self.processor, "train", steps, images, questions, seed, name == "crowds")
         return stream(torch.utils.data.Subset(every, range(done, steps)))
 
     def _loss(self, name: str, batch: VqaBatch, progress: float) -> tuple[torch.Tensor, str]:
@@ -168,7 +174,7 @@ class Training:
             return self._madtp_loss(batch, progress)
         with torch.set_grad_enabled(name != "questions"):
             image, valid = self._image_embeds(batch)
-        if name in ("patches", "shapes"):
+        if name in READING:
             return self.reader.loss(image, batch.patches), ""
         logits = batch_logits(self.model, batch, image, valid)
         loss = answer_loss(logits, batch.labels)
@@ -208,9 +214,11 @@ def dense_macs(model: BlipForQuestionAnswering) -> float:
 
 
 def _rate(name: str, step: int, steps: int) -> float:
-    """Share of the highest learning rate: up within 5 % of the steps, then level (base) or down (patches, branches)."""
+    """Share of the highest learning rate: up within 5 % of the steps, then level, or down where a phase is to settle."""
     rise = min(1.0, (step + 1) / (0.05 * steps))
-    fall = 1.0 if name in ("questions", "everything") else max(0.0, 1 - step / steps)
+    fall = 1.0 if name in ("questions", "everything") else 1 - step / steps
+    if name == "crowds":
+        fall = min(1.0, fall / 0.4)
     return rise * fall
 
 
@@ -219,7 +227,8 @@ def train(recipe: VqaRecipe, processor: BlipProcessor, work: Path, threads: int 
     training = Training(recipe, processor, work, threads)
     training.phase("patches", None)
     training.phase("shapes", "patches")
-    training.phase("questions", "shapes")
+    training.phase("crowds", "shapes")
+    training.phase("questions", "crowds")
     training.phase("everything", "questions")
     for branch in ("dense", "madtp"):
         training.phase(branch, "everything")
