@@ -214,7 +214,7 @@ def dense_macs(model: BlipForQuestionAnswering) -> float:
 
 
 def _rate(name: str, step: int, steps: int) -> float:
-    """Share of the highest learning rate: up within 5 % of the steps, then level, or down where a phase is to settle."""
+    """Share of the highest learning rate: up within 5 % of the steps, then level, or down to settle."""
     rise = min(1.0, (step + 1) / (0.05 * steps))
     fall = 1.0 if name in ("questions", "everything") else 1 - step / steps
     if name == "crowds":
