@@ -37,10 +37,10 @@ easy-vqa's, with {questions_per_image} questions each. Attention was not supervi
 
 1. {patch_steps:,} steps: each patch tells row, column, colour and shape of its cell through a linear head that is
    thrown away (easy-vqa: colour and shape of the picture's one shape). Then {shape_steps:,} more steps, half as many
-   pictures each, at a higher learning rate, and {crowd_steps:,} with scenes that have something in nearly every cell:
-   shapes take longest.
+   pictures each, at a higher learning rate, and {crowd_steps:,} with scenes that have something in nearly every cell,
+   where each patch also paints its cell in 8 x 8 dots: shapes take longest.
 2. {question_steps:,} steps: the text parts, behind the frozen vision encoder.
-3. {joint_steps:,} steps: everything, plus the loss of the first phase at weight {auxiliary_weight}.
+3. {joint_steps:,} steps: everything, plus the losses of the first phase at weight {auxiliary_weight}.
 4. {branch_steps:,} steps: {branch}
 
 ## Measured

@@ -12,6 +12,9 @@ from catp.export.demo.vqa.batches import COLORS, IGNORE, SHAPES, VqaBatch, cell_
 from catp.export.demo.vqa.forward import answer_logits, image_embeds, question_embeds
 from catp.export.demo.vqa.pruning import TokenPruning
 
+DOTS = 8
+"""Dots a side in which a cell is painted."""
+
 
 class PatchReader(torch.nn.Module):
     """The auxiliary head: each patch tells row, column, colour and shape of its cell. Not part of the model."""
@@ -37,6 +40,26 @@ class PatchReader(torch.nn.Module):
                 for i, part in enumerate(parts)
             ]
         ).mean()
+
+
+class CellPainter(torch.nn.Module):
+    """A second auxiliary head: each patch paints what is foreground in its cell, in 8 x 8 dots. Not part of the model.
+
+    Naming a shape tells a patch little about why it was wrong; painting tells it for every dot.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(width, DOTS**2)
+
+    def loss(self, image: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Binary cross-entropy of the dots, from image embeddings [B, 1+N, W] of all patches."""
+        # Most of every picture is background, of one colour.
+        background = pixel_values.flatten(2).median(-1).values[..., None, None]
+        foreground = ((pixel_values - background).abs().amax(1, keepdim=True) > 0.3).float()
+        dots = F.adaptive_avg_pool2d(foreground, scenes.GRID * DOTS)
+        cells = dots.view(-1, scenes.GRID, DOTS, scenes.GRID, DOTS).transpose(2, 3).reshape(len(dots), -1, DOTS**2)
+        return F.binary_cross_entropy_with_logits(self.linear(image[:, 1:]), cells[:, cell_of_patch()])
 
 
 def batch_logits(

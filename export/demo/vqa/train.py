@@ -1,9 +1,10 @@
 """Trains the small BLIP, dense and with MADTP: `python -m catp.export.demo.vqa.train -o FOLDER`.
 
-Phases make a dense base, because answers alone do not start the vision encoder:
+Three phases make a dense base, because answers alone do not start the vision encoder:
 
 1. Patches: each patch names row, column, colour and shape of its cell through a linear head that is thrown away later.
-   Twice more with smaller batches and larger steps, the second time with crowded scenes, until shapes are told too.
+   Twice more with smaller batches and larger steps, the second time with crowded scenes whose cells the patches also
+   paint, until shapes are told too.
 2. Questions: the text parts learn to answer behind the frozen vision encoder.
 3. Everything: answers, plus a weak loss of the first kind.
 
@@ -29,7 +30,14 @@ from catp.export.demo.vqa.card import model_card
 from catp.export.demo.vqa.costs import vision_macs
 from catp.export.demo.vqa.evaluation import easy_test, held_out_scenes, score
 from catp.export.demo.vqa.forward import image_embeds
-from catp.export.demo.vqa.losses import PatchReader, alignment_loss, answer_loss, batch_logits, right_answers
+from catp.export.demo.vqa.losses import (
+    CellPainter,
+    PatchReader,
+    alignment_loss,
+    answer_loss,
+    batch_logits,
+    right_answers,
+)
 from catp.export.demo.vqa.pruning import TOKENS, TokenPruning
 from catp.export.demo.vqa.untrained import DEC, PAD, SEP, WIDTH, make_model, make_processor
 
@@ -47,16 +55,16 @@ class VqaRecipe:
     patch_steps: int = 350
     shape_steps: int = 600
     crowd_steps: int = 700
-    question_steps: int = 900
-    joint_steps: int = 500
-    branch_steps: int = 400
+    question_steps: int = 450
+    joint_steps: int = 850
+    branch_steps: int = 300
     patch_learning_rate: float = 1e-3
     shape_learning_rate: float = 1.5e-3
     question_learning_rate: float = 7e-4
     joint_learning_rate: float = 5e-4
     branch_learning_rate: float = 4e-4
     dictionary_learning_rate: float = 1e-3
-    auxiliary_weight: float = 0.2
+    auxiliary_weight: float = 0.3
     alignment_weight: float = 0.1
     first_temperature: float = 0.1
     target: float = 0.5  # share of the vision encoder's operations that shall remain
@@ -72,6 +80,7 @@ class Training:
         self.recipe, self.processor, self.folder = recipe, processor, folder
         self.model = make_model(len(processor.tokenizer))
         self.reader = PatchReader(WIDTH)
+        self.painter = CellPainter(WIDTH)
         self.space_dict = torch.nn.Parameter(torch.randn(TOKENS, WIDTH) * 0.1)
         self.temperature = recipe.first_temperature
         self.seconds = 0.0
@@ -81,6 +90,7 @@ class Training:
         return {
             "model": self.model.state_dict(),
             "reader": self.reader.state_dict(),
+            "painter": self.painter.state_dict(),
             "space_dict": self.space_dict.data,
             "temperature": self.temperature,
             "seconds": self.seconds,
@@ -99,6 +109,7 @@ class Training:
         state: dict[str, Any] = torch.load(file, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.reader.load_state_dict(state["reader"])
+        self.painter.load_state_dict(state["painter"])
         self.space_dict.data.copy_(state["space_dict"])
         self.temperature, self.seconds = state["temperature"], state["seconds"]
         return state
@@ -148,9 +159,12 @@ class Training:
         parameters, peak = {
             "patches": ([*vision, *self.reader.parameters()], recipe.patch_learning_rate),
             "shapes": ([*vision, *self.reader.parameters()], recipe.shape_learning_rate),
-            "crowds": ([*vision, *self.reader.parameters()], recipe.shape_learning_rate),
+            "crowds": ([*vision, *self.reader.parameters(), *self.painter.parameters()], recipe.shape_learning_rate),
             "questions": (text, recipe.question_learning_rate),
-            "everything": ([*vision, *text, *self.reader.parameters()], recipe.joint_learning_rate),
+            "everything": (
+                [*vision, *text, *self.reader.parameters(), *self.painter.parameters()],
+                recipe.joint_learning_rate,
+            ),
             "dense": ([*vision, *text], recipe.branch_learning_rate),
             "madtp": ([*vision, *text], recipe.branch_learning_rate),
         }[name]
@@ -174,13 +188,18 @@ class Training:
             return self._madtp_loss(batch, progress)
         with torch.set_grad_enabled(name != "questions"):
             image, valid = self._image_embeds(batch)
+        if name == "crowds":
+            painting = self.painter.loss(image, batch.pixel_values)
+            return self.reader.loss(image, batch.patches) + painting, f"painting {painting.item():.4f}"
         if name in READING:
             return self.reader.loss(image, batch.patches), ""
         logits = batch_logits(self.model, batch, image, valid)
         loss = answer_loss(logits, batch.labels)
         right = right_answers(logits, batch.labels).float()
         if name == "everything":
-            loss = loss + self.recipe.auxiliary_weight * self.reader.loss(image, batch.patches)
+            reading = self.reader.loss(image, batch.patches)
+            loss = loss + self.recipe.auxiliary_weight * (reading + self.painter.loss(image, batch.pixel_values))
+            return loss, f"{self._said(right)}  reading {reading.item():.4f}"
         return loss, self._said(right)
 
     def _image_embeds(self, batch: VqaBatch, pruning: TokenPruning | None = None) -> tuple[torch.Tensor, torch.Tensor]:
