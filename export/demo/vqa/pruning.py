@@ -47,8 +47,19 @@ class TokenPruning:
         Returns:
             Tokens [B, 1+k+1, W], the merged one last, and which of them are valid.
         """
+        # Which tokens stay must not hang on bfloat16, whatever the products around compute in.
+        with torch.autocast("cpu", enabled=False):
+            return self._prune(layer_input, attended, probabilities.float(), context.float(), valid)
+
+    def _prune(
+        self,
+        layer_input: torch.Tensor,
+        attended: torch.Tensor,
+        probabilities: torch.Tensor,
+        context: torch.Tensor,
+        valid: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         real = valid[:, 1:]
-        probabilities, context = probabilities.float(), context.float()
         guidance = layer_input[:, 1:] @ self.space_dict.T
         self._add_feature(guidance, real)
         scores = token_scores(guidance, probabilities, context, valid)
