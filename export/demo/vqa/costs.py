@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from transformers import BlipVisionConfig
+from transformers import BlipForQuestionAnswering
 
 from catp.export.demo.vqa.pruning import TokenPruning
 
 
-def vision_macs(config: BlipVisionConfig, pruning: TokenPruning | None) -> torch.Tensor:
+def vision_macs(model: BlipForQuestionAnswering, pruning: TokenPruning | None) -> torch.Tensor:
     """Multiply-adds of one picture, float64 [B] ([1] without pruning): matrix products, those of the guidance included.
 
     Args:
-        config: the vision encoder's sizes.
+        model: whose vision encoder is meant.
         pruning: what happened to each picture, or None for the dense encoder.
     """
+    config: Any = model.config.vision_config
     width, layers = config.hidden_size, config.num_hidden_layers
     patches = (config.image_size // config.patch_size) ** 2
     everything = torch.tensor([1 + patches])

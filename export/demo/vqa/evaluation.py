@@ -22,7 +22,7 @@ SCENE_QUESTIONS = 6
 
 @dataclass(frozen=True)
 class VqaScore:
-    """What came of one world's questions. Tokens are means over pictures, [CLS] or [ENC] and merged ones included."""
+    """Answers to one world's questions, and their cost. Tokens are means over pictures, CLS and merged ones included."""
 
     questions: int
     exact_match: float
@@ -77,7 +77,7 @@ def score(
         asked = torch.arange(most) < counts[:, None]
         right += int((right_answers(batch_logits(model, batch, image, valid, text), batch.labels) & asked).sum())
         total += int(counts.sum())
-        macs += vision_macs(model.config.vision_config, vision).expand(len(chunk)).tolist()
+        macs += vision_macs(model, vision).expand(len(chunk)).tolist()
         if vision and text:
             seen.append(torch.stack(vision.after, -1).numpy())
             read.append(torch.stack(text.after, -1)[asked.flatten()].numpy())

@@ -35,7 +35,7 @@ def image_embeds(
     model: BlipForQuestionAnswering, pixel_values: torch.Tensor, pruning: TokenPruning | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Image embeddings float32 [B, 1+N, W] and which of them are valid, bool [B, 1+N]."""
-    vision = model.vision_model
+    vision: Any = model.vision_model
     x = vision.embeddings(pixel_values)
     valid = torch.ones(x.shape[:2], dtype=torch.bool)
     for layer in vision.encoder.layers:
@@ -62,7 +62,7 @@ def question_embeds(
     pruning: TokenPruning | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Question embeddings [B * Q, L', W] and which are valid, bool [B * Q, L'], from ids [B, Q, L]."""
-    encoder = model.text_encoder
+    encoder: Any = model.text_encoder
     ids = questions.flatten(0, 1)
     valid = ids != PAD
     x = encoder.embeddings(input_ids=ids)
@@ -84,11 +84,9 @@ def question_embeds(
 def _cross(module: Any, x: torch.Tensor, source: torch.Tensor, source_valid: torch.Tensor) -> torch.Tensor:
     """Cross-attention of several rows to each row of the source, whose keys and values are computed once."""
     cross, batch = module.self, len(source)
-    query = cross.query(x).view(batch, -1, x.shape[-1])
-    context = F.scaled_dot_product_attention(
-        *(_heads(part, cross.num_attention_heads) for part in (query, cross.key(source), cross.value(source))),
-        attn_mask=source_valid[:, None, None],
-    )
+    queries, keys, values = cross.query(x).view(batch, -1, x.shape[-1]), cross.key(source), cross.value(source)
+    query, key, value = (_heads(part, cross.num_attention_heads) for part in (queries, keys, values))
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=source_valid[:, None, None])
     return module.output(context.transpose(1, 2).flatten(2).view(x.shape), x)
 
 
@@ -96,13 +94,13 @@ def answer_logits(
     model: BlipForQuestionAnswering, answers: torch.Tensor, question: torch.Tensor, question_valid: torch.Tensor
 ) -> torch.Tensor:
     """Logits [B, Q, A, V] of the token after each of the answers' ids [B, Q, A]."""
-    bert = model.text_decoder.bert
-    x = bert.embeddings(input_ids=answers.flatten(0, 1))
-    for layer in bert.encoder.layer:
+    decoder: Any = model.text_decoder
+    x = decoder.bert.embeddings(input_ids=answers.flatten(0, 1))
+    for layer in decoder.bert.encoder.layer:
         own = layer.attention.self
         query, key, value = (_heads(part(x), own.num_attention_heads) for part in (own.query, own.key, own.value))
         context = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = layer.attention.output(context.transpose(1, 2).flatten(2), x)
         x = _cross(layer.crossattention, x, question, question_valid)
         x = layer.feed_forward_chunk(x)
-    return model.text_decoder.cls(x).view(*answers.shape, -1)
+    return decoder.cls(x).view(*answers.shape, -1)

@@ -102,7 +102,7 @@ class Training:
         (self.folder / f"{name}.new").replace(self.folder / f"{name}.pt")
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """What `save` wrote under this name, with the weights put back; None where there is nothing."""
+        """The state that `save` wrote under this name, its weights put back; None where there is none."""
         file = self.folder / f"{name}.pt"
         if not file.exists():
             return None
@@ -220,7 +220,7 @@ class Training:
         logits = batch_logits(self.model, batch, image, valid, text)
         alignment = alignment_loss(vision, text, recipe.questions_per_image)
         loss = answer_loss(logits, batch.labels) + recipe.alignment_weight * alignment
-        share = float(vision_macs(self.model.config.vision_config, vision).mean()) / dense_macs(self.model)
+        share = float(vision_macs(self.model, vision).mean()) / dense_macs(self.model)
         wanted = 1 - (1 - recipe.target) * min(1.0, progress / recipe.target_after)
         # A higher temperature prunes more, mostly: nudged a little each step, it follows the target.
         self.temperature *= min(1.02, max(0.98, 1 + 0.2 * (share - wanted)))
@@ -229,7 +229,7 @@ class Training:
 
 
 def dense_macs(model: BlipForQuestionAnswering) -> float:
-    return float(vision_macs(model.config.vision_config, None).mean())
+    return float(vision_macs(model, None).mean())
 
 
 def _rate(name: str, step: int, steps: int) -> float:

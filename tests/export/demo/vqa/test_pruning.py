@@ -131,11 +131,11 @@ def test_the_dictionary_learns_through_what_is_merged(world) -> None:  # type: i
 
 def test_operations_are_those_of_the_tokens(world) -> None:  # type: ignore[no-untyped-def]
     model, batch, dictionary = world
-    dense = float(vision_macs(model.config.vision_config, None)[0])
+    dense = float(vision_macs(model, None)[0])
     linear = sum(p.numel() for n, p in model.vision_model.named_parameters() if n.endswith("weight") and p.ndim == 2)
     patch = model.vision_model.embeddings.patch_embedding.weight.numel()
     assert dense == 145 * linear + 144 * patch + 6 * 2 * 145**2 * 128
     off = TokenPruning(dictionary, 0.0)
     with torch.no_grad():
         image_embeds(model, batch.pixel_values, off)
-    assert float(vision_macs(model.config.vision_config, off)[0]) == dense + 6 * 144 * 128 * 100
+    assert float(vision_macs(model, off)[0]) == dense + 6 * 144 * 128 * 100
