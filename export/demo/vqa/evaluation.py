@@ -22,7 +22,7 @@ SCENE_QUESTIONS = 6
 
 @dataclass(frozen=True)
 class VqaScore:
-    """Answers to one world's questions, and their cost. Tokens are means over pictures, CLS and merged ones included."""
+    """Answers to one world's questions, and their cost. Tokens are means, CLS and merged ones included."""
 
     questions: int
     exact_match: float
