@@ -78,10 +78,10 @@ def answer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def alignment_loss(image: TokenPruning, text: TokenPruning, questions_per_image: int) -> torch.Tensor:
-    """Cosine distance between an image's dictionary feature and those of its questions."""
+    """Cosine distance between what each entry of the dictionary finds in an image and in its questions."""
     assert isinstance(image.feature, torch.Tensor) and isinstance(text.feature, torch.Tensor)
-    repeated = image.feature.repeat_interleave(questions_per_image, 0)
-    return F.cosine_embedding_loss(repeated, text.feature, torch.ones(len(repeated)))
+    repeated = image.feature.repeat_interleave(questions_per_image, 0).flatten(0, 1)
+    return F.cosine_embedding_loss(repeated, text.feature.flatten(0, 1), torch.ones(len(repeated)))
 
 
 def right_answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

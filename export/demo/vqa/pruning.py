@@ -23,7 +23,7 @@ class TokenPruning:
     space_dict: torch.Tensor  # float32 [T, W], shared by the vision and the question encoder
     temperature: float  # 0 prunes nothing
     coupled: bool = False
-    feature: torch.Tensor | float = 0.0  # [B, W]: dictionary features of the layers so far, summed
+    feature: torch.Tensor | float = 0.0  # [B, T, W]: what each entry finds in the layers so far, summed
     before: list[torch.Tensor] = field(default_factory=list)  # int64 [B] a layer: tokens that reach its attention
     after: list[torch.Tensor] = field(default_factory=list)  # int64 [B] a layer: tokens that reach its MLP
 
@@ -61,7 +61,7 @@ class TokenPruning:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         real = valid[:, 1:]
         guidance = layer_input[:, 1:] @ self.space_dict.T
-        self._add_feature(guidance, real)
+        self._add_feature(layer_input[:, 1:], guidance, real)
         scores = token_scores(guidance, probabilities, context, valid)
         kept = self._counts(guidance, scores, real)
         pruned = kept < real.sum(1)
@@ -71,9 +71,10 @@ class TokenPruning:
             self.after[-1] = self.after[-1].max().expand(len(kept))
         return _kept_and_merged(attended, scores, kept, pruned, real)
 
-    def _add_feature(self, guidance: torch.Tensor, real: torch.Tensor) -> None:
-        strongest = guidance.masked_fill(~real[..., None], -torch.inf).amax(1)
-        self.feature = self.feature + strongest.softmax(-1) @ self.space_dict
+    def _add_feature(self, tokens: torch.Tensor, guidance: torch.Tensor, real: torch.Tensor) -> None:
+        # As in the official code: an entry's feature is the tokens' mean, weighted by how much it finds in them.
+        found = (guidance / tokens.shape[-1] ** 0.5).masked_fill(~real[..., None], -torch.inf).softmax(1)
+        self.feature = self.feature + found.transpose(1, 2) @ tokens
 
     @torch.no_grad()
     def _counts(self, guidance: torch.Tensor, scores: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -99,7 +100,7 @@ def token_scores(
     guided = guidance.amax(-1) * real
     guided = guided / (guided.sum(1, keepdim=True) + EPSILON)
     size = context[:, :, 1:].norm(dim=-1) * real[:, None]
-    share = size / (size.sum(-1, keepdim=True) + EPSILON)
+    share = size / (size.sum(1, keepdim=True) + EPSILON)  # of the heads, for each token
     asked = (probabilities[:, :, 0, 1:] * share).sum(1)
     return (received + guided + asked) / 3 * real
 

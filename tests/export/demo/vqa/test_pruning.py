@@ -33,7 +33,7 @@ def by_the_formulas(x: np.ndarray, y: np.ndarray, a: np.ndarray, o: np.ndarray, 
     s = np.array([sum(a[:, i, 1 + j].max() for i in range(1, n + 1)) for j in range(n)])
     guided = m.max(1)
     norms = np.linalg.norm(o[:, 1:], axis=-1)
-    c = np.array([sum(a[h, 0, 1 + j] * norms[h, j] / norms[h].sum() for h in range(len(a))) for j in range(n)])
+    c = np.array([sum(a[h, 0, 1 + j] * norms[h, j] / norms[:, j].sum() for h in range(len(a))) for j in range(n)])
     total = (s / s.sum() + guided / guided.sum() + c) / 3
     p = np.exp(m / tau) / np.exp(m / tau).sum(0)
     threshold = min((p[:, t] * total).sum() for t in range(len(d)))
