@@ -56,8 +56,8 @@ class VqaRecipe:
     shape_steps: int = 600
     crowd_steps: int = 700
     question_steps: int = 450
-    joint_steps: int = 850
-    branch_steps: int = 300
+    joint_steps: int = 500
+    branch_steps: int = 400
     patch_learning_rate: float = 1e-3
     shape_learning_rate: float = 1.5e-3
     question_learning_rate: float = 7e-4
