@@ -25,9 +25,6 @@ NOTHING = "nothing"
 COLORS = tuple(dict.fromkeys([*scenes.COLORS, *easy.COLORS, NOTHING]))
 SHAPES = tuple(dict.fromkeys([*scenes.SHAPES, *easy.SHAPES, NOTHING]))
 
-EASY_SHARE = 3
-"""One picture in so many is easy-vqa's; the others are scenes, whose questions are harder."""
-
 World = Literal["both", "scenes", "easy-vqa"]
 
 
@@ -49,6 +46,11 @@ class AskedPicture:
     image: Image.Image
     patches: np.ndarray  # int64 [N, 2]
     asked: Sequence[tuple[str, str]]
+
+
+def easy_pictures(images_per_batch: int, final: bool) -> int:
+    """How many pictures of a batch are easy-vqa's: one in three, since scenes are harder; at the end two in three."""
+    return images_per_batch * (2 if final else 1) // 3
 
 
 def plain(question: scenes.SceneQuestion) -> tuple[str, str]:
@@ -94,8 +96,8 @@ def crowded_scene(rng: np.random.Generator) -> scenes.Scene:
             return scene
 
 
-def asked_easy(rng: np.random.Generator, count: int) -> AskedPicture:
-    """A training picture of easy-vqa, mirrored and turned at random."""
+def asked_easy(rng: np.random.Generator, count: int, turned: bool) -> AskedPicture:
+    """A training picture of easy-vqa, mirrored at random, and turned if that is wanted."""
     pictures = easy.pictures("train")
     picture = pictures[int(rng.integers(len(pictures)))]
     shown = [
@@ -103,7 +105,7 @@ def asked_easy(rng: np.random.Generator, count: int) -> AskedPicture:
         SHAPES.index(picture.shape) if picture.shape else IGNORE,
     ]
     chosen = rng.integers(len(picture.questions), size=count)
-    image = picture.turned(int(rng.integers(8)))
+    image = picture.turned(int(rng.integers(8)) if turned else 4 * int(rng.integers(2)))
     return AskedPicture(image, np.tile(shown, (PATCHES**2, 1)), [picture.questions[i] for i in chosen])
 
 
@@ -119,9 +121,11 @@ class VqaBatches(torch.utils.data.Dataset[VqaBatch]):
         questions_per_image: int,
         seed: int,
         crowded: bool = False,
+        final: bool = False,
     ) -> None:
         self.tokenizer, self.split, self.count, self.seed = processor.tokenizer, split, count, seed
         self.crowded = crowded  # scenes with something nearly everywhere, about which nothing is asked
+        self.final = final  # two pictures in three are easy-vqa's, and upright
         self.images_per_batch, self.questions_per_image = images_per_batch, questions_per_image
         self.image_spec = ImageSpec.from_preprocessor_config(processor.image_processor.to_dict())
 
@@ -136,7 +140,7 @@ class VqaBatches(torch.utils.data.Dataset[VqaBatch]):
 
     def __getitem__(self, index: int) -> VqaBatch:
         rng = np.random.default_rng([self.seed, self.split == "train", index])
-        easy_ones = self.images_per_batch // EASY_SHARE if self.split == "train" else 0
+        easy_ones = easy_pictures(self.images_per_batch, self.final) if self.split == "train" else 0
         scene_ones = self.images_per_batch - easy_ones
         if self.crowded:
             nothing = [("?", "?")] * self.questions_per_image
@@ -144,7 +148,7 @@ class VqaBatches(torch.utils.data.Dataset[VqaBatch]):
             rows = [AskedPicture(scenes.draw(scene, rng), _shown(scene), nothing) for scene in crowds]
         else:
             rows = [asked_scene(rng, self.split, self.questions_per_image) for _ in range(scene_ones)]
-        rows += [asked_easy(rng, self.questions_per_image) for _ in range(easy_ones)]
+        rows += [asked_easy(rng, self.questions_per_image, not self.final) for _ in range(easy_ones)]
         return self.collate(rows)
 
     def collate(self, rows: Sequence[AskedPicture]) -> VqaBatch:

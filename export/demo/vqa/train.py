@@ -8,7 +8,8 @@ Three phases make a dense base, because answers alone do not start the vision en
 2. Questions: the text parts learn to answer behind the frozen vision encoder.
 3. Everything: answers, plus a weak loss of the first kind.
 
-From it two models go on, with the same data for the same number of steps: one dense, one with MADTP.
+From it two models go on, with the same data for the same number of steps: one dense, one with MADTP. Towards the end
+two pictures in three are easy-vqa's, whose yes-or-no questions, negated ones among them, are learnt last.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import typer
 from safetensors.torch import save_file
 from transformers import BlipForQuestionAnswering, BlipProcessor, GenerationConfig
 
-from catp.export.demo.vqa.batches import EASY_SHARE, VqaBatch, VqaBatches, stream
+from catp.export.demo.vqa.batches import VqaBatch, VqaBatches, easy_pictures, stream
 from catp.export.demo.vqa.card import model_card
 from catp.export.demo.vqa.costs import vision_macs
 from catp.export.demo.vqa.evaluation import easy_test, held_out_scenes, score
@@ -57,18 +58,20 @@ class VqaRecipe:
     crowd_steps: int = 700
     question_steps: int = 450
     joint_steps: int = 500
-    branch_steps: int = 400
+    branch_steps: int = 200
+    final_steps: int = 360
     patch_learning_rate: float = 1e-3
     shape_learning_rate: float = 1.5e-3
     question_learning_rate: float = 7e-4
     joint_learning_rate: float = 5e-4
     branch_learning_rate: float = 4e-4
+    final_learning_rate: float = 3e-4
     dictionary_learning_rate: float = 1e-3
     auxiliary_weight: float = 0.3
     alignment_weight: float = 0.1
     first_temperature: float = 0.1
     target: float = 0.5  # share of the vision encoder's operations that shall remain
-    target_after: float = 0.3  # share of the branch's steps within which the target comes down to that
+    target_after: float = 0.6  # share of the branch's steps within which the target comes down to that
 
 
 class Training:
@@ -125,6 +128,8 @@ class Training:
             "everything": recipe.joint_steps,
             "dense": recipe.branch_steps,
             "madtp": recipe.branch_steps,
+            "dense-final": recipe.final_steps,
+            "madtp-final": recipe.final_steps,
         }[name]
         state = self.load(name)
         if state is None and before is not None:
@@ -167,9 +172,11 @@ class Training:
             ),
             "dense": ([*vision, *text], recipe.branch_learning_rate),
             "madtp": ([*vision, *text], recipe.branch_learning_rate),
+            "dense-final": ([*vision, *text], recipe.final_learning_rate),
+            "madtp-final": ([*vision, *text], recipe.final_learning_rate),
         }[name]
         groups = [{"params": parameters, "peak": peak}]
-        if name == "madtp":
+        if name.startswith("madtp"):
             groups.append({"params": [self.space_dict], "peak": recipe.dictionary_learning_rate})
         return torch.optim.AdamW(groups, lr=peak, weight_decay=0.01)
 
@@ -177,15 +184,18 @@ class Training:
         recipe = self.recipe
         # Each phase has pictures of its own; the two branches have the same ones.
         numbers = {"patches": 0, "questions": 1, "everything": 2, "dense": 3, "madtp": 3, "shapes": 4, "crowds": 5}
+        numbers |= {"dense-final": 6, "madtp-final": 6}
         seed = 10 * recipe.seed + numbers[name]
         images = recipe.images_per_batch // (2 if name in ("shapes", "crowds") else 1)
         questions = 1 if name in READING else recipe.questions_per_image
-        every = VqaBatches(self.processor, "train", steps, images, questions, seed, name == "crowds")
+        every = VqaBatches(
+            self.processor, "train", steps, images, questions, seed, name == "crowds", name.endswith("-final")
+        )
         return stream(torch.utils.data.Subset(every, range(done, steps)))
 
     def _loss(self, name: str, batch: VqaBatch, progress: float) -> tuple[torch.Tensor, str]:
-        if name == "madtp":
-            return self._madtp_loss(batch, progress)
+        if name.startswith("madtp"):
+            return self._madtp_loss(batch, progress, name == "madtp-final")
         with torch.set_grad_enabled(name != "questions"):
             image, valid = self._image_embeds(batch)
         if name == "crowds":
@@ -200,7 +210,7 @@ class Training:
             reading = self.reader.loss(image, batch.patches)
             loss = loss + self.recipe.auxiliary_weight * (reading + self.painter.loss(image, batch.pixel_values))
             return loss, f"{self._said(right)}  reading {reading.item():.4f}"
-        return loss, self._said(right)
+        return loss, self._said(right, name == "dense-final")
 
     def _image_embeds(self, batch: VqaBatch, pruning: TokenPruning | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         # bfloat16 halves the time of the vision encoder's products; what is measured at the end is float32.
@@ -208,11 +218,11 @@ class Training:
             image, valid = image_embeds(self.model, batch.pixel_values, pruning)
         return image.float(), valid
 
-    def _said(self, right: torch.Tensor) -> str:
-        easy = self.recipe.images_per_batch // EASY_SHARE
+    def _said(self, right: torch.Tensor, final: bool = False) -> str:
+        easy = easy_pictures(self.recipe.images_per_batch, final)
         return f"scenes {right[:-easy].mean():.3f}  easy {right[-easy:].mean():.3f}"
 
-    def _madtp_loss(self, batch: VqaBatch, progress: float) -> tuple[torch.Tensor, str]:
+    def _madtp_loss(self, batch: VqaBatch, progress: float, final: bool) -> tuple[torch.Tensor, str]:
         recipe = self.recipe
         vision = TokenPruning(self.space_dict, self.temperature)
         image, valid = self._image_embeds(batch, vision)
@@ -221,10 +231,10 @@ class Training:
         alignment = alignment_loss(vision, text, recipe.questions_per_image)
         loss = answer_loss(logits, batch.labels) + recipe.alignment_weight * alignment
         share = float(vision_macs(self.model, vision).mean()) / dense_macs(self.model)
-        wanted = 1 - (1 - recipe.target) * min(1.0, progress / recipe.target_after)
+        wanted = 1 - (1 - recipe.target) * (1.0 if final else min(1.0, progress / recipe.target_after))
         # A higher temperature prunes more, mostly: nudged a little each step, it follows the target.
         self.temperature *= min(1.02, max(0.98, 1 + 0.2 * (share - wanted)))
-        said = self._said(right_answers(logits, batch.labels).float())
+        said = self._said(right_answers(logits, batch.labels).float(), final)
         return loss, f"{said}  alignment {alignment.item():.3f}  tau {self.temperature:.4f}  share {share:.3f}"
 
 
@@ -233,11 +243,13 @@ def dense_macs(model: BlipForQuestionAnswering) -> float:
 
 
 def _rate(name: str, step: int, steps: int) -> float:
-    """Share of the highest learning rate: up within 5 % of the steps, then level, or down to settle."""
-    rise = min(1.0, (step + 1) / (0.05 * steps))
+    """Share of the highest learning rate: up within 5 or 10 % of the steps, then level, or down to settle."""
+    rise = min(1.0, (step + 1) / ((0.1 if name in ("dense", "madtp") else 0.05) * steps))
     fall = 1.0 if name in ("questions", "everything") else 1 - step / steps
     if name == "crowds":
         fall = min(1.0, fall / 0.4)
+    elif name in ("dense", "madtp"):
+        fall = (1 + fall) / 2
     return rise * fall
 
 
@@ -251,6 +263,7 @@ def train(recipe: VqaRecipe, processor: BlipProcessor, work: Path, threads: int 
     training.phase("everything", "questions")
     for branch in ("dense", "madtp"):
         training.phase(branch, "everything")
+        training.phase(f"{branch}-final", branch)
         yield branch, training
 
 

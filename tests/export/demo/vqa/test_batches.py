@@ -23,6 +23,18 @@ def test_batch_i_is_a_function_of_seed_split_and_i() -> None:
         assert not torch.equal(a.pixel_values, other.pixel_values)
 
 
+def test_crowded_scenes_have_something_nearly_everywhere_and_the_end_is_mostly_easy_vqas() -> None:
+    def of(**kind: bool) -> torch.Tensor:
+        made = VqaBatches(make_processor(), "train", 1, images_per_batch=12, questions_per_image=2, seed=0, **kind)
+        return made[0].patches[..., 0]
+
+    nothing = COLORS.index(NOTHING)
+    assert (of(crowded=True)[:8] == nothing).float().mean() < 0.25
+    assert (of()[:8] == nothing).float().mean() > 0.4
+    for colors, easy_ones in ((of(), 4), (of(final=True), 8)):  # easy-vqa's name one colour in all patches, or none
+        assert [len(set(row.tolist())) == 1 for row in colors] == [False] * (12 - easy_ones) + [True] * easy_ones
+
+
 def test_every_word_is_known() -> None:
     tokenizer = make_processor().tokenizer
     pictures = [*easy.pictures("train"), *easy.pictures("test")]

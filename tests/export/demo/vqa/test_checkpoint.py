@@ -100,7 +100,15 @@ def test_the_card_says_how_it_was_made(folder: Path) -> None:
     card, recipe = (folder / "README.md").read_text(), record(folder)["recipe"]
     assert "python -m catp.export.demo.vqa.train" in card and "MIT licence" in card
     assert recipe == {field.name: field.default for field in fields(VqaRecipe)}
-    for phase in ("patch_steps", "shape_steps", "crowd_steps", "question_steps", "joint_steps", "branch_steps"):
+    for phase in (
+        "patch_steps",
+        "shape_steps",
+        "crowd_steps",
+        "question_steps",
+        "joint_steps",
+        "branch_steps",
+        "final_steps",
+    ):
         assert f"{recipe[phase]:,}" in card
     for entry in record(folder)["result"]["scores"]:
         assert f"{entry['exact_match']:.1%}" in card
@@ -113,7 +121,7 @@ def test_the_twins_have_one_recipe() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_the_training_script_still_trains_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     sizes = {"images_per_batch": 6, "questions_per_image": 2}
-    steps = {f"{phase}_steps": 1 for phase in ("patch", "shape", "crowd", "question", "joint", "branch")}
+    steps = {f"{phase}_steps": 1 for phase in ("patch", "shape", "crowd", "question", "joint", "branch", "final")}
     recipe = VqaRecipe(**sizes, **steps)  # type: ignore[arg-type]
     weights = []
     for _ in range(2):  # the second time, everything is there
