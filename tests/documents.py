@@ -19,7 +19,15 @@ PAGES = (
 )
 """Whose commands run, in this order: those of a later page may need what an earlier one made."""
 
-OTHERS = ("CONTRIBUTING.md", "CHANGELOG.md", "export/demo/accuracy/README.md", "export/demo/checkpoint/README.md")
+OTHERS = (
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "export/demo/accuracy/README.md",
+    "export/demo/checkpoint/README.md",
+    "export/demo/vqa/checkpoint/README.md",
+    "export/demo/vqa/dense/README.md",
+    "export/demo/vqa/images/README.md",
+)
 """Whose links resolve all the same."""
 
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -68,7 +68,8 @@ KEPT_IN = {
         "calibration/precision",
         "calibration/benchmark/rates.py",
     ),
-    "tokenizers": ("runtime/inputs", "export/demo/untrained.py"),
+    "tokenizers": ("runtime/inputs", "export/demo/untrained.py", "export/demo/vqa/untrained.py"),
+    "easy_vqa": ("export/demo/vqa/easy.py",),
 }
 """Libraries that only these places import."""
 

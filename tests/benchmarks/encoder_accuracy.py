@@ -1,8 +1,8 @@
 """The accuracy tables of docs/encoder-pruning.md: `python tests/benchmarks/encoder_accuracy.py`.
 
 Both small BLIPs, trained dense and with MADTP, are exported with every rule; each bundle answers the same questions, of
-held-out scenes and easy-vqa's test pictures, with schedules that leave 70, 50 and 20 % of the encoder's work, and MADTP's also in the
-dynamic form and with a schedule from its counts. Beside each accuracy stands the time of the encoder for one picture,
+held-out scenes and easy-vqa's test pictures, with schedules that leave 70, 50 and 20 % of the encoder's work, and
+MADTP's also in the dynamic form and with a schedule from its counts. Beside each accuracy stands the time of the encoder for one picture,
 interleaved. The report is kept as JSON in export/demo/vqa/accuracy/; `--record FILE` only prints the tables of one.
 """
 

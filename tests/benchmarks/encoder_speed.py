@@ -2,7 +2,7 @@
 
 A BLIP whose vision encoder is ViT-B/16 at 384 x 384 (577 tokens, 12 layers of 768; random weights, random dictionary)
 is exported dense, with MADTP's rule in every layer, and with a rule that costs nothing (random); the first two are also
-quantised by catp-calibrate precision. Their vision encoders run in one interleaved loop in ONNX Runtime on the CPU, with
+quantised by catp-calibrate precision. Their encoders run in one interleaved loop in ONNX Runtime on the CPU, with
 schedules that leave a half and a fifth of the work. Quote the ratios: they are paired by round. Nothing else should run
 meanwhile. The report is kept as JSON in tests/benchmarks/records/; `--record FILE` only prints the tables of one.
 """

@@ -136,5 +136,5 @@ def test_dropped_tokens_are_gone(evidence: TokenEvidence) -> None:
 
 
 def test_unknown_rule() -> None:
-    with pytest.raises(UsageError, match="unknown; accepted: none, madtp, self-cls, cls, tome, random"):
+    with pytest.raises(UsageError, match=r"unknown; accepted: none, madtp, self-cls, cls, tome, random"):
         make_rule("best")

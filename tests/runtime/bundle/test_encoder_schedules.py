@@ -55,9 +55,9 @@ def test_even_schedules_leave_the_share(share: float, rule: Rule, merge: Merge) 
 
 
 def test_too_little_work_for_the_layers_that_prune() -> None:
-    with pytest.raises(UsageError, match="pruning in layers 8 leaves at least 0.7"):
+    with pytest.raises(UsageError, match="pruning in layers 8 leaves at least"):
         even_schedule(spec(layers=(8,)), 0.3)
-    with pytest.raises(UsageError, match="encoder flops 1.5: a share of the encoder's work"):
+    with pytest.raises(UsageError, match="a share of the encoder's work"):
         even_schedule(spec(), 1.5)
 
 
