@@ -23,7 +23,7 @@ from catp.export.checkpoints.residency import one_part_in_memory
 from catp.export.checkpoints.weightless import without_weights
 from catp.export.demo import CHECKPOINT, MODEL_ID
 from catp.export.demo import samples as demo_samples
-from catp.export.encoder_pruning.plan import EncoderOptions, plan_pruning, plan_question_pruning
+from catp.export.image_encoders.plan import EncoderOptions, plan_pruning, plan_question_pruning
 from catp.export.image_encoders.pruned import PrunedEncoder
 from catp.export.language_models.pruned_question_answering import PrunedQuestionAnswering
 from catp.export.verification.emulation import WIDER

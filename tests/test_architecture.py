@@ -24,7 +24,7 @@ FLOORS = {
         ("commands",),
     ),
     "export": (
-        ("voting", "demo"),
+        ("voting", "demo", "encoder_pruning"),
         ("graphs",),
         ("language_models",),
         ("image_encoders",),
@@ -37,7 +37,7 @@ FLOORS = {
     "calibration": (
         ("data", "cache", "plots", "supported"),
         ("accuracy", "benchmark", "explanation"),
-        ("ratio",),
+        ("ratio", "encoder"),
         ("precision",),
         ("commands",),
     ),

@@ -16,7 +16,8 @@ from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.data.halves import half
 from catp.calibration.encoder.answering import Asked, answer_all, check_encoder
 from catp.calibration.encoder.counting import find_schedule
-from catp.calibration.encoder.report import EncoderReport, EncoderSetting, describe_kept, make_report, score_table
+from catp.calibration.encoder.report import EncoderReport, EncoderSetting, describe_kept, make_report
+from catp.calibration.encoder.tables import score_table
 from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, ScheduleConfirmation
 from catp.runtime.bundle.encoder_schedules import even_schedule
 from catp.runtime.bundle.folder import write_manifest

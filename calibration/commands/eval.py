@@ -21,7 +21,7 @@ from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.encoder.evaluation import evaluate_encoder
 from catp.calibration.encoder.report import EncoderReport
-from catp.calibration.encoder.report import score_table as encoder_table
+from catp.calibration.encoder.tables import score_table as encoder_table
 from catp.calibration.plots import check_plot
 from catp.calibration.supported import check_image_votes
 from catp.runtime.bundle.manifest import Manifest, Positions

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from catp.calibration.data.dataset import QuestionList, VqaExample
 from catp.calibration.data.metrics import Metric
 from catp.runtime.errors import UsageError
@@ -12,7 +10,7 @@ NAME = "easy-vqa"
 
 
 class EasyVqa(QuestionList):
-    """Its official test split, of which no model here was trained on anything.
+    """The official test split; no model here was trained on any of it.
 
     Raises:
         UsageError: the package is not installed.
@@ -22,20 +20,21 @@ class EasyVqa(QuestionList):
 
     def __init__(self) -> None:
         try:
-            import easy_vqa
+            from catp.export.demo.vqa.easy import pictures
         except ImportError:
-            raise UsageError(f"data {NAME}: the package {NAME} is not installed; pip install easy-vqa") from None
-        files = easy_vqa.get_test_image_paths()
-        rows = zip(*easy_vqa.get_test_questions())
+            raise UsageError(f"data {NAME}: the package {NAME} is not installed; pip install {NAME}") from None
         super().__init__(
             NAME,
             (
-                VqaExample(str(number), Path(files[image]), text, (answer,), kind_of(answer), str(image))
-                for number, (text, answer, image) in enumerate(rows)
+                VqaExample(
+                    f"{picture.number}-{place}", picture.file, text, (answer,), kind_of(answer), str(picture.number)
+                )
+                for picture in pictures("test")
+                for place, (text, answer) in enumerate(picture.questions)
             ),
         )
 
 
 def kind_of(answer: str) -> str:
-    """What results are broken down by: "yes/no", or "other" for colours and shapes."""
+    """The group that results are broken down by: "yes/no", or "other" for colours and shapes."""
     return "yes/no" if answer in ("yes", "no") else "other"

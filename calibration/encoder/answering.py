@@ -93,7 +93,7 @@ class Work:
 
     @property
     def gflops(self) -> float:
-        """Of the encoder, mean over the pictures so far; 0 of one that prunes nothing and has no sizes."""
+        """Work of the encoder, mean over the pictures so far; 0 of one that prunes nothing."""
         return float(np.mean(self._gflops)) if self._gflops else 0.0
 
     def answer(

@@ -1,4 +1,4 @@
-"""The findings of catp-calibrate schedule, and of catp-eval where it compares schedules: as JSON and as tables."""
+"""The findings of catp-calibrate schedule, and of catp-eval where it compares schedules."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from pydantic import Field
-from rich.table import Table
 
 from catp.calibration.accuracy.statistics import bootstrap_interval, mean_difference, unseen_losses, wilson_interval
 from catp.calibration.data.dataset import DataSet
@@ -17,7 +16,7 @@ from catp.runtime.bundle.strict import Strict
 
 
 class EncoderSetting(Strict):
-    """What an encoder kept: exactly one of these, or none of a dense one."""
+    """The tokens that an encoder kept: by one of these, or none of a dense one."""
 
     name: str = Field(description="for people: dense, dynamic, schedule, ...")
     kept_tokens: tuple[int, ...] | None = None
@@ -117,21 +116,6 @@ def score(
             )
         )
     return tuple(found)
-
-
-def score_table(report: EncoderReport) -> Table:
-    """One row for each setting."""
-    what = f"{report.metric[0].upper()}{report.metric[1:]}, {report.questions:,} questions of {report.data}"
-    table = Table(title=f"{what} (95 % interval)", title_justify="left")
-    for column in ("vision encoder", "GFLOPs", "of dense", "accuracy", f"minus {report.scores[0].setting.name}"):
-        table.add_column(column, justify="left" if column == "vision encoder" else "right")
-    for number, found in enumerate(report.scores):
-        low, high = found.interval_95
-        accuracy = f"{100 * found.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-        low, high = found.difference_95
-        difference = f"{100 * found.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" if number else ""
-        table.add_row(found.setting.name, f"{found.gflops:.4g}", f"{found.share:.0%}", accuracy, difference)
-    return table
 
 
 def describe_kept(kept_tokens: Sequence[int]) -> str:

@@ -156,9 +156,9 @@ def export(
     }
     options = {name: value for name, value in options.items() if value is not None}
     try:
-        from catp.export.encoder_pruning.plan import EncoderOptions
         from catp.export.exporter import export_bundle
         from catp.export.families.listing import families_as_json, families_as_text
+        from catp.export.image_encoders.plan import EncoderOptions
     except ImportError as error:
         raise UsageError(
             f"catp-export needs {error.name}, which {reason_of(error, error.name)}; pip install '.[export,cpu]'"

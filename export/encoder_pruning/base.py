@@ -13,7 +13,7 @@ from catp.runtime.bundle.encoder_pruning import Merge
 
 @dataclass(frozen=True)
 class TokenEvidence:
-    """What a layer knows of its N image tokens between attention and MLP; B images, H heads of d.
+    """The knowledge of a layer about its N image tokens between attention and MLP; B images, H heads of d.
 
     Token 0 of the layer is CLS, which every rule keeps: it is a row of the attention, and no token that is scored.
     """
@@ -36,7 +36,7 @@ class ScoringRule(ABC):
 
     name: ClassVar[str]
     merge: ClassVar[Merge]
-    """What becomes of the others, unless something else is asked for."""
+    """The merge of the others, unless something else is asked for."""
 
     reads_maps: ClassVar[bool] = False
     """Whether it reads whole probability maps: attention is then computed step by step in layers that prune."""

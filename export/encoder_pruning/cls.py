@@ -1,4 +1,4 @@
-"""What CLS attends to: EViT's score, which leaves the attention fused."""
+"""The attention of CLS: EViT's score, which leaves the rest of the attention fused."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class PrunedQuestionEncoder(QuestionEncoder):
     def _attend(
         self, index: int, attention: Any, hidden: torch.Tensor, visible: torch.Tensor
     ) -> tuple[torch.Tensor, TokenEvidence]:
-        """What self-attention makes of [B, 1+N, W], and what the rule reads; pads give and are given nothing."""
+        """Self-attention of [B, 1+N, W], and what the rule reads of it; pads give and are given nothing."""
         module = attention.self
         queries, keys, values = (
             heads(project(hidden), module.attention_head_size) for project in (module.query, module.key, module.value)

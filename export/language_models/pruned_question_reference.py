@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from catp.export.image_encoders.pruned_reference import LayerState, count_tokens, score_tokens
+from catp.export.encoder_pruning.reference import LayerState, count_tokens, score_tokens
 from catp.runtime.bundle.encoder_pruning import Rule
 
 
@@ -21,7 +21,7 @@ def encode(
     temperature: float | None,
     space_dict: torch.Tensor | None,
 ) -> torch.Tensor:
-    """What a decoder reads of one question, float32 [1, S', W].
+    """Encoding of one question as a decoder reads it, float32 [1, S', W].
 
     Args:
         input_ids: int64 [1, S], without pads.

@@ -71,7 +71,7 @@ class EncoderSizes(Strict):
 
 
 class ScheduleConfirmation(Strict):
-    """What a schedule cost on questions that it was not chosen on."""
+    """The cost of a schedule on questions that it was not chosen on."""
 
     data: str
     metric: str

@@ -1,4 +1,4 @@
-"""What a vision encoder that prunes is asked to keep: a schedule or a temperature, as its graph takes them."""
+"""Wishes of what a vision encoder keeps: a schedule, a share or a temperature, as its graph takes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from catp.runtime.errors import UsageError
 
 @dataclass(frozen=True)
 class EncoderWish:
-    """What the encoder keeps, in one of three ways; in none of them: the bundle's default."""
+    """The tokens that an encoder shall keep, in one of three ways; in none of them: the bundle's default."""
 
     kept_tokens: tuple[int, ...] | None = None  # a count for each layer that prunes
     flops: float | None = None  # share of the dense encoder's work, every layer keeping the same fraction
@@ -70,4 +70,4 @@ class EncoderWish:
 
 
 DEFAULT = EncoderWish()
-"""What the bundle says."""
+"""The bundle's own."""

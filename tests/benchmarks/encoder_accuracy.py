@@ -2,8 +2,9 @@
 
 Both small BLIPs, trained dense and with MADTP, are exported with every rule; each bundle answers the same questions, of
 held-out scenes and easy-vqa's test pictures, with schedules that leave 70, 50 and 20 % of the encoder's work, and
-MADTP's also in the dynamic form and with a schedule from its counts. Beside each accuracy stands the time of the encoder for one picture,
-interleaved. The report is kept as JSON in export/demo/vqa/accuracy/; `--record FILE` only prints the tables of one.
+MADTP's also in the dynamic form and with a schedule from its counts. Beside each accuracy stands the time of the
+encoder for one picture, interleaved. The report is kept as JSON in export/demo/vqa/accuracy/; `--record FILE` only
+prints the tables of one.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from catp.calibration.encoder.answering import Asked, answer_all
 from catp.calibration.encoder.counting import find_schedule
 from catp.calibration.encoder.report import EncoderScore, EncoderSetting, score
 from catp.export.demo.vqa import CHECKPOINT, DENSE
-from catp.export.encoder_pruning.plan import EncoderOptions
 from catp.export.exporter import export_bundle
+from catp.export.image_encoders.plan import EncoderOptions
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
 

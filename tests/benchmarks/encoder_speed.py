@@ -27,8 +27,8 @@ from transformers import BlipConfig, BlipForQuestionAnswering
 from catp.calibration.benchmark.machine import Machine, describe_machine
 from catp.calibration.benchmark.timing.intervals import Ratio, paired_ratio
 from catp.export.demo.vqa import CHECKPOINT
-from catp.export.encoder_pruning.plan import EncoderOptions
 from catp.export.exporter import export_bundle
+from catp.export.image_encoders.plan import EncoderOptions
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.providers import open_provider

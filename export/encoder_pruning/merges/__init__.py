@@ -1,4 +1,4 @@
-"""What becomes of image tokens that are not kept. One file each, registered in MERGES."""
+"""Merges of image tokens that are not kept. One file each, registered in MERGES."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import BlipConfig
 
-from catp.export.encoder_pruning.plan import EncoderOptions, plan_pruning, plan_question_pruning
+from catp.export.image_encoders.plan import EncoderOptions, plan_pruning, plan_question_pruning
 from catp.runtime import UsageError
 
 

@@ -1,0 +1,100 @@
+"""The scoring rules by the formulas of the papers, in float64 by numpy: what graphs are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from catp.export.encoder_pruning.random_order import MOST_PATCHES
+from catp.runtime.bundle.encoder_pruning import Rule
+
+NEAR_TIE = 2e-5
+"""Two scores closer than this, relative to the larger, may change places between implementations."""
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """The parts of a layer that scores are made of, float64: B pictures, H heads, N tokens after CLS."""
+
+    probabilities: np.ndarray  # [B, H, 1+N, 1+N]
+    head_outputs: np.ndarray  # [B, H, 1+N, d]
+    keys: np.ndarray  # [B, H, 1+N, d]
+    tokens: np.ndarray  # [B, 1+N, W], the layer's input
+    positions: np.ndarray  # int64 [B, N]
+
+
+def madtp_scores(state: LayerState, space_dict: np.ndarray) -> np.ndarray:
+    """arXiv 2403.02991, section 3: a third each of self-attention, dictionary and CLS, [B, N]."""
+    found = (state.tokens[:, 1:] @ space_dict.T).max(2)
+    guidance = found / (found.sum(1, keepdims=True) + 1e-8)
+    given, from_cls = _given_and_cls(state)
+    return (given + guidance + from_cls) / 3
+
+
+def _given_and_cls(state: LayerState) -> tuple[np.ndarray, np.ndarray]:
+    a: np.ndarray = state.probabilities
+    o: np.ndarray = np.linalg.norm(state.head_outputs, axis=-1)
+    given = np.zeros_like(state.positions, np.float64)
+    from_cls = np.zeros_like(given)
+    for j in range(given.shape[1]):
+        given[:, j] = a[:, :, 1:, 1 + j].max(1).sum(1)
+        from_cls[:, j] = (a[:, :, 0, 1 + j] * o[:, :, 1 + j]).sum(1) / (o[:, :, 1 + j].sum(1) + 1e-8)
+    return given / (given.sum(1, keepdims=True) + 1e-8), from_cls
+
+
+def _self_cls(state: LayerState) -> np.ndarray:
+    given, from_cls = _given_and_cls(state)
+    return (given + from_cls) / 2
+
+
+def _cls(state: LayerState) -> np.ndarray:
+    return state.probabilities[:, :, 0, 1:].mean(1)
+
+
+def _random(state: LayerState) -> np.ndarray:
+    table = torch.rand(MOST_PATCHES, generator=torch.Generator().manual_seed(0)).double().numpy()
+    return table[state.positions]
+
+
+def _tome(state: LayerState) -> np.ndarray:
+    keys = unit_keys(state)
+    scores = np.full(state.positions.shape, 2.0)  # at odd places: what others merge into
+    for row, of_row in enumerate(keys):
+        for place in range(0, len(of_row), 2):
+            scores[row, place] = -max(of_row[place] @ other for other in of_row[1::2])
+    return scores
+
+
+def unit_keys(state: LayerState) -> np.ndarray:
+    keys = state.keys[:, :, 1:].mean(1)
+    return keys / np.linalg.norm(keys, axis=-1, keepdims=True)
+
+
+_SCORES: dict[Rule, Callable[[LayerState], np.ndarray]] = {
+    "self-cls": _self_cls, "cls": _cls, "random": _random, "tome": _tome
+}  # fmt: skip
+
+
+def score_tokens(rule: Rule, state: LayerState, space_dict: np.ndarray | None) -> np.ndarray:
+    """A rule's scores, float64 [B, N]."""
+    if rule != "madtp":
+        return _SCORES[rule](state)
+    assert space_dict is not None
+    return madtp_scores(state, space_dict)
+
+
+def count_tokens(scores: np.ndarray, guidance: np.ndarray, temperature: float) -> tuple[int, np.ndarray]:
+    """How many tokens MADTP keeps of each picture of the batch, N where it prunes nothing; bool [B] in doubt."""
+    tokens = scores.shape[1]
+    if temperature <= 0:
+        return tokens, np.zeros(len(scores), bool)
+    powers = np.exp((guidance - guidance.max(1, keepdims=True)) / temperature)
+    averages = (powers / powers.sum(1, keepdims=True) * scores[:, :, None]).sum(1)
+    threshold = averages.min(1, keepdims=True)
+    above = scores > threshold
+    unsure = (np.abs(scores - threshold) <= NEAR_TIE * np.abs(threshold)).any(1)
+    count = int(above.sum(1).max())
+    return (tokens, unsure) if count < 1 or tokens - count <= 1 else (count, unsure)
