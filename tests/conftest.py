@@ -25,7 +25,9 @@ from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
 from catp.export.commands.export import app as export_command
 from catp.export.conversion.madtp import convert_madtp
 from catp.export.demo import CHECKPOINT
+from catp.export.demo.vqa import CHECKPOINT as SMALL_BLIP
 from catp.export.exporter import export_bundle
+from catp.export.image_encoders.plan import EncoderOptions
 from catp.runtime import Pipeline
 from catp.runtime.commands import console
 
@@ -207,6 +209,22 @@ def vqa_checkpoint(shared: Shared) -> Path:
 @pytest.fixture(scope="session")
 def vqa_bundle(vqa_checkpoint: Path, shared: Shared) -> Path:
     return shared("vqa-bundle", lambda folder: export_bundle(str(vqa_checkpoint), folder))
+
+
+@pytest.fixture(scope="session")
+def pruned_bundle(shared: Shared) -> Path:
+    """The small BLIP that was trained with MADTP, pruning in every layer of both encoders, by schedules."""
+    options = EncoderOptions(flops=0.5, text_flops=0.7)
+    return shared(
+        "pruned-bundle", lambda folder: export_bundle(str(SMALL_BLIP), folder, encoder=options, diagnostics=True)
+    )
+
+
+@pytest.fixture(scope="session")
+def dynamic_bundle(shared: Shared) -> Path:
+    """The same, counting for itself."""
+    options = EncoderOptions(form="dynamic")
+    return shared("dynamic-bundle", lambda folder: export_bundle(str(SMALL_BLIP), folder, encoder=options))
 
 
 @pytest.fixture(scope="session")
