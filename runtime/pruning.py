@@ -7,7 +7,7 @@ import numbers
 
 import numpy as np
 
-from catp.runtime.bundle.manifest import PruningSpec
+from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
 
 
@@ -57,8 +57,15 @@ def top_indices(token_scores: np.ndarray, kept: int) -> np.ndarray:
     return np.sort(np.argsort(-token_scores, axis=1, kind="stable")[:, :kept], axis=1)
 
 
-def describe_default(pruning: PruningSpec | None) -> str:
+def describe_default(manifest: Manifest) -> str:
     """The tokens that a bundle keeps by default, in words."""
+    pruning, encoder = manifest.vote, manifest.encoder_pruning
+    if pruning is None and encoder is not None:
+        if encoder.kept_tokens is None:
+            return f"{encoder.rule} counts image tokens at temperature {encoder.temperature:g}"
+        share = encoder.gflops(encoder.kept_tokens) / encoder.gflops_dense
+        last = encoder.tokens_by_layer(encoder.kept_tokens)[-1][1]
+        return f"{encoder.rule} leaves {last} of {manifest.tokens} image tokens, {share:.0%} of the encoder's work"
     if pruning is None:
         return "every image token is kept"
     if pruning.keep_mass is not None:

@@ -254,13 +254,14 @@ def _report(bundle: Bundle) -> None:
         for line in describe_encoder(manifest.encoder_pruning):
             console.print(escape(line), soft_wrap=True, highlight=False)
     console.print(
-        f"Published {escape(str(bundle.path))}: {describe_default(manifest.vote)}. Next:",
+        f"Published {escape(str(bundle.path))}: {describe_default(manifest)}. Next:",
         soft_wrap=True,
     )
     sample = samples()[0]
     scores = manifest.model.language == "none"
     command = ["catp-match" if scores else "catp-run", str(bundle.path), "--image", _short(sample.image)]
-    command += ["--text" if scores else "--prompt", sample.prompt]
+    # A model that reads image tokens is asked the bare question, as BLIP was trained.
+    command += ["--text" if scores else "--prompt", sample.prompt if manifest.vote else sample.question]
     if manifest.precision == "bf16":
         command += ["--provider", "cuda"]
     console.print(f"  {escape(shlex.join(command))}", soft_wrap=True)

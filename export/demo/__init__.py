@@ -23,6 +23,11 @@ class DemoSample:
     prompt: str
     answer: str
 
+    @property
+    def question(self) -> str:
+        """The prompt without the words that BLIP-2 has around a question."""
+        return self.prompt.removeprefix("Question: ").removesuffix(" Answer:")
+
 
 def samples() -> list[DemoSample]:
     """The pictures in IMAGES, none of which the demo model was trained on."""
