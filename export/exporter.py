@@ -21,7 +21,7 @@ from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
 from catp.export.checkpoints.madtp import read_madtp
 from catp.export.checkpoints.residency import one_part_in_memory
 from catp.export.checkpoints.weightless import without_weights
-from catp.export.demo import CHECKPOINT, MODEL_ID
+from catp.export.demo import CHECKPOINT, MODEL_ID, vqa
 from catp.export.demo import samples as demo_samples
 from catp.export.image_encoders.plan import EncoderOptions, plan_pruning, plan_question_pruning
 from catp.export.image_encoders.pruned import PrunedEncoder
@@ -248,8 +248,9 @@ def _versions() -> dict[str, str]:
 
 
 def _name(model: str) -> str:
-    if Path(model).resolve() == CHECKPOINT.resolve():
-        return MODEL_ID
+    for folder, name in ((CHECKPOINT, MODEL_ID), (vqa.CHECKPOINT, vqa.MODEL_ID), (vqa.DENSE, f"{vqa.MODEL_ID}-dense")):
+        if Path(model).resolve() == folder.resolve():
+            return name
     # A bundle travels: of a local folder only its name is of use elsewhere.
     return Path(model).resolve().name if Path(model).is_dir() else model
 

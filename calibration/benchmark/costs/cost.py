@@ -9,6 +9,8 @@ reads; not tensors between operators.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from catp.calibration.benchmark.costs.answering import answering_cost
@@ -52,17 +54,23 @@ def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: f
     batch, kept = workload.batch, workload.num_kept
     vision, qformer, language = geometry.vision, geometry.qformer, geometry.language
     graphs = manifest.graphs
+    seen, vision_work = vision.tokens, vision_flops(vision)
+    pruning = manifest.encoder_pruning
+    if pruning is not None and pruning.kept_tokens is not None:  # the dynamic form does at most what a dense one does
+        seen = pruning.tokens_by_layer(pruning.kept_tokens)[-1][1]
+        vision_work = round(1e9 * pruning.gflops(pruning.kept_tokens))
     if isinstance(language, AnsweringGeometry):
-        generation = answering_cost(language, vision, graphs["question_encoder"], graphs["answer_decoder"], workload)
+        read = replace(workload, num_kept=seen)
+        generation = answering_cost(language, vision, graphs["question_encoder"], graphs["answer_decoder"], read)
     elif isinstance(language, EncoderDecoderGeometry):
         generation = encoder_decoder_cost(language, graphs["text_encoder"], graphs["text_decoder"], workload)
     else:
         prefill = graphs["language_model"]
         generation = decoder_only_cost(language, prefill, graphs.get(DECODE_GRAPH, prefill), workload)
-    embeds = batch * vision.tokens * vision.width * item_size(graphs["vision_encoder"], "image_embeds")
+    embeds = batch * seen * vision.width * item_size(graphs["vision_encoder"], "image_embeds")
     stages = {
         "vision": StageCost(
-            flops=batch * vision_flops(vision),
+            flops=batch * vision_work,
             bytes=weight_bytes(graphs["vision_encoder"]) + batch * _pixels(manifest) * 4 + embeds,
             integer=in_integers(graphs["vision_encoder"]),
         )
