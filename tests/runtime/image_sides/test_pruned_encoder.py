@@ -11,13 +11,13 @@ import torch
 from catp.calibration.data import open_data
 from catp.export.checkpoints.loading import load_checkpoint
 from catp.export.checkpoints.madtp import Madtp, read_madtp
-from catp.export.demo.vqa import CHECKPOINT, samples
+from catp.export.demo.vqa import CHECKPOINT, DENSE, samples
 from catp.export.image_encoders.pruned_reference import PrunedEmbeds, encode
 from catp.runtime import EncoderWish, Pipeline, UsageError
 from catp.runtime.providers.base import to_host
 
-LAYERS = tuple(range(6))
-OTHER = (120, 70, 50, 20, 9, 4)
+LAYERS = (0, 2, 4)
+OTHER = (120, 60, 9)
 """A schedule that no bundle here has by default."""
 
 
@@ -34,6 +34,11 @@ def counting(dynamic_bundle: Path) -> Pipeline:
 @pytest.fixture(scope="module")
 def vision_model() -> torch.nn.Module:
     return load_checkpoint(str(CHECKPOINT)).model.vision_model
+
+
+@pytest.fixture(scope="module")
+def vision_model_of_dense() -> torch.nn.Module:
+    return load_checkpoint(str(DENSE)).model.vision_model
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,7 @@ def test_any_schedule_runs_in_one_export(
     scheduled: Pipeline, vision_model: torch.nn.Module, madtp: Madtp, pixels: np.ndarray
 ) -> None:
     encoded = run(scheduled, pixels, EncoderWish(kept_tokens=OTHER))
-    assert encoded["image_embeds"].shape == (3, 1 + 4 + 1, 128)
+    assert encoded["image_embeds"].shape == (3, 1 + 9 + 1, 128)
     assert same(encoded, reference(vision_model, pixels, madtp, OTHER, None)) >= 1
     for layer, kept in zip(LAYERS[:-1], OTHER):
         left = encoded[f"positions.{layer}"]
@@ -89,9 +94,9 @@ def test_any_schedule_runs_in_one_export(
 
 
 def test_pictures_of_a_batch_are_what_they_are_alone(scheduled: Pipeline, pixels: np.ndarray) -> None:
-    together = run(scheduled, pixels, EncoderWish(flops=0.3))
+    together = run(scheduled, pixels, EncoderWish(flops=0.4))
     for row in range(3):
-        alone = run(scheduled, pixels[row : row + 1], EncoderWish(flops=0.3))
+        alone = run(scheduled, pixels[row : row + 1], EncoderWish(flops=0.4))
         np.testing.assert_array_equal(np.sort(alone["kept_positions"][0]), np.sort(together["kept_positions"][row]))
 
 
@@ -118,28 +123,30 @@ def masked(
     hidden = vision_model.embeddings(pixels)[0]  # type: ignore[operator]
     alive = torch.ones(len(hidden), dtype=torch.bool)
     positions = torch.arange(len(hidden) - 1)
-    for layer, count in zip(vision_model.encoder.layers, kept_tokens):  # type: ignore[union-attr, arg-type]
+    counts = dict(zip(LAYERS, kept_tokens))
+    for number, layer in enumerate(vision_model.encoder.layers):  # type: ignore[union-attr, arg-type]
         attention, normed = layer.self_attn, layer.layer_norm1(hidden)
         split = attention.qkv(normed).view(len(hidden), 3, attention.num_heads, -1).permute(1, 2, 0, 3)
         logits = split[0] @ split[1].transpose(1, 2) * attention.scale
         maps = logits.masked_fill(~alive, -torch.inf).softmax(-1)
         heads = maps @ split[2]
         after = hidden + attention.projection(heads.transpose(0, 1).flatten(1))
-        # Rows of dead tokens count for nothing, nor do their columns.
-        living = alive[1:].nonzero()[:, 0]
-        m = (hidden[1:] @ space_dict.T).amax(1)[living]
-        s = maps[:, 1:, 1:].amax(0)[living].sum(0)[living]
-        norms = heads[:, 1:].norm(dim=-1)[:, living]
-        c = (maps[:, 0, 1:][:, living] * norms / norms.sum(0)).sum(0)
-        scores = (s / s.sum() + m / m.sum() + c) / 3
-        order = scores.argsort(descending=True)
-        gone = order[count:]
-        share = scores[gone] / scores[gone].sum()
-        merged = (share[:, None] * after[1 + living[gone]]).sum(0)
-        alive[1 + living[gone]] = False
-        hidden = torch.cat([after, merged[None]])
-        alive, positions = torch.cat([alive, torch.tensor([True])]), torch.cat([positions, torch.tensor([-1])])
-        hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+        if number in counts:
+            # Rows of dead tokens count for nothing, nor do their columns.
+            living = alive[1:].nonzero()[:, 0]
+            m = (hidden[1:] @ space_dict.T).amax(1)[living]
+            s = maps[:, 1:, 1:].amax(0)[living].sum(0)[living]
+            norms = heads[:, 1:].norm(dim=-1)[:, living]
+            c = (maps[:, 0, 1:][:, living] * norms / norms.sum(0)).sum(0)
+            scores = (s / s.sum() + m / m.sum() + c) / 3
+            order = scores.argsort(descending=True)
+            gone = order[counts[number] :]
+            share = scores[gone] / scores[gone].sum()
+            merged = (share[:, None] * after[1 + living[gone]]).sum(0)
+            alive[1 + living[gone]] = False
+            after = torch.cat([after, merged[None]])
+            alive, positions = torch.cat([alive, torch.tensor([True])]), torch.cat([positions, torch.tensor([-1])])
+        hidden = after + layer.mlp(layer.layer_norm2(after))
     return vision_model.post_layernorm(hidden).numpy(), alive.numpy(), positions.numpy()  # type: ignore[operator]
 
 
@@ -173,7 +180,7 @@ def test_counts_of_two_hundred_pictures_are_pytorchs(
 
 def test_temperature_zero_prunes_nothing(counting: Pipeline, vision_model: torch.nn.Module, pixels: np.ndarray) -> None:
     encoded = run(counting, pixels, EncoderWish(temperature=0.0))
-    assert encoded["kept_counts"].tolist() == [144] * 6
+    assert encoded["kept_counts"].tolist() == [144] * 3
     with torch.no_grad():
         dense = vision_model(torch.from_numpy(pixels)).last_hidden_state.numpy()
     assert np.abs(encoded["image_embeds"] - by_patch_of_all(dense, encoded["kept_positions"])).max() <= 1e-4
@@ -188,10 +195,10 @@ def by_patch_of_all(dense: np.ndarray, positions: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("wish", "words"),
     [
-        (EncoderWish(kept_tokens=(100,)), "1 counts; this encoder prunes in 6 layers"),
-        (EncoderWish(kept_tokens=(143, 100, 80, 60, 40, 20)), "layer 0 gets 144 image tokens and can keep 1 to 142"),
-        (EncoderWish(kept_tokens=(100, 100, 80, 60, 40, 20)), "layer 1 gets 101 image tokens and can keep 1 to 99"),
-        (EncoderWish(kept_tokens=(100, 90, 80, 60, 40, 0)), "layer 5 gets 41 image tokens and can keep 1 to 39"),
+        (EncoderWish(kept_tokens=(100,)), "1 counts; this encoder prunes in 3 layers"),
+        (EncoderWish(kept_tokens=(143, 100, 80)), "layer 0 gets 144 image tokens and can keep 1 to 142"),
+        (EncoderWish(kept_tokens=(100, 100, 80)), "layer 2 gets 101 image tokens and can keep 1 to 99"),
+        (EncoderWish(kept_tokens=(100, 40, 0)), "layer 4 gets 41 image tokens and can keep 1 to 39"),
         (EncoderWish(flops=1.0), "a share of the encoder's work, above 0 and below 1"),
         (EncoderWish(flops=0.5, temperature=1.0), "give one of them"),
         (EncoderWish(temperature=0.5), "keeps as many tokens as its schedule says"),
@@ -235,26 +242,46 @@ def test_answers_are_right_with_half_of_the_work(scheduled: Pipeline) -> None:
     assert answers[0].kept_indices[0] == 0 and answers[0].num_kept <= 1 + spec.kept_tokens[-1]
 
 
-def test_questions_of_a_batch_are_pruned_as_they_are_alone(scheduled: Pipeline) -> None:
+def test_questions_of_a_batch_are_pruned_as_they_are_alone(fully_pruned_bundle: Path) -> None:
     """Each keeps a fraction of its own tokens, whatever pads stand behind it."""
+    pipeline = Pipeline.load(fully_pruned_bundle)
     image = samples()[0].image
     prompts = [
         "is there a circle?",
         "what is in the bottom right?",
-        "what color is the shape in the middle left corner of it?",
+        "what color is the shape in the middle left of it?",
     ]
-    together = scheduled.ask(image, prompts)
+    together = pipeline.ask(image, prompts)
     for prompt, answer in zip(prompts, together):
-        assert scheduled.ask(image, [prompt])[0].token_ids == answer.token_ids
-    assert [a.token_ids for a in scheduled.ask(image, prompts, num_beams=3)] == [
-        scheduled.ask(image, [prompt], num_beams=3)[0].token_ids for prompt in prompts
+        assert pipeline.ask(image, [prompt])[0].token_ids == answer.token_ids
+    assert [a.token_ids for a in pipeline.ask(image, prompts, num_beams=3)] == [
+        pipeline.ask(image, [prompt], num_beams=3)[0].token_ids for prompt in prompts
     ]
+
+
+def test_half_precision_keeps_the_same_patches(
+    fully_pruned_bundle: Path, vision_model_of_dense: torch.nn.Module
+) -> None:
+    """At least 98 of 100, on trained weights."""
+    pipeline = Pipeline.load(fully_pruned_bundle)
+    spec = pipeline.manifest.encoder_pruning
+    assert spec is not None and spec.kept_tokens is not None
+    kept = alike = 0
+    for question in open_data("demo").subset(20, None, 5):
+        pixels = pipeline.preprocess([question.image])
+        found = run(pipeline, pixels, EncoderWish())["kept_positions"]
+        wanted = encode(
+            vision_model_of_dense, torch.from_numpy(pixels), "cls", "nearest", spec.layers, spec.kept_tokens, None, None
+        )
+        kept += found.size
+        alike += len(np.intersect1d(found, wanted.positions))
+    assert alike >= 0.98 * kept
 
 
 def test_ranking_prunes_as_well(scheduled: Pipeline) -> None:
     sample = samples()[0]
     candidates = [sample.answer, "a red circle", "nothing", "yes"]
     (half,) = scheduled.rank([sample.image], [sample.prompt], candidates)
-    (little,) = scheduled.rank([sample.image], [sample.prompt], candidates, encoder=EncoderWish(flops=0.1))
+    (little,) = scheduled.rank([sample.image], [sample.prompt], candidates, encoder=EncoderWish(flops=0.3))
     assert half[0].answer == sample.answer
     assert [found.score for found in half] != [found.score for found in little]
