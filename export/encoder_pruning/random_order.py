@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from catp.export.encoder_pruning.base import ScoringRule, TokenEvidence
@@ -27,4 +28,5 @@ class RandomOrder(ScoringRule):
 
     def table(self) -> torch.Tensor:
         """float32 [MOST_PATCHES], by patch."""
-        return torch.rand(MOST_PATCHES, generator=torch.Generator().manual_seed(self.seed))
+        # By numpy: drawn by PyTorch, it would be an operation of the graph that is being traced.
+        return torch.from_numpy(np.random.default_rng(self.seed).random(MOST_PATCHES, np.float32))

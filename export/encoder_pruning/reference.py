@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from catp.export.encoder_pruning.random_order import MOST_PATCHES
 from catp.runtime.bundle.encoder_pruning import Rule
@@ -55,7 +54,7 @@ def _cls(state: LayerState) -> np.ndarray:
 
 
 def _random(state: LayerState) -> np.ndarray:
-    table = torch.rand(MOST_PATCHES, generator=torch.Generator().manual_seed(0)).double().numpy()
+    table = np.random.default_rng(0).random(MOST_PATCHES, np.float32).astype(np.float64)
     return table[state.positions]
 
 
