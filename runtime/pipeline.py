@@ -24,11 +24,13 @@ from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.inputs.text import TextCodec
 from catp.runtime.inputs.text_stream import TextStream
 from catp.runtime.inputs.videos import VideoSource
-from catp.runtime.language_models import open_language_model
+from catp.runtime.language_models import open_language_model, open_seats
 from catp.runtime.language_models.base import Batch
+from catp.runtime.language_models.seats import Seats
 from catp.runtime.matching import Match, Matching
 from catp.runtime.providers import open_provider
 from catp.runtime.providers.base import Provider, Value
+from catp.runtime.pruning import num_kept_by_mass, top_indices
 from catp.runtime.questions import Question, Wishes, find_repeated, frames_by_row, position_mode
 
 
@@ -225,7 +227,7 @@ class Pipeline:
             encoded = self.encode(self.preprocess(video), [prompt] * len(video))
             ((_, pruned),) = self._prune(encoded, 1, len(video), *pruning)
             text = TextStream(self._text, chosen.stop_strings)
-            request = self._request(pruned, token_ids, max_new_tokens, positions, chosen)
+            request = self.request(pruned, token_ids, max_new_tokens, positions, chosen)
             for generation in generate_in_steps(self.language_model, request):
                 if piece := text.advance(generation.token_ids[0]):
                     yield piece
@@ -294,10 +296,10 @@ class Pipeline:
             settings: how tokens are chosen; greedily, whatever the bundle's default is, where none are given.
             images: per prompt, the row of `pruned` that it is about; None: row by row.
         """
-        request = self._request(pruned, prompts, max_new_tokens, positions, settings, images)
+        request = self.request(pruned, prompts, max_new_tokens, positions, settings, images)
         return generate(self.language_model, request)
 
-    def _request(
+    def request(
         self,
         pruned: Pruned,
         prompts: Sequence[Sequence[int]],
@@ -306,6 +308,11 @@ class Pipeline:
         settings: GenerationSettings,
         images: Sequence[int] | None = None,
     ) -> Request:
+        """Everything that decides the tokens after the kept ones; arguments as of `decode`.
+
+        Raises:
+            UsageError: an argument is out of range.
+        """
         pruning = self.manifest.pruning
         rows, kept = pruned.kept_indices.shape
         if position_mode(self.manifest, positions) == "original":
@@ -336,6 +343,44 @@ class Pipeline:
     ) -> list[int]:
         contexts = self._contexts(prompts, frames)
         return limit_lengths(contexts, max_new_tokens, self.manifest.text.max_new_tokens, settings)
+
+    # For callers that drive the language model themselves, such as a server.
+
+    def check(self, question: Question, frames: int = 1) -> list[int]:
+        """Token ids of a question's prompt, before any work is done for it.
+
+        Args:
+            frames: of its video.
+
+        Raises:
+            UsageError: one of its settings is out of range, or its prompt can't be read.
+        """
+        wishes = question.wishes
+        kept, _ = wishes.pruning(self.manifest, self.image_side)
+        position_mode(self.manifest, wishes.positions)
+        token_ids = self._text.encode(question.prompt)
+        self.instruct([question.prompt])
+        self._limits([token_ids], wishes.max_new_tokens, wishes.settings, frames)
+        wishes.check_frames(self.manifest, frames, kept)
+        return token_ids
+
+    def keep(self, votes: Votes, wishes: Wishes) -> Pruned:
+        """The tokens of one image, or of one video's frames, that the language model reads: chosen on the host, so that
+        one vote serves every ratio."""
+        kept, mass = wishes.pruning(self.manifest, self.image_side)
+        if mass is not None:
+            kept = int(num_kept_by_mass(votes.scores, mass)[0])
+        pruned = votes.keep(top_indices(votes.scores, kept))
+        pruned.check(len(votes.embeds), kept, self.manifest.pruning.num_query_tokens)
+        return pruned.joined(len(votes.embeds), self.manifest.pruning.num_query_tokens)
+
+    def open_seats(self, rows: int, length: int) -> Seats:
+        """Room for so many answers at a time, of so many tokens with image and prompt."""
+        return open_seats(self.bundle, self.language_model, rows, length)
+
+    def text_stream(self, stop_strings: Sequence[str] = ()) -> TextStream:
+        """The text of one answer while it grows."""
+        return TextStream(self._text, stop_strings)
 
     # The stages before the language model, for callers that share their work between settings.
 
