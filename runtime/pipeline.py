@@ -29,7 +29,7 @@ from catp.runtime.language_models.base import Batch
 from catp.runtime.language_models.seats import Seats
 from catp.runtime.matching import Match, Matching
 from catp.runtime.providers import open_provider
-from catp.runtime.providers.base import Provider, Value
+from catp.runtime.providers.base import Provider, Value, to_host
 from catp.runtime.pruning import num_kept_by_mass, top_indices
 from catp.runtime.questions import Question, Wishes, find_repeated, frames_by_row, position_mode
 
@@ -261,13 +261,25 @@ class Pipeline:
         """
         if len(images) != len(texts) or not images:
             raise UsageError(f"{len(images)} images and {len(texts)} texts: give one text per image, at least one")
-        matching, kept = self.matching, self.num_kept(ratio)
+        _, _ = self.matching, self.num_kept(ratio)  # refuses before any work
         ids = [self._text.encode(text) for text in texts]
-        encoded = self.encode(self.preprocess(images))
+        return self.match_pixels(self.preprocess(images), ids, ratio)
+
+    def match_pixels(
+        self, pixel_values: np.ndarray, texts: Sequence[Sequence[int]], ratio: float | None = None
+    ) -> list[Match]:
+        """As `match`, from pixel_values float32 [B, 3, H, W] and token ids of B texts, or of any number about one."""
+        matching, kept, images = self.matching, self.num_kept(ratio), len(pixel_values)
+        encoded = self.encode(pixel_values)
         pruned = self.prune(encoded, kept)
-        pruned.check(len(images), kept, self.manifest.pruning.num_query_tokens)
-        scores = matching.score(encoded["image_embeds"], pruned.kept_indices, pruned.kept_embeds, ids)
-        rows = zip(scores.probability.tolist(), scores.similarity.tolist(), pruned.indices.tolist())
+        pruned.check(images, kept, self.manifest.pruning.num_query_tokens)
+        embeds, indices, kept_embeds = encoded["image_embeds"], pruned.kept_indices, pruned.kept_embeds
+        if len(texts) != images:
+            embeds, indices, kept_embeds = (
+                np.repeat(to_host(value), len(texts), 0) for value in (embeds, indices, kept_embeds)
+            )
+        scores = matching.score(embeds, indices, kept_embeds, texts)
+        rows = zip(scores.probability.tolist(), scores.similarity.tolist(), to_host(indices).tolist())
         return [Match(*row) for row in rows]
 
     @property
@@ -346,8 +358,8 @@ class Pipeline:
 
     # For callers that drive the language model themselves, such as a server.
 
-    def check(self, question: Question, frames: int = 1) -> list[int]:
-        """Token ids of a question's prompt, before any work is done for it.
+    def check(self, question: Question, frames: int = 1) -> tuple[list[int], int]:
+        """Token ids of a question's prompt, and the most tokens that its answer may have, before any work is done.
 
         Args:
             frames: of its video.
@@ -360,9 +372,9 @@ class Pipeline:
         position_mode(self.manifest, wishes.positions)
         token_ids = self._text.encode(question.prompt)
         self.instruct([question.prompt])
-        self._limits([token_ids], wishes.max_new_tokens, wishes.settings, frames)
+        (limit,) = self._limits([token_ids], wishes.max_new_tokens, wishes.settings, frames)
         wishes.check_frames(self.manifest, frames, kept)
-        return token_ids
+        return token_ids, limit
 
     def keep(self, votes: Votes, wishes: Wishes) -> Pruned:
         """The tokens of one image, or of one video's frames, that the language model reads: chosen on the host, so that
@@ -416,6 +428,6 @@ class Pipeline:
         """Token ids of a prompt, special tokens included."""
         return self._text.encode(prompt)
 
-    def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Text of generated tokens."""
-        return self._text.decode(token_ids)
+    def detokenize(self, token_ids: Sequence[int], stop_strings: Sequence[str] = ()) -> str:
+        """Text of generated tokens, up to the first of the stop strings."""
+        return self._text.decode(token_ids, stop_strings)

@@ -58,7 +58,7 @@ def requests(pipeline: Pipeline, count: int, seed: int) -> Iterator[Asked]:
         key = repr((id(example), prompt, wishes))
         if key not in known:
             known[key] = pipeline.answer([question])[0].token_ids
-        ids = pipeline.check(question)
+        ids, _ = pipeline.check(question)
         votes = pipeline.votes(pipeline.encode(pipeline.preprocess([example.image]), [prompt]))
         request = pipeline.request(pipeline.keep(votes, wishes), [ids], tokens, positions, chosen)
         yield Asked(request, known[key], int(rng.integers(0, 6)) if rng.random() < 0.2 else None)

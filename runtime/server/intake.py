@@ -1,0 +1,72 @@
+"""Intake: a question that was read becomes a job, with everything done for it that needs no graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+from catp.runtime.questions import Question, Wishes
+from catp.runtime.server.engine import ModelEngine
+from catp.runtime.server.failures import Failure
+from catp.runtime.server.image_cache import key_of
+from catp.runtime.server.jobs import Event, Job
+from catp.runtime.server.pictures import open_picture
+from catp.runtime.server.questions import Asked
+
+
+def make_job(
+    engine: ModelEngine,
+    asked: Asked,
+    wishes: Wishes,
+    salt: bytes,
+    request_id: str,
+    tell: Callable[[Event], None],
+    began: float,
+) -> Job:
+    """A job of one question; takes as long as its picture takes to decode, unless its votes are known.
+
+    Args:
+        salt: see `key_of`.
+        began: when the request was read, on time.monotonic's clock.
+
+    Raises:
+        Failure: it does not fit a row.
+        UsageError: a setting is out of range, or the prompt can't be read.
+        ImageError: the picture can't be read.
+    """
+    pipeline = engine.pipeline
+    manifest = pipeline.manifest
+    frames = len(asked.pictures)
+    ids, limit = pipeline.check(Question(b"", asked.prompt, wishes), frames)
+    kept, mass = wishes.pruning(manifest, pipeline.image_side)
+    most = frames * (kept if mass is None else manifest.pruning.num_query_tokens)
+    room = engine.length + 1 - most - len(ids)
+    if room < 1 or (mass is None and wishes.max_new_tokens is not None and limit > room):
+        raise Failure(
+            400,
+            f"{most} image tokens, {len(ids)} of the prompt and {limit} new ones: at most {engine.length + 1} together "
+            "are served here; give a shorter prompt, a smaller max_tokens or a larger ratio",
+            "context_length_exceeded",
+            "max_tokens" if room >= 1 else asked.field,
+        )
+    if wishes.max_new_tokens is None:
+        wishes = dataclasses.replace(wishes, max_new_tokens=min(limit, room))
+    key = key_of(asked.pictures, engine.identity, asked.prompt if manifest.reads_instruction else None, salt)
+    votes, pixel_values = engine.cache.get(key), None
+    started = time.monotonic()
+    if votes is None:
+        pixel_values = pipeline.preprocess([open_picture(content) for content in asked.pictures])
+    return Job(
+        request_id=request_id,
+        prompt=asked.prompt,
+        wishes=wishes,
+        tokens=[ids],
+        key=key,
+        votes=votes,
+        pixel_values=pixel_values,
+        preprocess_seconds=time.monotonic() - started,
+        tell=tell,
+        deadline=began + engine.settings.request_seconds,
+        queue_deadline=began + engine.settings.queue_seconds,
+    )
