@@ -12,7 +12,19 @@ from catp.runtime.server.failures import Failure
 Model = TypeVar("Model", bound=BaseModel)
 
 Prompt = Annotated[str, Field(max_length=SERVED_PROMPT_CHARACTERS)]
-Stop = Annotated[str, Field(min_length=1, max_length=SERVED_PROMPT_CHARACTERS)]
+_Stop = Annotated[str, Field(min_length=1, max_length=SERVED_PROMPT_CHARACTERS)]
+
+_one_or_many = Discriminator(lambda value: "(many)" if isinstance(value, list | tuple) else "(one)")
+"""So that an error names the place in the kind that was given."""
+
+Stop = Annotated[
+    Annotated[_Stop, Tag("(one)")] | Annotated[list[_Stop], Field(max_length=SERVED_STOP_STRINGS), Tag("(many)")],
+    _one_or_many,
+]
+Pictures = Annotated[
+    Annotated[str, Tag("(one)")] | Annotated[list[str], Field(min_length=1, max_length=FRAMES), Tag("(many)")],
+    _one_or_many,
+]
 
 
 class Strict(BaseModel):
@@ -64,13 +76,9 @@ class TextPart(Strict):
 Part = Annotated[ImagePart | TextPart, Field(discriminator="type")]
 
 
-def _content_kind(content: Any) -> str:
-    return "(parts)" if isinstance(content, list | tuple) else "(text)"
-
-
 Content = Annotated[
     Annotated[Prompt, Tag("(text)")] | Annotated[list[Part], Field(max_length=FRAMES + 16), Tag("(parts)")],
-    Discriminator(_content_kind),
+    Discriminator(lambda content: "(parts)" if isinstance(content, list | tuple) else "(text)"),
 ]
 
 
@@ -102,7 +110,7 @@ class ChatBody(Choice):
     messages: Annotated[list[Message], Field(min_length=1, max_length=SERVED_TURNS)]
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    stop: Stop | Annotated[list[Stop], Field(max_length=SERVED_STOP_STRINGS)] | None = None
+    stop: Stop | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
@@ -126,7 +134,7 @@ class GenerateParameters(Choice):
 
     max_new_tokens: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)  # as others name it
-    stop: Stop | Annotated[list[Stop], Field(max_length=SERVED_STOP_STRINGS)] | None = None
+    stop: Stop | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
 
@@ -135,7 +143,7 @@ class GenerateBody(Strict):
 
     id: Annotated[str, Field(max_length=256)] | None = None
     text_input: Prompt
-    image: str | Annotated[list[str], Field(min_length=1, max_length=FRAMES)]  # data URLs or base64
+    image: Pictures  # data URLs or base64
     parameters: GenerateParameters = GenerateParameters()
 
 
@@ -166,7 +174,7 @@ def _name(where: tuple[int | str, ...]) -> str:
     """The field as a client writes it: messages.0.content.1.image_url.url."""
     names = []
     for place, name in enumerate(where):
-        kind = place and isinstance(where[place - 1], int) and "(parts)" in where  # of a part, named by its type
-        if not kind and not (isinstance(name, str) and (name.startswith("(") or "[" in name or "str" in name)):
+        kind = place > 1 and where[place - 2] == "(parts)"  # of a part, whose type stands behind its number
+        if not kind and not str(name).startswith("("):
             names.append(str(name))
     return ".".join(names)

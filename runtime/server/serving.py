@@ -39,6 +39,9 @@ class _Protocol(H11Protocol):
         if len(self.connections) > CONNECTIONS:
             transport.abort()
             return
+        # asyncio leaves it out of sockets that were made without naming TCP; a piece of a stream would wait for an
+        # acknowledgement, 40 ms.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._expect_headers()
 
     def data_received(self, data: bytes) -> None:
@@ -84,15 +87,23 @@ class Serving:
 
     Args:
         loaders: open a bundle each, by the name under which it is served.
+        listening: called with the server's address.
     """
 
-    def __init__(self, loaders: Mapping[str, Callable[[], Pipeline]], settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        loaders: Mapping[str, Callable[[], Pipeline]],
+        settings: ServerSettings,
+        listening: Callable[[str], None] = lambda address: None,
+    ) -> None:
         self.settings = settings
+        self._listening = listening
         self.metrics = Metrics()
         self.engines = {
             name: ModelEngine(name, load, settings, self.metrics, self._engine_ended) for name, load in loaders.items()
         }
         self.state = State(self.engines, settings, self.metrics)
+        self.app = make_app(self.state)
         self._error: BaseException | None = None
         self._told_at: float | None = None
         self._now = False
@@ -107,7 +118,7 @@ class Serving:
         """
         listener = _listen(self.settings)
         config = uvicorn.Config(
-            make_app(self.state),
+            self.app,
             http=_Protocol,
             ws="none",
             lifespan="off",
@@ -119,9 +130,11 @@ class Serving:
             timeout_graceful_shutdown=int(_LAST_WORDS_SECONDS),
             h11_max_incomplete_event_size=HEADER_BYTES,
         )
-        server = _Server(config, self._told)
+        server = _Server(config, self.told)
         host, port = listener.getsockname()[:2]
-        log("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", models=list(self.engines))
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        log("listening", url=address, models=list(self.engines), needs_key=bool(self.settings.keys))
+        self._listening(address)
         for engine in self.engines.values():
             engine.start()
         cut_off = False
@@ -150,7 +163,7 @@ class Serving:
         if error is not None:
             raise error
 
-    def _told(self, times: int) -> None:
+    def told(self, times: int) -> None:
         """A signal came: the first one drains, the second one ends."""
         self.state.draining = True
         self._told_at = self._told_at or time.monotonic()
