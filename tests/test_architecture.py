@@ -21,6 +21,7 @@ FLOORS = {
         ("language_models", "image_sides", "matching"),
         ("generation", "answers", "questions"),
         ("pipeline",),
+        ("server",),
         ("commands",),
     ),
     "export": (

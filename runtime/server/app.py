@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -17,17 +17,20 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
+from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import CatpError
 from catp.runtime.limits import DECODERS
+from catp.runtime.questions import Wishes
+from catp.runtime.server import kserve
 from catp.runtime.server import metrics as prometheus
-from catp.runtime.server.bodies import ChatBody, GenerateBody, parse
+from catp.runtime.server.bodies import ChatBody, GenerateBody, GenerateParameters, parse
 from catp.runtime.server.dialects import Dialect, KServeGenerate, OpenAiChat
 from catp.runtime.server.engine import ModelEngine
 from catp.runtime.server.exchange import Exchange, Gate, compact, read_body
 from catp.runtime.server.failures import Failure, failure_of
 from catp.runtime.server.front import Front, note
-from catp.runtime.server.intake import make_job
-from catp.runtime.server.jobs import Event, Finished, Job, Piece
+from catp.runtime.server.intake import make_job, make_match_job
+from catp.runtime.server.jobs import Event, Finished, Job, Matched, Piece
 from catp.runtime.server.metrics import Metrics
 from catp.runtime.server.questions import Asked, read_chat, read_pictures, read_wishes
 from catp.runtime.server.settings import ServerSettings
@@ -83,11 +86,18 @@ def make_app(state: State) -> Front:
         Route("/version", _version),
         Route("/v1/models", partial(_models, state)),
         Route("/v1/models/{name:path}", partial(_model, state)),
+        Route("/v2", _v2_server),
+        Route("/v2/health/live", _live),
+        Route("/v2/health/ready", partial(_ready, state)),
+        Route(v2, partial(_v2_model, state)),
+        Route(f"{v2}/versions/1", partial(_v2_model, state)),
+        Route(f"{v2}/ready", partial(_v2_ready, state)),
+        Route(f"{v2}/versions/1/ready", partial(_v2_ready, state)),
+        Route(f"{v2}/infer", _Asking(state, "infer", _read_infer), methods=["POST"]),
+        Route(f"{v2}/versions/1/infer", _Asking(state, "infer", _read_infer), methods=["POST"]),
         Route("/v1/chat/completions", _Asking(state, "chat", _read_chat), methods=["POST"]),
         Route(f"{v2}/generate", _Asking(state, "generate", _read_generate), methods=["POST"]),
-        Route(
-            f"{v2}/generate_stream", _Asking(state, "generate_stream", _read_generate, stream=True), methods=["POST"]
-        ),
+        Route(f"{v2}/generate_stream", _Asking(state, "generate_stream", _read_generate), methods=["POST"]),
     ]
     router = Router(routes, redirect_slashes=False, default=_unknown)
     return Front(router, state.settings, lambda: state.draining, partial(_count, state.metrics))
@@ -144,6 +154,20 @@ async def _model(state: State, request: Request) -> Response:
     return JSONResponse(_described(state.engine(request.path_params["name"])))
 
 
+async def _v2_server(request: Request) -> Response:
+    return JSONResponse(kserve.describe_server(package_version()))
+
+
+async def _v2_model(state: State, request: Request) -> Response:
+    engine = state.engine(request.path_params["name"], None)
+    return JSONResponse(kserve.describe_model(engine.name, engine.pipeline.manifest))
+
+
+async def _v2_ready(state: State, request: Request) -> Response:
+    engine = state.engine(request.path_params["name"], None)
+    return JSONResponse({"name": engine.name, "ready": engine.ready}, 200 if engine.ready else 503)
+
+
 def _described(engine: ModelEngine) -> dict[str, Any]:
     found = {"id": engine.name, "object": "model", "created": engine.created, "owned_by": "catp"}
     if engine.ready:
@@ -162,80 +186,85 @@ def _described(engine: ModelEngine) -> dict[str, Any]:
     return found
 
 
+Maker = Callable[[Callable[[Event], None]], Job]
+"""Of what hands events to a client: a job. It takes long."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """A request, read.
 
     Args:
-        make: its job; takes long.
+        makers: of its jobs.
+        whole: the body of a response that is no stream, of how each job ended.
+        dialect: of a stream, which has one job; None: there is none.
     """
 
-    dialect: Dialect
-    stream: bool
     engine: ModelEngine
-    make: Callable[[Exchange], Job]
+    makers: Sequence[Maker]
+    whole: Callable[[Sequence[Finished | Matched]], dict[str, Any]]
+    dialect: Dialect | None = None
 
 
-Reader = Callable[[State, Request, bytes, bool], Reading]
-"""Of a body and whether it asks for a stream by its path; raises Failure or CatpError. It takes long."""
+Reader = Callable[["State", Request, bytes], Reading]
+"""Of a request and its body; raises Failure or CatpError. It takes long."""
 
 
 class _Asking:
     """A route on which questions are asked; an ASGI application, so that a request's whole life is in one block."""
 
-    def __init__(self, state: State, route: str, read: Reader, stream: bool = False) -> None:
+    def __init__(self, state: State, route: str, read: Reader) -> None:
         self._state = state
         self._route = route
         self._read = read
-        self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, state = Request(scope, receive), self._state
         note(scope, route=self._route)
         with state.gate.enter(state.retry_after):
             exchange = Exchange(request)
-            reading, job = await self._take(request, exchange)
-            async with exchange.follow(job):
-                reading.engine.submit(job)
-                first = await exchange.next()
-                if reading.stream:
-                    await self._send_stream(request, exchange, send, first, reading.dialect)
+            reading = await self._take(request, exchange)
+            async with exchange.follow():
+                for inbox in exchange.inboxes:
+                    assert inbox.job is not None
+                    reading.engine.submit(inbox.job)
+                if reading.dialect is not None:
+                    await self._send_stream(request, exchange, send, reading.dialect)
                 else:
-                    await self._send_whole(request, exchange, send, first, reading.dialect)
+                    ends = [await inbox.last() for inbox in exchange.inboxes]
+                    _note(scope, ends)
+                    body = compact(reading.whole(ends))
+                    await exchange.send(send, _start("application/json"))
+                    await exchange.send(send, {"type": "http.response.body", "body": body})
 
-    async def _take(self, request: Request, exchange: Exchange) -> tuple[Reading, Job]:
-        """A request's job; its body is forgotten when this returns.
+    async def _take(self, request: Request, exchange: Exchange) -> Reading:
+        """A request, its jobs made; its body is forgotten when this returns.
 
         Raises:
-            Failure: there is none to be made of it.
+            Failure: there is nothing to be made of it.
         """
         state = self._state
         with state.gate.hold() as chunks:
             body = await read_body(request, state.gate, chunks, state.settings)
             try:
-                reading = await state.decode(partial(self._read, state, request, body, self._stream))
+                reading = await state.decode(partial(self._read, state, request, body))
                 note(request.scope, model=reading.engine.name)
-                return reading, await state.decode(partial(reading.make, exchange))
+                for make in reading.makers:
+                    inbox = exchange.open_inbox()
+                    inbox.job = await state.decode(partial(make, inbox.tell))
+                return reading
             except CatpError as error:
                 raise failure_of(error, request.scope["catp"]["request_id"]) from error
 
-    async def _send_whole(
-        self, request: Request, exchange: Exchange, send: Send, first: Event, dialect: Dialect
-    ) -> None:
-        *_, last = await exchange.rest(first)
-        assert isinstance(last, Finished)
-        _note(request.scope, last)
-        await exchange.send(send, _start("application/json"))
-        await exchange.send(send, {"type": "http.response.body", "body": compact(dialect.whole(last))})
-
-    async def _send_stream(
-        self, request: Request, exchange: Exchange, send: Send, event: Event, dialect: Dialect
-    ) -> None:
-        """Events from the first one on; however it goes, the last one says that it is the last."""
+    async def _send_stream(self, request: Request, exchange: Exchange, send: Send, dialect: Dialect) -> None:
+        """Events as they come; however it goes, the last one says that it is the last. What fails before the first
+        one is a response of its own."""
 
         async def say(*parts: bytes) -> None:
             await exchange.send(send, {"type": "http.response.body", "body": b"".join(parts), "more_body": True})
 
+        (inbox,) = exchange.inboxes
+        event = await inbox.next()
         await exchange.send(send, _start("text/event-stream; charset=utf-8"))
         try:
             opening = [_event(part) for part in dialect.opening()]
@@ -243,11 +272,11 @@ class _Asking:
                 if event.text:
                     await say(*opening, _event(dialect.piece(event.text)))
                     opening = []
-                event = await exchange.next()
+                event = await inbox.next()
             assert isinstance(event, Finished)
             closing = [_event(part) for part in dialect.closing(event)]
             await say(*opening, *closing, dialect.end or b"")
-            _note(request.scope, event)
+            _note(request.scope, [event])
         except Failure as failure:
             note(request.scope, failed=failure)
             if failure.status == 499:
@@ -265,66 +294,94 @@ def _start(kind: str) -> dict[str, Any]:
     return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
-def _note(scope: Scope, finished: Finished) -> None:
-    """Numbers of an answer, for the log."""
-    answer = finished.answer
-    note(
-        scope,
-        prompt_tokens=answer.num_kept + finished.prompt_tokens,
-        generated_tokens=len(answer.token_ids),
-        finish_reason=finished.reason,
-        image_cached=finished.cached,
-    )
+def _note(scope: Scope, ends: Sequence[Finished | Matched]) -> None:
+    """Numbers of answers, for the log."""
+    finished = [end for end in ends if isinstance(end, Finished)]
+    if finished:
+        note(
+            scope,
+            prompt_tokens=sum(end.answer.num_kept + end.prompt_tokens for end in finished),
+            generated_tokens=sum(len(end.answer.token_ids) for end in finished),
+            finish_reason=finished[-1].reason,
+            image_cached=finished[-1].cached,
+        )
 
 
-def _read_chat(state: State, request: Request, body: bytes, stream: bool) -> Reading:
+def _read_chat(state: State, request: Request, body: bytes) -> Reading:
     asked = parse(ChatBody, body)
     engine = state.engine(asked.model)
-    pipeline = engine.pipeline
-    manifest = pipeline.manifest
-    _check_generates(engine)
+    manifest = _generating(engine)
     question = read_chat(asked, manifest, state.settings.prompt_template)
     tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     wishes = read_wishes(asked, asked.stop, tokens, manifest.generation)
     include_usage = asked.stream_options is not None and asked.stream_options.include_usage
-    return Reading(
-        OpenAiChat(request.scope["catp"]["request_id"], engine.name, include_usage),
-        bool(asked.stream),
-        engine,
-        _maker(state, request, engine, question, wishes, asked.cache_salt),
-    )
+    dialect = OpenAiChat(_id(request), engine.name, include_usage)
+    maker = _maker(state, request, engine, question, wishes, asked.cache_salt)
+    return Reading(engine, [maker], _whole(dialect), dialect if asked.stream else None)
 
 
-def _read_generate(state: State, request: Request, body: bytes, stream: bool) -> Reading:
+def _read_generate(state: State, request: Request, body: bytes) -> Reading:
     asked = parse(GenerateBody, body)
     engine = state.engine(request.path_params["name"], None)
-    manifest = engine.pipeline.manifest
-    _check_generates(engine)
-    given = asked.parameters
-    tokens = given.max_new_tokens if given.max_tokens is None else given.max_tokens
-    wishes = read_wishes(given, given.stop, tokens, manifest.generation)
+    manifest = _generating(engine)
     question = Asked(asked.text_input, read_pictures(asked.image, manifest, "image"), "image")
-    return Reading(
-        KServeGenerate(engine.name, asked.id),
-        stream,
-        engine,
-        _maker(state, request, engine, question, wishes, given.cache_salt),
-    )
+    wishes = _wishes(asked.parameters, manifest)
+    dialect = KServeGenerate(engine.name, asked.id)
+    maker = _maker(state, request, engine, question, wishes, asked.parameters.cache_salt)
+    stream = request.url.path.endswith("_stream")
+    return Reading(engine, [maker], _whole(dialect), dialect if stream else None)
 
 
-def _check_generates(engine: ModelEngine) -> None:
-    if engine.pipeline.manifest.model.language == "none":
+def _read_infer(state: State, request: Request, body: bytes) -> Reading:
+    engine = state.engine(request.path_params["name"], None)
+    manifest = engine.pipeline.manifest
+    header_length = request.headers.get("inference-header-content-length")
+    asked, pictures, texts = kserve.read_infer(body, header_length, manifest)
+    whole = partial(kserve.infer_response, engine.name, asked)
+    began, given = time.monotonic(), asked.parameters
+    if manifest.model.language == "none":
+        make = partial(make_match_job, engine, pictures[0], texts, given.ratio, _id(request))
+        return Reading(engine, [lambda tell: make(tell, began)], whole)
+    wishes = _wishes(given, manifest)
+    makers = [
+        _maker(state, request, engine, Asked(text, [picture], "inputs"), wishes, given.cache_salt)
+        for picture, text in zip(pictures, texts)
+    ]
+    return Reading(engine, makers, whole)
+
+
+def _whole(dialect: Dialect) -> Callable[[Sequence[Finished | Matched]], dict[str, Any]]:
+    def whole(ends: Sequence[Finished | Matched]) -> dict[str, Any]:
+        (end,) = ends
+        assert isinstance(end, Finished)
+        return dialect.whole(end)
+
+    return whole
+
+
+def _id(request: Request) -> str:
+    return str(request.scope["catp"]["request_id"])
+
+
+def _generating(engine: ModelEngine) -> Manifest:
+    """The manifest of a model that writes text; raises Failure for one that does not."""
+    manifest = engine.pipeline.manifest
+    if manifest.model.language == "none":
         message = f"model {engine.name!r} scores texts and writes none; use /v2/models/{engine.name}/infer"
         raise Failure(400, message, "unsupported_model", "model")
+    return manifest
+
+
+def _wishes(given: GenerateParameters, manifest: Manifest) -> Wishes:
+    tokens = given.max_new_tokens if given.max_tokens is None else given.max_tokens
+    return read_wishes(given, given.stop, tokens, manifest.generation)
 
 
 def _maker(
-    state: State, request: Request, engine: ModelEngine, question: Asked, wishes: Any, salt: str | None
-) -> Callable[[Exchange], Job]:
-    scope, began = request.scope, time.monotonic()
-    return lambda exchange: make_job(
-        engine, question, wishes, salt_of(state, request, salt), scope["catp"]["request_id"], exchange.tell, began
-    )
+    state: State, request: Request, engine: ModelEngine, question: Asked, wishes: Wishes, salt: str | None
+) -> Maker:
+    began, salted = time.monotonic(), salt_of(state, request, salt)
+    return lambda tell: make_job(engine, question, wishes, salted, _id(request), tell, began)
 
 
 def salt_of(state: State, request: Request, given: str | None) -> bytes:

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Send
 
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.jobs import Event, Job, Piece
+from catp.runtime.server.jobs import Event, Finished, Job, Matched, Piece
 from catp.runtime.server.settings import ServerSettings
 
 _GRACE = 5.0
@@ -91,63 +91,82 @@ async def read_body(request: Request, gate: Gate, chunks: list[bytes], settings:
     return b"".join(chunks)
 
 
-class Exchange:
-    """The events of one job, until it ends or its client goes away."""
+class Inbox:
+    """The events of one job on the event loop."""
 
-    def __init__(self, request: Request) -> None:
-        self._receive = request.receive
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.job: Job | None = None
+        self._loop = loop
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._gone = False
-        self._job: Job | None = None
 
     def tell(self, event: Event) -> None:
         """Hand over an event, from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens any more
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    @contextlib.asynccontextmanager
-    async def follow(self, job: Job) -> AsyncIterator[None]:
-        """Cancel the job as soon as its client is gone, or the block ends before it does."""
-        self._job = job
-        watch = asyncio.create_task(self._watch(job))
-        try:
-            yield
-        finally:
-            watch.cancel()
-            job.cancel()  # of a job that has ended, nothing
-
-    async def _watch(self, job: Job) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._gone = True
-        job.cancel()
+    def abandon(self) -> None:
+        """Its client is gone, or no longer listens."""
+        if self.job is not None:
+            self.job.cancel()
         self._events.put_nowait(Failure(499, "the client went away"))
 
-    async def next(self) -> Event:
+    async def next(self) -> Piece | Finished | Matched:
         """The next event.
 
         Raises:
             Failure: the job ended without an answer, or the client is gone.
         """
-        assert self._job is not None
         try:
-            async with asyncio.timeout(max(0.0, self._job.deadline + _GRACE - time.monotonic())):
+            async with asyncio.timeout(self.seconds_left):
                 event = await self._events.get()
         except TimeoutError:
             raise Failure(504, "no answer in time", "request_timeout") from None
-        if self._gone:
-            raise Failure(499, "the client went away")
         if isinstance(event, Failure):
             raise event
         return event
 
-    async def rest(self, first: Event) -> list[Event]:
-        """All events from the first one on."""
-        events = [first]
-        while isinstance(events[-1], Piece):
-            events.append(await self.next())
-        return events
+    async def last(self) -> Finished | Matched:
+        """The event with which the job ends."""
+        while isinstance(event := await self.next(), Piece):
+            pass
+        return event
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the job should have ended, and has not said so itself."""
+        assert self.job is not None
+        return max(0.1, self.job.deadline + _GRACE - time.monotonic())
+
+
+class Exchange:
+    """A request and its jobs, until they end or its client goes away."""
+
+    def __init__(self, request: Request) -> None:
+        self._receive = request.receive
+        self.inboxes: list[Inbox] = []
+
+    def open_inbox(self) -> Inbox:
+        self.inboxes.append(Inbox(asyncio.get_running_loop()))
+        return self.inboxes[-1]
+
+    @contextlib.asynccontextmanager
+    async def follow(self) -> AsyncIterator[None]:
+        """Cancel the jobs as soon as their client is gone, or the block ends before they do."""
+        watch = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            watch.cancel()
+            self._abandon()  # of a job that has ended, nothing
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._abandon()
+
+    def _abandon(self) -> None:
+        for inbox in self.inboxes:
+            inbox.abandon()
 
     async def send(self, send: Send, message: dict[str, Any]) -> None:
         """Send a part of a response.
@@ -155,9 +174,8 @@ class Exchange:
         Raises:
             Failure: the client does not read it.
         """
-        assert self._job is not None
         try:
-            async with asyncio.timeout(max(0.1, self._job.deadline + _GRACE - time.monotonic())):
+            async with asyncio.timeout(max(inbox.seconds_left for inbox in self.inboxes)):
                 await send(message)
         except TimeoutError:
             raise Failure(499, "the client does not read") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from catp.runtime.questions import Question, Wishes
 from catp.runtime.server.engine import ModelEngine
@@ -69,4 +69,40 @@ def make_job(
         tell=tell,
         deadline=began + engine.settings.request_seconds,
         queue_deadline=began + engine.settings.queue_seconds,
+    )
+
+
+def make_match_job(
+    engine: ModelEngine,
+    picture: bytes,
+    texts: Sequence[str],
+    ratio: float | None,
+    request_id: str,
+    tell: Callable[[Event], None],
+    began: float,
+) -> Job:
+    """A job that scores texts against one picture; arguments as of `make_job`.
+
+    Raises:
+        UsageError: the ratio is out of range, or a text can't be read.
+        ImageError: the picture can't be read.
+    """
+    pipeline = engine.pipeline
+    pipeline.num_kept(ratio)
+    tokens = [pipeline.tokenize(text) for text in texts]
+    started = time.monotonic()
+    pixel_values = pipeline.preprocess([open_picture(picture)])
+    return Job(
+        request_id=request_id,
+        prompt="",
+        wishes=Wishes(pipeline.manifest.generation, ratio),
+        tokens=tokens,
+        key=b"",
+        votes=None,
+        pixel_values=pixel_values,
+        preprocess_seconds=time.monotonic() - started,
+        tell=tell,
+        deadline=began + engine.settings.request_seconds,
+        queue_deadline=began + engine.settings.queue_seconds,
+        matches=True,
     )

@@ -161,7 +161,7 @@ def test_refusals_name_the_field(
     client: openai.OpenAI, fields: dict[str, Any], error: type[openai.APIStatusError], param: str | None, said: str
 ) -> None:
     with pytest.raises(error) as caught:
-        client.chat.completions.create(**{"model": NAME, "messages": chat()["messages"]}, extra_body=fields)
+        client.chat.completions.create(model=NAME, messages=chat()["messages"], extra_body=fields)
     assert caught.value.param == param, caught.value.body
     assert said in caught.value.message and "\n" not in caught.value.body["message"]  # type: ignore[index]
     assert caught.value.request_id
