@@ -124,7 +124,7 @@ class KServeGenerate(Dialect):
         yield {**self._head, "text_output": "", **self._details(finished)}
 
     def failed(self, failure: Failure) -> dict[str, Any]:
-        return {"error": failure.message}
+        return failure.body("/v2/")
 
     @staticmethod
     def _details(finished: Finished) -> dict[str, Any]:

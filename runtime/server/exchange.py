@@ -68,8 +68,10 @@ async def read_body(request: Request, gate: Gate, chunks: list[bytes], settings:
     Raises:
         Failure: it is too large, too slow, or not JSON by its type.
     """
+    # No page of another site can send these unasked. Triton's client sends no type, but a header that none can either.
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in ("application/json", "application/octet-stream"):
+    tensors = not kind and "inference-header-content-length" in request.headers
+    if kind not in ("application/json", "application/octet-stream") and not tensors:
         raise Failure(415, f"content-type {kind[:80]!r}: give application/json", "unsupported_media_type")
     limit = settings.body_bytes
     too_large = Failure(413, f"body: more than {limit:,} bytes; give a smaller one", "body_too_large")

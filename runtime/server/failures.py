@@ -30,7 +30,10 @@ class Failure(Exception):
         named = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         return named.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
 
-    def body(self) -> dict[str, Any]:
+    def body(self, path: str = "") -> dict[str, Any]:
+        """For a client of the API that has the path: OpenAI's error object, or under /v2 KServe's, which is a text."""
+        if path.startswith("/v2/"):
+            return {"error": self.message}
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:

@@ -95,7 +95,9 @@ class Front:
                 facts["failed"] = failure
                 if not started and failure.status != 499:
                     await body.discard()
-                    await JSONResponse(failure.body(), failure.status, failure.headers())(scope, receive, answer)
+                    await JSONResponse(failure.body(scope["path"]), failure.status, failure.headers())(
+                        scope, receive, answer
+                    )
         finally:
             self._end(scope, facts, time.monotonic() - began)
 

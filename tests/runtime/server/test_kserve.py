@@ -77,7 +77,9 @@ def test_binary_inputs(server: Running) -> None:
     head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
     headers = {"inference-header-content-length": str(len(head)), "content-type": "application/octet-stream"}
     content = head + b"".join(parts.values())
+    del headers["content-type"]  # Triton's client has none
     found = outputs(server.client.post(f"{MODEL}/infer", content=content, headers=headers))
+    assert server.client.post(f"{MODEL}/infer", content=content).status_code == 415  # a page of another site could
     assert found == {"text": ["a black diamond"], "num_kept": [16], "finish_reason": ["stop"]}
     for wrong in (content[:-1], content + b"x", content[: len(head) + 2] + b"\xff" + content[len(head) + 3 :]):
         assert server.client.post(f"{MODEL}/infer", content=wrong, headers=headers).status_code == 400
@@ -109,7 +111,7 @@ IMAGE, PROMPT = tensor("image", data_url()), tensor("prompt", "what?")
 )
 def test_refusals(server: Running, body: dict[str, Any], said: str) -> None:
     found = server.client.post(f"{MODEL}/infer", json=body)
-    assert found.status_code == 400 and said in found.json()["error"]["message"]
+    assert found.status_code == 400 and said in found.json()["error"]
 
 
 def test_generate_and_its_stream(server: Running, pipeline: Pipeline) -> None:
@@ -128,7 +130,7 @@ def test_generate_and_its_stream(server: Running, pipeline: Pipeline) -> None:
         events = [json.loads(event.removeprefix("data: ")) for event in text.strip().split("\n\n")]
         assert "".join(event["text_output"] for event in events) == wanted.answer
         assert [event.get("finish_reason") for event in events][-1] == "stop"
-    assert server.client.post(f"{MODEL}/generate", json={"text_input": "x"}).json()["error"]["param"] == "image"
+    assert server.client.post(f"{MODEL}/generate", json={"text_input": "x"}).json()["error"].startswith("image: ")
 
 
 def test_texts_are_scored_against_a_picture(retrieval_bundle: Path) -> None:
