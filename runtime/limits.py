@@ -88,6 +88,12 @@ FRAMES: Final = 64
 DECODERS: Final = 2
 """Requests whose JSON and pictures are decoded at a time."""
 
+FETCHES: Final = 16
+"""Requests whose pictures are fetched at a time, where a server fetches any."""
+
+FETCH_SECONDS: Final = 10.0
+"""That a picture takes to be fetched, after its host's address is known."""
+
 SERVED_PROMPT_CHARACTERS: Final = 4096
 """Of all texts of a request together."""
 

@@ -11,6 +11,7 @@ PAGES = (
     "README.md",
     "docs/families.md",
     "docs/generation.md",
+    "docs/serving.md",
     "docs/accuracy.md",
     "docs/precision.md",
     "docs/tensorrt.md",

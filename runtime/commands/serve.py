@@ -51,6 +51,11 @@ def serve(
         str | None,
         typer.Option(help="What the model reads of a chat's text, with {text}. Default: the family's form."),
     ] = None,
+    allow_media_domain: Annotated[
+        list[str] | None,
+        typer.Option(help="Host that pictures may be fetched from by https; repeatable. Default: none is fetched."),
+    ] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="A page to try it in a browser, at /.")] = True,
     rows: Annotated[
         int,
         typer.Option(
@@ -103,6 +108,7 @@ def serve(
     library, missing = optional_import("uvicorn")
     if library is None:
         raise UsageError(f"catp-serve: uvicorn {missing}; install this project's extra: pip install '.[serve]'")
+    from catp.runtime.server.fetching import check_domain
     from catp.runtime.server.serving import Serving, loader
     from catp.runtime.server.settings import ServerSettings, read_keys
 
@@ -123,7 +129,9 @@ def serve(
         request_seconds=request_timeout,
         drain_seconds=drain_timeout,
         keys=read_keys(api_key_file),
+        media_domains=tuple(map(check_domain, allow_media_domain or ())),
         prompt_template=prompt_template,
+        page=page,
     )
     loaders = {
         name: loader(str(path), provider=provider, threads=threads, engines=engines, verbose=verbose)

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import CatpError
-from catp.runtime.limits import DECODERS
+from catp.runtime.limits import DECODERS, FETCHES
 from catp.runtime.questions import Wishes
 from catp.runtime.server import kserve
 from catp.runtime.server import metrics as prometheus
@@ -53,6 +53,8 @@ class State:
         rooms = len(engines) * (settings.rows + settings.waiting)
         self.gate = Gate(rooms, settings.waiting_bytes)
         self.decoders = ThreadPoolExecutor(DECODERS, "catp decode")
+        # Those that wait for other hosts keep nobody from decoding.
+        self.readers = ThreadPoolExecutor(FETCHES, "catp read") if settings.media_domains else self.decoders
         metrics.gauge("catp_draining", lambda: self.draining)
 
     def engine(self, name: str, param: str | None = "model") -> ModelEngine:
@@ -70,9 +72,18 @@ class State:
     def retry_after(self) -> int:
         return max(engine.retry_after for engine in self.engines.values())
 
+    async def read(self, work: Callable[[], Result]) -> Result:
+        """A body read, off the event loop; so many at a time."""
+        return await asyncio.get_running_loop().run_in_executor(self.readers, work)
+
     async def decode(self, work: Callable[[], Result]) -> Result:
-        """Work that takes long, off the event loop; so many at a time."""
+        """Pictures decoded, likewise."""
         return await asyncio.get_running_loop().run_in_executor(self.decoders, work)
+
+    def close(self) -> None:
+        """End the threads."""
+        for pool in (self.decoders, self.readers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def make_app(state: State) -> Front:
@@ -247,7 +258,7 @@ class _Asking:
         with state.gate.hold() as chunks:
             body = await read_body(request, state.gate, chunks, state.settings)
             try:
-                reading = await state.decode(partial(self._read, state, request, body))
+                reading = await state.read(partial(self._read, state, request, body))
                 note(request.scope, model=reading.engine.name)
                 for make in reading.makers:
                     inbox = exchange.open_inbox()
@@ -311,7 +322,7 @@ def _read_chat(state: State, request: Request, body: bytes) -> Reading:
     asked = parse(ChatBody, body)
     engine = state.engine(asked.model)
     manifest = _generating(engine)
-    question = read_chat(asked, manifest, state.settings.prompt_template)
+    question = read_chat(asked, manifest, state.settings.prompt_template, state.settings.media_domains)
     tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     wishes = read_wishes(asked, asked.stop, tokens, manifest.generation)
     include_usage = asked.stream_options is not None and asked.stream_options.include_usage
@@ -324,7 +335,8 @@ def _read_generate(state: State, request: Request, body: bytes) -> Reading:
     asked = parse(GenerateBody, body)
     engine = state.engine(request.path_params["name"], None)
     manifest = _generating(engine)
-    question = Asked(asked.text_input, read_pictures(asked.image, manifest, "image"), "image")
+    pictures = read_pictures(asked.image, manifest, "image", state.settings.media_domains)
+    question = Asked(asked.text_input, pictures, "image")
     wishes = _wishes(asked.parameters, manifest)
     dialect = KServeGenerate(engine.name, asked.id)
     maker = _maker(state, request, engine, question, wishes, asked.parameters.cache_salt)

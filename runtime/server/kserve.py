@@ -17,7 +17,7 @@ from catp.runtime.limits import BODY_BYTES, IMAGE_BYTES, SERVED_PROMPT_CHARACTER
 from catp.runtime.server.bodies import GenerateParameters, Strict, parse
 from catp.runtime.server.failures import Failure
 from catp.runtime.server.jobs import Finished, Matched
-from catp.runtime.server.pictures import decode_base64, decode_url
+from catp.runtime.server.pictures import decode_base64, read_url
 
 EXTENSIONS = ("generate", "binary_tensor_data")
 
@@ -119,7 +119,7 @@ def _from_json(tensor: _Tensor, where: str) -> list[bytes]:
     if tensor.name != "image":
         return [element.encode("utf-8", "surrogatepass") for element in flat]
     return [
-        decode_url(element, f"{where}.data") if element.startswith("data:") else decode_base64(element, f"{where}.data")
+        read_url(element, f"{where}.data") if element.startswith("data:") else decode_base64(element, f"{where}.data")
         for element in flat
     ]
 

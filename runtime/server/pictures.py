@@ -5,25 +5,29 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Collection
 
 from PIL import Image
 
 from catp.runtime.inputs.images import load_image
 from catp.runtime.limits import IMAGE_BYTES, IMAGE_FORMATS, IMAGE_PIXELS
 from catp.runtime.server.failures import Failure
+from catp.runtime.server.fetching import fetch
 
 _DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(;[\w-]+=[^;,]*)*;base64,", re.ASCII | re.IGNORECASE)
 
 _ACCEPTED = "accepted: data:image/png;base64,... (JPEG, PNG or WebP)"
 
 
-def decode_url(url: str, param: str) -> bytes:
-    """The encoded picture in a data URL.
+def read_url(url: str, param: str, domains: Collection[str] = ()) -> bytes:
+    """The encoded picture in a data URL, or on one of the hosts that pictures are fetched from.
 
     Raises:
-        Failure: it is another URL, or not base64, or larger than IMAGE_BYTES.
+        Failure: it is another URL, or not base64, or larger than IMAGE_BYTES, or can't be fetched.
     """
     found = _DATA.match(url)
+    if found is None and domains and not url[:5].lower().startswith("data:"):
+        return fetch(url, domains, param)
     if found is None:
         scheme = url.partition(":")[0][:20]
         raise Failure(

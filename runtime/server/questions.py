@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from catp.runtime.bundle.generation_settings import GenerationSettings, Overrides
@@ -11,7 +11,7 @@ from catp.runtime.limits import SERVED_PROMPT_CHARACTERS
 from catp.runtime.questions import Wishes
 from catp.runtime.server.bodies import ChatBody, Choice, ImagePart, Message, TextPart
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.pictures import decode_base64, decode_url
+from catp.runtime.server.pictures import decode_base64, read_url
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Asked:
     field: str
 
 
-def read_chat(body: ChatBody, manifest: Manifest, template: str | None) -> Asked:
+def read_chat(body: ChatBody, manifest: Manifest, template: str | None, domains: Collection[str] = ()) -> Asked:
     """The prompt of a conversation, and its picture.
 
     A BLIP-2 model reads what vLLM's template for it (`template_blip2.jinja`) makes of a conversation, "Question: ...
@@ -36,13 +36,14 @@ def read_chat(body: ChatBody, manifest: Manifest, template: str | None) -> Asked
 
     Args:
         template: in place of that, with {text}; for one text.
+        domains: hosts that pictures are fetched from.
 
     Raises:
         Failure: there is no picture, or too many; or turns that the model can't read.
     """
     pictures, texts = [], []
     for place, message in enumerate(body.messages):
-        text, found = _read(message, f"messages.{place}")
+        text, found = _read(message, f"messages.{place}", domains)
         texts.append(text)
         if found and message.role == "assistant":
             raise Failure(400, "a picture in an assistant's message; give it in a user's", "invalid_value", "messages")
@@ -64,23 +65,25 @@ def read_chat(body: ChatBody, manifest: Manifest, template: str | None) -> Asked
     return Asked(template.replace("{text}", text) if template else text, pictures, "messages")
 
 
-def read_pictures(given: str | Sequence[str], manifest: Manifest, field: str) -> list[bytes]:
-    """Pictures that are data URLs, or base64.
+def read_pictures(
+    given: str | Sequence[str], manifest: Manifest, field: str, domains: Collection[str] = ()
+) -> list[bytes]:
+    """Pictures that are URLs, or base64.
 
     Raises:
         Failure: one is neither, or there are too many.
     """
     urls = [given] if isinstance(given, str) else list(given)
     _check_count(len(urls), manifest, field)
-    return [decode_url(url, field) if ":" in url[:64] else decode_base64(url, field) for url in urls]
+    return [read_url(url, field, domains) if ":" in url[:64] else decode_base64(url, field) for url in urls]
 
 
-def _read(message: Message, where: str) -> tuple[str, list[bytes]]:
+def _read(message: Message, where: str, domains: Collection[str]) -> tuple[str, list[bytes]]:
     if isinstance(message.content, str):
         return message.content.strip(), []
     texts = [part.text for part in message.content if isinstance(part, TextPart)]
     pictures = [
-        decode_url(part.image_url.url, f"{where}.content.{place}.image_url.url")
+        read_url(part.image_url.url, f"{where}.content.{place}.image_url.url", domains)
         for place, part in enumerate(message.content)
         if isinstance(part, ImagePart)
     ]

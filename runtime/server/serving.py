@@ -148,7 +148,7 @@ class Serving:
 
         asyncio.run(live())
         ended = [engine.stop(_LAST_WORDS_SECONDS) for engine in self.engines.values()]
-        self.state.decoders.shutdown(wait=False, cancel_futures=True)
+        self.state.close()
         log("stopped", cut_off=cut_off)
         error = self._error
         if error is not None and not isinstance(error, CatpError):
