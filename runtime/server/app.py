@@ -397,7 +397,7 @@ def _maker(
 
 
 def salt_of(state: State, request: Request, given: str | None) -> bytes:
-    """What tells those apart who must not see each other's pictures in the time that an answer takes: where there are
-    several keys, the key; and what the client asks for."""
+    """A mark of those who may see each other's pictures in the time that an answer takes: the key, where there are
+    several; and the salt that the client asks for."""
     key = request.headers.get("authorization", "") if len(state.settings.keys) > 1 else ""
     return hashlib.sha256(key.encode() + b"\0" + (given or "").encode()).digest()

@@ -43,7 +43,7 @@ class _Output(Strict):
 
 
 class _Parameters(GenerateParameters):
-    """Of a request."""
+    """Parameters of a request."""
 
     binary_data_output: bool | None = None  # what Triton's client asks for; data may come as JSON all the same
 

@@ -22,7 +22,22 @@ from starlette.routing import Route
 
 from catp.runtime import Pipeline, UsageError
 from catp.runtime.generation.together import Together
-from catp.runtime.limits import IMAGE_BYTES
+from catp.runtime.limits import (
+    BODY_BYTES,
+    CACHE_BYTES,
+    CONNECTIONS,
+    DRAIN_SECONDS,
+    IMAGE_BYTES,
+    IMAGE_PIXELS,
+    QUEUE_SECONDS,
+    QUEUED_PER_ROW,
+    READ_SECONDS,
+    REQUEST_SECONDS,
+    SERVED_LENGTH,
+    SERVED_PROMPT_CHARACTERS,
+    SERVED_ROWS,
+    WAITING_BYTES,
+)
 from catp.runtime.server.settings import read_keys
 
 KEYS = ("first-key", "second-key")
@@ -324,3 +339,30 @@ def test_ids_are_echoed_and_bodies_are_not_logged(server: Running, capsys: pytes
     logged = capsys.readouterr().err
     assert logged.count('"event": "request"') == 6 and '"request_id": "abc-1.2_3"' in logged
     assert secret not in logged and data_url()[30:60] not in logged
+
+
+# The documents.
+
+
+def test_the_page_names_every_limit_with_its_default() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
+    defaults = {
+        "--rows": SERVED_ROWS,
+        "--max-length": SERVED_LENGTH,
+        "--queue": f"{QUEUED_PER_ROW} for each row",
+        "--queue-timeout": f"{QUEUE_SECONDS:g} s",
+        "--request-timeout": f"{REQUEST_SECONDS:g} s",
+        "--drain-timeout": f"{DRAIN_SECONDS:g} s",
+        "--admissions-per-step": 1,
+        "--cache": f"{CACHE_BYTES >> 20} MB",
+    }
+    for option, default in defaults.items():
+        assert f"| `{option}` | {default} |" in page
+    for said in (
+        f"bodies of {BODY_BYTES >> 20} MiB, pictures of {IMAGE_BYTES >> 20} MiB and {IMAGE_PIXELS // 10**6} megapixels",
+        f"{SERVED_PROMPT_CHARACTERS} characters",
+        f"{WAITING_BYTES >> 20} MiB of bodies",
+        f"{READ_SECONDS:g} seconds for headers",
+        f"{CONNECTIONS} connections",
+    ):
+        assert said in " ".join(page.split()), said
