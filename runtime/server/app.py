@@ -32,6 +32,7 @@ from catp.runtime.server.front import Front, note
 from catp.runtime.server.intake import make_job, make_match_job
 from catp.runtime.server.jobs import Event, Finished, Job, Matched, Piece
 from catp.runtime.server.metrics import Metrics
+from catp.runtime.server.page import page
 from catp.runtime.server.questions import Asked, read_chat, read_pictures, read_wishes
 from catp.runtime.server.settings import ServerSettings
 
@@ -110,6 +111,8 @@ def make_app(state: State) -> Front:
         Route(f"{v2}/generate", _Asking(state, "generate", _read_generate), methods=["POST"]),
         Route(f"{v2}/generate_stream", _Asking(state, "generate_stream", _read_generate), methods=["POST"]),
     ]
+    if state.settings.page:
+        routes.append(Route("/", page))
     router = Router(routes, redirect_slashes=False, default=_unknown)
     return Front(router, state.settings, lambda: state.draining, partial(_count, state.metrics))
 
@@ -327,7 +330,7 @@ def _read_chat(state: State, request: Request, body: bytes) -> Reading:
     wishes = read_wishes(asked, asked.stop, tokens, manifest.generation)
     include_usage = asked.stream_options is not None and asked.stream_options.include_usage
     dialect = OpenAiChat(_id(request), engine.name, include_usage)
-    maker = _maker(state, request, engine, question, wishes, asked.cache_salt)
+    maker = _maker(state, request, engine, question, wishes, asked.cache_salt, bool(asked.explain))
     return Reading(engine, [maker], _whole(dialect), dialect if asked.stream else None)
 
 
@@ -390,10 +393,16 @@ def _wishes(given: GenerateParameters, manifest: Manifest) -> Wishes:
 
 
 def _maker(
-    state: State, request: Request, engine: ModelEngine, question: Asked, wishes: Wishes, salt: str | None
+    state: State,
+    request: Request,
+    engine: ModelEngine,
+    question: Asked,
+    wishes: Wishes,
+    salt: str | None,
+    explains: bool = False,
 ) -> Maker:
     began, salted = time.monotonic(), salt_of(state, request, salt)
-    return lambda tell: make_job(engine, question, wishes, salted, _id(request), tell, began)
+    return lambda tell: make_job(engine, question, wishes, salted, _id(request), tell, began, explains)
 
 
 def salt_of(state: State, request: Request, given: str | None) -> bytes:

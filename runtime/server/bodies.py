@@ -113,6 +113,7 @@ class ChatBody(Choice):
     stop: Stop | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    explain: bool | None = None  # the votes come with the answer
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
     # Accepted where they ask for what happens anyway.

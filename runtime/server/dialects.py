@@ -41,11 +41,13 @@ class Dialect(ABC):
 def account(finished: Finished) -> dict[str, Any]:
     """The extra facts about an answer, the same in every dialect."""
     answer = finished.answer
+    told = {} if finished.explanation is None else {"explanation": finished.explanation}
     return {
         "num_kept": answer.num_kept,
         "kept_indices": answer.kept_indices,
         "image_cached": finished.cached,
         "timings_ms": {name: round(value, 3) for name, value in answer.to_dict()["timings_ms"].items()},
+        **told,
     }
 
 

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from catp.runtime.language_models.slots import Slots
 from catp.runtime.limits import STALL_SECONDS
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.questions import Question, Wishes
+from catp.runtime.server.explanation import explain
 from catp.runtime.server.failures import Failure, failure_of
 from catp.runtime.server.image_cache import ImageCache
 from catp.runtime.server.jobs import Finished, Job, Matched, Piece
@@ -48,6 +49,7 @@ class _Answering:
     prefill_seconds: float
     last_token: float  # on time.monotonic's clock
     decode_seconds: float = 0.0
+    explanation: dict[str, Any] | None = None
 
 
 class ModelEngine:
@@ -301,6 +303,8 @@ class ModelEngine:
         self._metrics.count("catp_prompt_tokens_total", len(kept) + len(job.tokens[0]), model=self.name)
         stream = pipeline.text_stream(wishes.settings.stop_strings)
         answering = _Answering(job, running, stream, kept, len(kept), cached, image_seconds, now - began, now)
+        if job.explains and pruned.frames == 1:
+            answering.explanation = explain(votes, pruned.indices[0], pipeline.manifest.image)
         self._answering[running] = answering
         self._hand_out(answering)
 
@@ -383,7 +387,7 @@ class ModelEngine:
             timings,
         )
         reason = "stop" if row.ended else "length"
-        return Finished(answer, len(job.tokens[0]), reason, answering.cached)
+        return Finished(answer, len(job.tokens[0]), reason, answering.cached, answering.explanation)
 
     def _leave(self, answering: _Answering, failure: Failure) -> None:
         assert self._together is not None

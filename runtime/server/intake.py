@@ -23,12 +23,14 @@ def make_job(
     request_id: str,
     tell: Callable[[Event], None],
     began: float,
+    explains: bool = False,
 ) -> Job:
     """A job of one question; takes as long as its picture takes to decode, unless its votes are known.
 
     Args:
         salt: see `key_of`.
         began: when the request was read, on time.monotonic's clock.
+        explains: its votes are told with its answer.
 
     Raises:
         Failure: it does not fit a row.
@@ -69,6 +71,7 @@ def make_job(
         tell=tell,
         deadline=began + engine.settings.request_seconds,
         queue_deadline=began + engine.settings.queue_seconds,
+        explains=explains,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +29,14 @@ class Finished:
     Args:
         reason: "stop" at an end token or a stop string, "length" where it has the tokens that it may have.
         cached: the picture's votes were known.
+        explanation: the votes, where they were asked for.
     """
 
     answer: Answer
     prompt_tokens: int  # of the text
     reason: str
     cached: bool
+    explanation: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Job:
     deadline: float
     queue_deadline: float
     matches: bool = False
+    explains: bool = False
     cancelled: bool = False
     accepted: float = field(default_factory=time.monotonic)
 
