@@ -252,7 +252,7 @@ class _Asking:
                     await exchange.send(send, {"type": "http.response.body", "body": body})
 
     async def _take(self, request: Request, exchange: Exchange) -> Reading:
-        """A request, its jobs made; its body is forgotten when this returns.
+        """A request, its jobs made; neither its body nor its pictures are kept when this returns.
 
         Raises:
             Failure: there is nothing to be made of it.
@@ -266,7 +266,7 @@ class _Asking:
                 for make in reading.makers:
                     inbox = exchange.open_inbox()
                     inbox.job = await state.decode(partial(make, inbox.tell))
-                return reading
+                return dataclasses.replace(reading, makers=())
             except CatpError as error:
                 raise failure_of(error, request.scope["catp"]["request_id"]) from error
 

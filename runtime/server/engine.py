@@ -196,6 +196,8 @@ class ModelEngine:
         self._warm = True
         seconds = {"load_seconds": round(loaded - began, 3), "warm_up_seconds": round(self._beat - loaded, 3)}
         shared = self._together is not None and isinstance(self._together.seats, Slots)
+        if pipeline.manifest.generation.num_beams > 1:
+            log("beams_left_out", model=self.name, num_beams=pipeline.manifest.generation.num_beams)
         log("model_ready", model=self.name, rows=self.settings.rows, rows_share_steps=shared, **seconds)
 
     def _warm_up(self, pipeline: Pipeline) -> None:

@@ -142,7 +142,7 @@ class Serving:
         async def live() -> None:
             nonlocal cut_off
             serve = asyncio.create_task(server.serve(sockets=[listener]))
-            cut_off = await self._until_drained()
+            cut_off = await self._until_drained(serve)
             server.should_exit = True
             await serve
 
@@ -173,10 +173,10 @@ class Serving:
         log("model_ended", **describe(error))
         self._error, self._ended = error, True
 
-    async def _until_drained(self) -> bool:
+    async def _until_drained(self, serve: asyncio.Task[None]) -> bool:
         """Whether answers were cut off."""
         gate = self.state.gate
-        while not self._ended:
+        while not self._ended and not serve.done():
             await asyncio.sleep(0.05)
             if self._told_at is None:
                 continue
