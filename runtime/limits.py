@@ -104,7 +104,7 @@ SERVED_STOP_STRINGS: Final = 16
 """Of a request."""
 
 CACHE_BYTES: Final = 64 << 20
-"""Of votes of pictures that were seen before (--cache)."""
+"""Of pictures that were seen before (--cache)."""
 
 QUEUE_SECONDS: Final = 30.0
 """That a request waits for a row (--queue-timeout)."""

@@ -19,7 +19,7 @@ from catp.runtime.generation.request import Request, limit_lengths
 from catp.runtime.generation.result import Generation
 from catp.runtime.generation.stopping import Ending, StopStrings
 from catp.runtime.image_sides import open_image_side
-from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
+from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Remembered, Seen, Votes
 from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.inputs.text import TextCodec
 from catp.runtime.inputs.text_stream import TextStream
@@ -376,15 +376,28 @@ class Pipeline:
         wishes.check_frames(self.manifest, frames, kept)
         return token_ids, limit
 
-    def keep(self, votes: Votes, wishes: Wishes) -> Pruned:
-        """The tokens of one image, or of one video's frames, that the language model reads: chosen on the host, so that
-        one vote serves every ratio."""
+    def remember(self, encoded: Encoded) -> Seen:
+        """Enough of one image, or of one video's frames, to answer about it at every ratio; see `keep`."""
+        return self.image_side.remember(encoded)
+
+    def keep(self, seen: Seen, wishes: Wishes) -> Pruned:
+        """The tokens of a remembered picture that the language model reads: those of `generate`."""
         kept, mass = wishes.pruning(self.manifest, self.image_side)
-        if mass is not None:
-            kept = int(num_kept_by_mass(votes.scores, mass)[0])
-        pruned = votes.keep(top_indices(votes.scores, kept))
-        pruned.check(len(votes.embeds), kept, self.manifest.pruning.num_query_tokens)
-        return pruned.joined(len(votes.embeds), self.manifest.pruning.num_query_tokens)
+        queries = self.manifest.pruning.num_query_tokens
+        if isinstance(seen, Remembered) and mass is None:
+            pruned = self.prune(seen.encoded, kept)
+        else:
+            votes = self.votes_of(seen)
+            if mass is not None:
+                kept = int(num_kept_by_mass(votes.scores, mass)[0])
+            pruned = votes.keep(top_indices(votes.scores, kept))
+        frames = len(pruned.indices)
+        pruned.check(frames, kept, queries)
+        return pruned.joined(frames, queries)
+
+    def votes_of(self, seen: Seen) -> Votes:
+        """The votes of a remembered picture."""
+        return self.votes(seen.encoded) if isinstance(seen, Remembered) else seen
 
     def open_seats(self, rows: int, length: int) -> Seats:
         """Room for so many answers at a time, of so many tokens with image and prompt."""

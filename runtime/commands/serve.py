@@ -87,7 +87,7 @@ def serve(
         ),
     ] = 1,
     cache: Annotated[
-        int, typer.Option(min=0, help="MB for votes of pictures seen before; 0: none.", rich_help_panel=_LIMITS)
+        int, typer.Option(min=0, help="MB for pictures seen before; 0: none.", rich_help_panel=_LIMITS)
     ] = CACHE_BYTES >> 20,
     queue_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds that a request waits for a row.", rich_help_panel=_LIMITS)

@@ -15,7 +15,7 @@ import numpy as np
 from catp.runtime.answers import Answer, Timings
 from catp.runtime.bundle.manifest import MANIFEST_NAME
 from catp.runtime.generation.together import Running, Together
-from catp.runtime.image_sides.query_tokens import Votes
+from catp.runtime.image_sides.query_tokens import Seen
 from catp.runtime.inputs.text_stream import TextStream
 from catp.runtime.language_models.slots import Slots
 from catp.runtime.limits import STALL_SECONDS
@@ -210,14 +210,14 @@ class ModelEngine:
             texts = [pipeline.tokenize("a")]
             pipeline.matching.score(encoded["image_embeds"], pruned.kept_indices, pruned.kept_embeds, texts)
             return
-        together, votes = self._together, pipeline.votes(encoded)
+        together, seen = self._together, pipeline.remember(encoded)
         settings = pipeline.manifest.generation.override(num_beams=1, min_new_tokens=2)
         wishes = Wishes(settings, None, None, None, 2)
         ids, _ = pipeline.check(Question(grey, "a", wishes))
         buckets = together.seats.buckets if isinstance(together.seats, Slots) else [1]
         for rows in buckets:
             while len(together.running) < rows:
-                pruned = pipeline.keep(votes, wishes)
+                pruned = pipeline.keep(seen, wishes)
                 if not together.join(pipeline.request(pruned, [ids], 2, None, settings)).row.running:
                     break  # the model had an end all the same
             together.step()
@@ -289,10 +289,10 @@ class ModelEngine:
     def _admit(self, job: Job) -> None:
         assert self._together is not None and self._pipeline is not None
         pipeline, wishes = self._pipeline, job.wishes
-        votes, cached, image_seconds = self._votes(job)
-        job.votes = job.pixel_values = None  # nothing of the picture is kept with its answer
+        seen, cached, image_seconds = self._see(job)
+        job.seen = job.pixel_values = None  # nothing of the picture is kept with its answer
         began = time.monotonic()
-        pruned = pipeline.keep(votes, wishes)
+        pruned = pipeline.keep(seen, wishes)
         request = pipeline.request(pruned, job.tokens, wishes.max_new_tokens, wishes.positions, wishes.settings)
         running = self._together.join(request)
         now = time.monotonic()
@@ -306,29 +306,29 @@ class ModelEngine:
         stream = pipeline.text_stream(wishes.settings.stop_strings)
         answering = _Answering(job, running, stream, kept, len(kept), cached, image_seconds, now - began, now)
         if job.explains and pruned.frames == 1:
-            answering.explanation = explain(votes, pruned.indices[0], pipeline.manifest.image)
+            answering.explanation = explain(pipeline.votes_of(seen), pruned.indices[0], pipeline.manifest.image)
         self._answering[running] = answering
         self._hand_out(answering)
 
-    def _votes(self, job: Job) -> tuple[Votes, bool, tuple[float, float]]:
-        """The votes of a job's picture, whether they were known, and the seconds of encoder and Q-Former."""
+    def _see(self, job: Job) -> tuple[Seen, bool, tuple[float, float]]:
+        """A job's picture, whether it was known, and the seconds of encoder and Q-Former."""
         assert self._pipeline is not None
-        votes = job.votes or self.cache.get(job.key)
-        result = "miss" if votes is None else "hit"
+        seen = job.seen or self.cache.get(job.key)
+        result = "miss" if seen is None else "hit"
         self._metrics.count("catp_image_cache_requests_total", model=self.name, result=result)
-        if votes is not None:
-            return votes, True, (0.0, 0.0)
+        if seen is not None:
+            return seen, True, (0.0, 0.0)
         assert job.pixel_values is not None
         began = time.monotonic()
         encoded = self._pipeline.encode(job.pixel_values, [job.prompt] * len(job.pixel_values))
         self._pipeline.provider.synchronize()
-        seen = time.monotonic()
-        votes = self._pipeline.votes(encoded)
-        voted = time.monotonic()
+        encoding = time.monotonic()
+        seen = self._pipeline.remember(encoded)
+        voting = time.monotonic()
         self._metrics.observe("catp_stage_seconds", job.preprocess_seconds, model=self.name, stage="preprocess")
-        self._metrics.observe("catp_stage_seconds", voted - began, model=self.name, stage="image")
-        self.cache.put(job.key, votes)
-        return votes, False, (seen - began, voted - seen)
+        self._metrics.observe("catp_stage_seconds", voting - began, model=self.name, stage="image")
+        self.cache.put(job.key, seen)
+        return seen, False, (encoding - began, voting - encoding)
 
     def _match(self, job: Job) -> None:
         assert self._pipeline is not None and job.pixel_values is not None

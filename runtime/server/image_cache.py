@@ -1,4 +1,4 @@
-"""Votes of pictures that were seen before: one entry serves every ratio."""
+"""Pictures that were seen before: one entry serves every ratio."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from catp.runtime.image_sides.query_tokens import Votes
+from catp.runtime.image_sides.query_tokens import Seen
 
 
 class ImageCache:
@@ -20,36 +20,31 @@ class ImageCache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.bytes = 0
-        self._entries: OrderedDict[bytes, Votes] = OrderedDict()
+        self._entries: OrderedDict[bytes, Seen] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: bytes) -> Votes | None:
+    def get(self, key: bytes) -> Seen | None:
         with self._lock:
             found = self._entries.get(key)
             if found is not None:
                 self._entries.move_to_end(key)
             return found
 
-    def put(self, key: bytes, votes: Votes) -> None:
-        size = size_of(votes)
+    def put(self, key: bytes, seen: Seen) -> None:
+        size = seen.nbytes
         if size > self.capacity:
             return
         with self._lock:
             if key in self._entries:
                 return
-            self._entries[key] = votes
+            self._entries[key] = seen
             self.bytes += size
             while self.bytes > self.capacity:
                 _, gone = self._entries.popitem(last=False)
-                self.bytes -= size_of(gone)
+                self.bytes -= gone.nbytes
 
     def __len__(self) -> int:
         return len(self._entries)
-
-
-def size_of(votes: Votes) -> int:
-    """Bytes of its arrays."""
-    return int(votes.embeds.nbytes + sum(output.nbytes for output in votes.outputs.values()))
 
 
 def key_of(pictures: Sequence[bytes], bundle: bytes, prompt: str | None, salt: bytes) -> bytes:

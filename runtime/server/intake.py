@@ -25,7 +25,7 @@ def make_job(
     began: float,
     explains: bool = False,
 ) -> Job:
-    """A job of one question; takes as long as its picture takes to decode, unless its votes are known.
+    """A job of one question; takes as long as its picture takes to decode, unless it is known.
 
     Args:
         salt: see `key_of`.
@@ -55,9 +55,9 @@ def make_job(
     if wishes.max_new_tokens is None:
         wishes = dataclasses.replace(wishes, max_new_tokens=min(limit, room))
     key = key_of(asked.pictures, engine.identity, asked.prompt if manifest.reads_instruction else None, salt)
-    votes, pixel_values = engine.cache.get(key), None
+    seen, pixel_values = engine.cache.get(key), None
     started = time.monotonic()
-    if votes is None:
+    if seen is None:
         pixel_values = pipeline.preprocess([open_picture(content) for content in asked.pictures])
     return Job(
         request_id=request_id,
@@ -65,7 +65,7 @@ def make_job(
         wishes=wishes,
         tokens=[ids],
         key=key,
-        votes=votes,
+        seen=seen,
         pixel_values=pixel_values,
         preprocess_seconds=time.monotonic() - started,
         tell=tell,
@@ -101,7 +101,7 @@ def make_match_job(
         wishes=Wishes(pipeline.manifest.generation, ratio),
         tokens=tokens,
         key=b"",
-        votes=None,
+        seen=None,
         pixel_values=pixel_values,
         preprocess_seconds=time.monotonic() - started,
         tell=tell,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from catp.runtime.answers import Answer
-from catp.runtime.image_sides.query_tokens import Votes
+from catp.runtime.image_sides.query_tokens import Seen
 from catp.runtime.questions import Wishes
 from catp.runtime.server.failures import Failure
 
@@ -58,8 +58,8 @@ class Job:
     Args:
         tokens: of the prompt; of a retrieval model, of each text.
         key: of the image cache.
-        votes: of the picture, where they are known.
-        pixel_values: float32 [F, 3, H, W], where they are not.
+        seen: the picture, where it is known.
+        pixel_values: float32 [F, 3, H, W], where it is not.
         tell: hands an event to the client, from any thread.
         deadline: on time.monotonic's clock; a request without an answer by then gets none.
         queue_deadline: likewise, for its row.
@@ -70,7 +70,7 @@ class Job:
     wishes: Wishes
     tokens: Sequence[Sequence[int]]
     key: bytes
-    votes: Votes | None
+    seen: Seen | None
     pixel_values: np.ndarray | None
     preprocess_seconds: float
     tell: Callable[[Event], None]

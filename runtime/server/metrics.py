@@ -113,7 +113,7 @@ _GAUGES = {
     "catp_requests_running": "Requests that have a row.",
     "catp_requests_waiting": "Requests that wait for one.",
     "catp_rows": "Rows there are.",
-    "catp_image_cache_bytes": "Bytes of the votes in the cache.",
+    "catp_image_cache_bytes": "Bytes in the cache of pictures.",
     "catp_image_cache_entries": "Pictures in the cache.",
     "catp_model_ready": "1 where the model answers.",
     "catp_draining": "1 where the server has been told to stop.",

@@ -9,13 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from catp.calibration.commands.calibrate import app as calibrate
 from catp.export.demo import scenes
 from catp.runtime import GraphError, Pipeline, UsageError
+from catp.runtime.bundle.folder import Bundle
+from catp.runtime.bundle.manifest import Quantization
 from catp.runtime.generation.request import Request
 from catp.runtime.generation.together import Running, Together
+from catp.runtime.image_sides.query_tokens import Remembered
 from catp.runtime.language_models.separate import Separate
 from catp.runtime.language_models.slots import Slots
+from catp.runtime.providers import open_provider
 from catp.runtime.questions import Question, Wishes
 
 EXAMPLES = list(scenes.examples(6, seed=11))
@@ -59,8 +65,8 @@ def requests(pipeline: Pipeline, count: int, seed: int) -> Iterator[Asked]:
         if key not in known:
             known[key] = pipeline.answer([question])[0].token_ids
         ids, _ = pipeline.check(question)
-        votes = pipeline.votes(pipeline.encode(pipeline.preprocess([example.image]), [prompt]))
-        request = pipeline.request(pipeline.keep(votes, wishes), [ids], tokens, positions, chosen)
+        seen = pipeline.remember(pipeline.encode(pipeline.preprocess([example.image]), [prompt]))
+        request = pipeline.request(pipeline.keep(seen, wishes), [ids], tokens, positions, chosen)
         yield Asked(request, known[key], int(rng.integers(0, 6)) if rng.random() < 0.2 else None)
 
 
@@ -113,6 +119,30 @@ def test_votes_that_read_the_prompt(instructblip_bundle: Path) -> None:
     run_schedule(Pipeline.load(instructblip_bundle), 3, 8, seed=3)
 
 
+def test_dynamic_ranges_are_computed_for_each_request_alone(pipeline: Pipeline) -> None:
+    """The demo, taken for a bundle with such graphs: the Q-Former is run for each ratio, and no row shares a step."""
+    manifest = pipeline.manifest
+    dynamic = Quantization(format="int8", purpose="cpu", activations="dynamic", layers=1, bytes_before=1, bytes_after=1)
+    graphs = {name: graph.model_copy(update={"quantization": dynamic}) for name, graph in manifest.graphs.items()}
+    bundle = Bundle(pipeline.bundle.path, manifest.model_copy(update={"graphs": graphs}))
+    taken = Pipeline(bundle, open_provider("cpu"))
+    together = run_schedule(taken, 3, 8, seed=5)
+    assert isinstance(together.seats, Separate)
+    seen = taken.remember(taken.encode(taken.preprocess([EXAMPLES[0].image])))
+    assert isinstance(seen, Remembered) and set(seen.encoded) == {"image_embeds"}
+    assert seen.nbytes == seen.encoded["image_embeds"].nbytes
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("decode", "kind"), [([], Separate), (["--decode", "int4"], Slots)], ids=["int8", "int4"])
+def test_quantised_bundles(demo_bundle: Path, tmp_path: Path, decode: list[str], kind: type) -> None:
+    options = ["--to", "int8", *decode, "--for", "cpu", "--questions", "20", "-o", str(tmp_path / "quantised")]
+    result = CliRunner().invoke(calibrate, ["precision", str(demo_bundle), *options])
+    assert result.exit_code == 0, result.output
+    together = run_schedule(Pipeline.load(tmp_path / "quantised"), 8, 80, seed=6)
+    assert isinstance(together.seats, kind)
+
+
 def test_a_schedule_would_notice_a_row_at_another_place(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison can fail: rows that are not told where they write answer something else."""
     step = Slots.step
@@ -130,9 +160,9 @@ def ask(pipeline: Pipeline, tokens: int = 8, **settings: Any) -> Request:
     asked = EXAMPLES[0]
     chosen = pipeline.manifest.generation.asked_for(**settings)
     wishes = Wishes(chosen, 0.5, None, None, tokens)
-    votes = pipeline.votes(pipeline.encode(pipeline.preprocess([asked.image])))
+    seen = pipeline.remember(pipeline.encode(pipeline.preprocess([asked.image])))
     ids = pipeline.tokenize(asked.question.prompt)
-    return pipeline.request(pipeline.keep(votes, wishes), [ids], tokens, None, chosen)
+    return pipeline.request(pipeline.keep(seen, wishes), [ids], tokens, None, chosen)
 
 
 def test_a_step_has_as_many_rows_as_it_needs(pipeline: Pipeline) -> None:

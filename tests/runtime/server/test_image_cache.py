@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from catp.runtime.image_sides.query_tokens import Votes
-from catp.runtime.server.image_cache import ImageCache, key_of, size_of
+from catp.runtime.server.image_cache import ImageCache, key_of
 
 
 def votes(number: int, size: int = 100) -> Votes:
@@ -13,8 +13,8 @@ def votes(number: int, size: int = 100) -> Votes:
 
 
 def test_what_nobody_asked_for_longest_goes_first() -> None:
-    cache = ImageCache(3 * size_of(votes(0)) + 10)
-    assert size_of(votes(0)) == 500
+    cache = ImageCache(3 * votes(0).nbytes + 10)
+    assert votes(0).nbytes == 500
     for number in range(3):
         cache.put(bytes([number]), votes(number))
     assert cache.get(b"\0") is not None  # asked for, so 1 is the oldest
@@ -29,7 +29,7 @@ def test_bytes_stay_within_the_bound() -> None:
     for number in range(500):
         cache.put(number.to_bytes(4, "big"), votes(number, int(rng.integers(1, 3000))))
         assert cache.bytes <= 20_000
-        assert cache.bytes == sum(size_of(entry) for entry in cache._entries.values())
+        assert cache.bytes == sum(entry.nbytes for entry in cache._entries.values())
     cache.put(b"x", votes(0, 6000))  # larger than all of it
     assert cache.get(b"x") is None and len(cache) > 0
 
