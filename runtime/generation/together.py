@@ -51,20 +51,21 @@ class Together:
                 f"num_beams {request.settings.num_beams}: an answer that shares its steps with others is searched for "
                 "with one beam; give num_beams 1"
             )
+        seat: Seat | None = None
         try:
             seat = self.seats.admit(request.batch, request.max_new_tokens[0])
-        except GraphError as error:
-            raise error.during("reading the prompts") from error
-        running = Running(seat, Row(request.contexts[0], seat.limit, request.ending, request.settings))
-        try:
+            running = Running(seat, Row(request.contexts[0], seat.limit, request.ending, request.settings))
             self._take(running)
-        except GraphError as error:
-            raise error.during("reading the prompts") from error
-        finally:
-            if running.row.token_ids and running.row.running:
-                self.running.append(running)
-            else:
+        except BaseException as error:
+            if seat is not None:
                 self.seats.free(seat)
+            if isinstance(error, GraphError):
+                raise error.during("reading the prompts") from error
+            raise
+        if running.row.running:
+            self.running.append(running)
+        else:
+            self.seats.free(seat)
         return running
 
     def step(self) -> list[Running]:

@@ -263,6 +263,11 @@ class _Asking:
             try:
                 reading = await state.read(partial(self._read, state, request, body))
                 note(request.scope, model=reading.engine.name)
+                most = state.settings.rows + state.settings.waiting
+                if len(reading.makers) > most:
+                    raise Failure(
+                        400, f"inputs: {len(reading.makers)} questions; give at most {most}", "too_many", "inputs"
+                    )
                 for make in reading.makers:
                     inbox = exchange.open_inbox()
                     inbox.job = await state.decode(partial(make, inbox.tell))

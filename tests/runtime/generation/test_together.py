@@ -209,6 +209,17 @@ def test_a_poisoned_row_ends_alone_and_leaves_nothing(pipeline: Pipeline) -> Non
     assert again.seat.row == 0 and again.row.token_ids == wanted
 
 
+def test_scores_that_are_none_end_a_prompt_before_it_joins(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = Together(pipeline.open_seats(1, LENGTH))
+    with monkeypatch.context() as patched:
+        patched.setattr(together.seats, "logits", lambda seat: np.full(together.seats.vocabulary, np.nan))
+        for settings in ({}, {"repetition_penalty": 1.2}):
+            with pytest.raises(GraphError, match=r"reading the prompts: its scores .* not finite"):
+                together.join(ask(pipeline, **settings))
+            assert not together.running
+    assert together.join(ask(pipeline)).seat.row == 0
+
+
 def test_a_failing_step_ends_all_and_the_next_one_is_served(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ IMAGE, PROMPT = tensor("image", data_url()), tensor("prompt", "what?")
         ({"inputs": [IMAGE, PROMPT], "outputs": [{"name": "logits"}]}, "'logits' is none of text"),
         ({"inputs": [IMAGE, PROMPT], "parameters": {"beams": 2}}, "parameters.beams"),
         ({"inputs": [IMAGE, PROMPT], "parameters": {"ratio": 2}}, "0 <= ratio < 1"),
+        ({"inputs": [tensor("image", *[data_url()] * 16), tensor("prompt", *["x"] * 16)]}, "give at most 15"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import shutil
 import signal
@@ -9,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from servers import IN_TIME, NAME, SAMPLES, chat, process, running, wait_for
 from typer.testing import CliRunner
@@ -414,3 +417,42 @@ def test_frames_of_a_video(video_bundle: Path) -> None:
         wanted = video.ask(frames, ["what?"], max_new_tokens=6)[0]
         assert found["choices"][0]["message"]["content"] == wanted.answer
         assert found["catp"]["kept_indices"] == wanted.kept_indices
+
+
+@pytest.mark.heavy
+def test_memory_does_not_grow(demo_bundle: Path) -> None:
+    """2,000 requests about other pictures each, a tenth of them refused, a tenth given up."""
+
+    def resident(pid: int) -> int:
+        """Kilobytes."""
+        (line,) = (x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("VmRSS:"))
+        return int(line.split()[1])
+
+    rng = np.random.default_rng(0)
+    pictures = []
+    for _ in range(50):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (80, 120, 3), np.uint8)).save(file, "PNG")
+        pictures.append(file.getvalue())
+    with process(str(demo_bundle), "--cache", "1", "--queue", "64") as (started, address, _):
+        wait_for(lambda: httpx.get(f"{address}/health/ready").status_code == 200, "it is ready")
+        name = demo_bundle.resolve().name
+
+        def ask(number: int) -> None:
+            # After the last chunk of a PNG there may be anything: pictures that differ for the cache alone.
+            picture = pictures[number % 50] + number.to_bytes(4, "big")
+            body = {**chat(picture=picture, stream=number % 2 == 0, ratio=number % 4 / 4), "model": name}
+            if number % 10 == 3:
+                body["ratio"] = 2
+            with httpx.Client(base_url=address, timeout=IN_TIME) as client:
+                with client.stream("POST", "/v1/chat/completions", json=body) as response:
+                    if number % 10 != 7:
+                        response.read()
+                assert response.status_code == (400 if number % 10 == 3 else 200)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(ask, range(300)))
+            before = resident(started.pid)
+            list(pool.map(ask, range(300, 2000)))
+        assert resident(started.pid) <= 1.05 * before
+        assert httpx.get(f"{address}/health/ready").status_code == 200
