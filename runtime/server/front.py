@@ -25,6 +25,9 @@ from catp.runtime.server.settings import ServerSettings
 OPEN_TO_ALL = ("/health", "/health/live", "/health/ready")
 """Paths that need no key; every other one does."""
 
+_WHILE_DRAINING = ("/metrics", "/v2/health/live", "/v2/health/ready")
+"""Paths beside those open to all that are served until the end."""
+
 _DISCARDED_SECONDS = 2.0
 
 _ID = re.compile(rf"[A-Za-z0-9._-]{{1,{REQUEST_ID_CHARACTERS}}}")
@@ -110,7 +113,7 @@ class Front:
             found = [hmac.compare_digest(_digest(key.strip()), digest) for digest in self._digests]
             if scheme.lower() != "bearer" or not any(found):
                 raise Failure(401, "no valid API key: send Authorization: Bearer KEY", "invalid_api_key")
-        if self._draining() and path != "/metrics":
+        if self._draining() and path not in _WHILE_DRAINING:
             raise Failure(503, "the server is stopping", "stopping", retry_after=5)
 
     def _end(self, scope: Scope, facts: dict[str, Any], seconds: float) -> None:

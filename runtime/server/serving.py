@@ -17,12 +17,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.limits import CONNECTIONS, HEADER_BYTES, READ_SECONDS
 from catp.runtime.pipeline import Pipeline
-from catp.runtime.server.app import State, make_app
+from catp.runtime.server.app import make_app
 from catp.runtime.server.engine import ModelEngine
 from catp.runtime.server.failures import Failure
 from catp.runtime.server.log import describe, log
 from catp.runtime.server.metrics import Metrics
 from catp.runtime.server.settings import ServerSettings
+from catp.runtime.server.state import State
 
 _KEEP_ALIVE_SECONDS = 30
 _LAST_WORDS_SECONDS = 2.0

@@ -193,7 +193,10 @@ def test_sigterm_lets_streams_end(demo_bundle: Path) -> None:
             while ready[-1] == 200:
                 ready.append(probe.get("/health/ready").status_code)
             assert ready[-1] == 503 and len(ready) < 100  # before the socket closes, at once
-            assert probe.get("/health/live").status_code == 200
+            assert [probe.get(path).status_code for path in ("/health/live", "/v2/health/live", "/metrics")] == [
+                200
+            ] * 3
+            assert probe.get("/v2/health/ready").status_code == 503
             refused = probe.post("/v1/chat/completions", json=body)
             assert refused.status_code == 503 and refused.json()["error"]["code"] == "stopping"
         for stream in streams:

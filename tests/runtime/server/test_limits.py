@@ -286,7 +286,7 @@ def test_every_path_but_health_needs_a_key(pipeline: Pipeline) -> None:
             if isinstance(route, Route)
         }
         assert len(paths) > 8
-        paths |= {"/nothing", "/metrics/", "/health/../metrics", "/HEALTH", "/v1/models/../../health"}
+        paths |= {"/nothing", "/metrics/", "/health/../metrics", "/HEALTH"}
         for path in sorted(paths):
             for headers in (
                 {},
