@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -66,6 +67,15 @@ class _Protocol(H11Protocol):
             self._deadline = None
 
 
+class _Lines(logging.Handler):
+    """uvicorn's own words as lines of the log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        fields = {} if error is None else describe(error)
+        log("http", level=record.levelname.lower(), message=record.getMessage(), **fields)
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server, which on a signal drains before it closes its socket.
 
@@ -118,6 +128,8 @@ class Serving:
             CatpError: a bundle can't be loaded, a model's thread has ended, or answers were cut off.
         """
         listener = _listen(self.settings)
+        spoken = logging.getLogger("uvicorn")
+        spoken.handlers, spoken.propagate = [_Lines(logging.WARNING)], False
         config = uvicorn.Config(
             self.app,
             http=_Protocol,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import socket
 import threading
 import time
@@ -339,6 +340,17 @@ def test_ids_are_echoed_and_bodies_are_not_logged(server: Running, capsys: pytes
     logged = capsys.readouterr().err
     assert logged.count('"event": "request"') == 6 and '"request_id": "abc-1.2_3"' in logged
     assert secret not in logged and data_url()[30:60] not in logged
+
+
+def test_every_line_of_the_log_is_json(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    host, port = server.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), IN_TIME) as connection:
+        connection.sendall(b"no HTTP\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400")
+    server.client.get("/%E2%80%A8%1B%5B31m")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["event"] for line in lines] == ["http", "request"]
+    assert lines[0]["message"] == "Invalid HTTP request received." and lines[1]["status"] == 404
 
 
 # The documents.
