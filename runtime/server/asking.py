@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -54,9 +55,15 @@ class Asking:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, state = Request(scope, receive), self._state
         note(scope, route=self._route)
-        with state.gate.enter(state.retry_after):
+        state.gate.check(state.retry_after)
+        with contextlib.ExitStack() as inside:
             exchange = Exchange(request)
-            reading = await self._take(request, exchange)
+            with state.gate.hold() as chunks:
+                body = await read_body(request, state.gate, chunks, state.settings)
+                # Only now: those that send slowly, on purpose or not, take nobody's place.
+                inside.enter_context(state.gate.enter(state.retry_after))
+                reading = await self._take(request, exchange, body)
+                del body
             async with exchange.follow():
                 for inbox in exchange.inboxes:
                     assert inbox.job is not None
@@ -66,33 +73,31 @@ class Asking:
                 else:
                     ends = [await inbox.last() for inbox in exchange.inboxes]
                     _note(scope, ends)
-                    body = compact(reading.whole(ends))
+                    content = compact(reading.whole(ends))
                     await exchange.send(send, _start("application/json"))
-                    await exchange.send(send, {"type": "http.response.body", "body": body})
+                    await exchange.send(send, {"type": "http.response.body", "body": content})
 
-    async def _take(self, request: Request, exchange: Exchange) -> Reading:
-        """A request, its jobs made; neither its body nor its pictures are kept when this returns.
+    async def _take(self, request: Request, exchange: Exchange, body: bytes) -> Reading:
+        """A request, its jobs made; nothing of its pictures is kept when this returns.
 
         Raises:
             Failure: there is nothing to be made of it.
         """
         state = self._state
-        with state.gate.hold() as chunks:
-            body = await read_body(request, state.gate, chunks, state.settings)
-            try:
-                reading = await state.read(partial(self._read, state, request, body))
-                note(request.scope, model=reading.engine.name)
-                most = state.settings.rows + state.settings.waiting
-                if len(reading.makers) > most:
-                    raise Failure(
-                        400, f"inputs: {len(reading.makers)} questions; give at most {most}", "too_many", "inputs"
-                    )
-                for make in reading.makers:
-                    inbox = exchange.open_inbox()
-                    inbox.job = await state.decode(partial(make, inbox.tell))
-                return dataclasses.replace(reading, makers=())
-            except CatpError as error:
-                raise failure_of(error, request.scope["catp"]["request_id"]) from error
+        try:
+            reading = await state.read(partial(self._read, state, request, body))
+            note(request.scope, model=reading.engine.name)
+            most = state.settings.rows + state.settings.waiting
+            if len(reading.makers) > most:
+                raise Failure(
+                    400, f"inputs: {len(reading.makers)} questions; give at most {most}", "too_many", "inputs"
+                )
+            for make in reading.makers:
+                inbox = exchange.open_inbox()
+                inbox.job = await state.decode(partial(make, inbox.tell))
+            return dataclasses.replace(reading, makers=())
+        except CatpError as error:
+            raise failure_of(error, request.scope["catp"]["request_id"]) from error
 
     async def _send_stream(self, request: Request, exchange: Exchange, send: Send, dialect: Dialect) -> None:
         """Events as they come; however it goes, the last one says that it is the last. What fails before the first

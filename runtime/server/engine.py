@@ -293,21 +293,24 @@ class ModelEngine:
         job.seen = job.pixel_values = None  # nothing of the picture is kept with its answer
         began = time.monotonic()
         pruned = pipeline.keep(seen, wishes)
+        explanation = None
+        if job.explains and pruned.frames == 1:
+            explanation = explain(pipeline.votes_of(seen), pruned.indices[0], pipeline.manifest.image)
+        stream = pipeline.text_stream(wishes.settings.stop_strings)
         request = pipeline.request(pruned, job.tokens, wishes.max_new_tokens, wishes.positions, wishes.settings)
         running = self._together.join(request)
         now = time.monotonic()
+        kept = pruned.indices[0].tolist()
+        answering = _Answering(
+            job, running, stream, kept, len(kept), cached, image_seconds, now - began, now, explanation=explanation
+        )
+        self._answering[running] = answering
         self._metrics.observe("catp_stage_seconds", now - began, model=self.name, stage="prefill")
         self._metrics.observe("catp_time_to_first_token_seconds", now - job.accepted, model=self.name)
-        kept = pruned.indices[0].tolist()
         queries = pipeline.manifest.pruning.num_query_tokens * pruned.frames
         self._metrics.count("catp_image_tokens_total", len(kept), model=self.name, fate="kept")
         self._metrics.count("catp_image_tokens_total", queries - len(kept), model=self.name, fate="dropped")
         self._metrics.count("catp_prompt_tokens_total", len(kept) + len(job.tokens[0]), model=self.name)
-        stream = pipeline.text_stream(wishes.settings.stop_strings)
-        answering = _Answering(job, running, stream, kept, len(kept), cached, image_seconds, now - began, now)
-        if job.explains and pruned.frames == 1:
-            answering.explanation = explain(pipeline.votes_of(seen), pruned.indices[0], pipeline.manifest.image)
-        self._answering[running] = answering
         self._hand_out(answering)
 
     def _see(self, job: Job) -> tuple[Seen, bool, tuple[float, float]]:
@@ -360,13 +363,21 @@ class ModelEngine:
     def _hand_out(self, answering: _Answering) -> None:
         row, job = answering.running.row, answering.job
         self._metrics.count("catp_generated_tokens_total", model=self.name)
-        if row.running:
-            job.tell(Piece(answering.stream.advance(row.token_ids)))
+        try:
+            if row.running:
+                job.tell(Piece(answering.stream.advance(row.token_ids)))
+                return
+            rest, finished = answering.stream.finish(row.token_ids), self._finished(answering)
+        except Exception as error:  # a tokenizer that can't say this answer; the others go on
+            assert self._together is not None
+            self._together.leave(answering.running)
+            del self._answering[answering.running]
+            self._fail(job, error)
             return
         del self._answering[answering.running]
-        if rest := answering.stream.finish(row.token_ids):
+        if rest:
             job.tell(Piece(rest))
-        self._tell_end(job, self._finished(answering))
+        self._tell_end(job, finished)
 
     def _finished(self, answering: _Answering) -> Finished:
         assert self._pipeline is not None

@@ -27,18 +27,19 @@ class Gate:
         self._most = requests
         self._most_bytes = waiting_bytes
         self.requests = 0
+        self.bodies = 0  # on their way, or read and not yet made jobs of
         self.bytes = 0
 
-    @contextlib.contextmanager
-    def enter(self, retry_after: int) -> Iterator[None]:
-        """Let a request in until the block ends.
-
-        Raises:
-            Failure: as many are in already.
-        """
+    def check(self, retry_after: int) -> None:
+        """Raises Failure where as many requests are in as may."""
         if self.requests >= self._most:
             message = f"{self.requests} requests are under way or wait already; try again later"
             raise Failure(429, message, "queue_full", retry_after=retry_after)
+
+    @contextlib.contextmanager
+    def enter(self, retry_after: int) -> Iterator[None]:
+        """Let a request in until the block ends; raises Failure as `check`."""
+        self.check(retry_after)
         self.requests += 1
         try:
             yield
@@ -49,10 +50,17 @@ class Gate:
     def hold(self) -> Iterator[list[bytes]]:
         """A body's chunks, counted as long as the block lasts; see `take`."""
         chunks: list[bytes] = []
+        self.bodies += 1
         try:
             yield chunks
         finally:
+            self.bodies -= 1
             self.bytes -= sum(map(len, chunks))
+
+    @property
+    def empty(self) -> bool:
+        """Whether no request is in, or on its way."""
+        return self.requests == self.bodies == 0
 
     def take(self, chunks: list[bytes], chunk: bytes) -> None:
         """Raises Failure where too many bytes of all requests together wait."""

@@ -193,15 +193,15 @@ class Serving:
             await asyncio.sleep(0.05)
             if self._told_at is None:
                 continue
-            if gate.requests == 0:
+            if gate.empty:
                 return False
             if self._now or time.monotonic() - self._told_at > self.settings.drain_seconds:
                 break
         for engine in self.engines.values():
             engine.drop_all(Failure(503, "the server is stopping: the answer is cut off", "stopping"))
-        cut_off = gate.requests > 0
+        cut_off = not gate.empty
         until = time.monotonic() + _LAST_WORDS_SECONDS
-        while gate.requests and time.monotonic() < until:
+        while not gate.empty and time.monotonic() < until:
             await asyncio.sleep(0.05)
         return cut_off
 

@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 from catp.runtime import CatpError, GraphError, Pipeline
 from catp.runtime.commands.serve import app
 from catp.runtime.generation.together import Together
+from catp.runtime.inputs.text_stream import TextStream
 from catp.runtime.language_models.slots import Slots
 from catp.runtime.server.engine import ModelEngine
 
@@ -261,6 +262,31 @@ def test_a_failing_graph_ends_its_requests_and_no_other(
         assert found.headers["x-request-id"] in found.json()["error"]["message"]
         assert "a secret of the machine" in capsys.readouterr().err
         assert server.ask().status_code == 200
+
+
+@pytest.mark.parametrize("method", ["advance", "finish"])
+def test_an_answer_that_can_t_be_put_into_words_ends_alone(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, method: str, slow: threading.Event
+) -> None:
+    with running(pipeline, rows=2) as server:
+        other: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: other.append(server.ask(**chat(max_tokens=30, min_new_tokens=30))))
+        thread.start()
+        wait_for(lambda: server.metric("catp_requests_running") == 1, "it runs")
+        said = getattr(TextStream, method)
+
+        def fails(stream: TextStream, token_ids: list[int]) -> str:
+            if stream._stop_strings:
+                raise OverflowError
+            return said(stream, token_ids)
+
+        monkeypatch.setattr(TextStream, method, fails)
+        found = server.ask(**chat(stop="never", max_tokens=5))
+        assert found.status_code == 500 and found.json()["error"]["code"] == "internal_error"
+        slow.set()
+        thread.join(IN_TIME)
+        assert other[0].status_code == 200 and other[0].json()["usage"]["completion_tokens"] == 30
+        assert server.engine.in_flight == 0 and server.ask().status_code == 200
 
 
 def test_what_is_wrong_with_the_command_is_one_line(demo_bundle: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import socket
@@ -249,6 +250,19 @@ def test_a_body_that_never_ends(pipeline: Pipeline) -> None:
             connection.sendall(f"{head}content-length: 1000\r\n\r\n{{".encode())
             assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
         assert server.serving.state.gate.requests == 0
+
+
+def test_those_that_send_slowly_take_nobody_s_place(pipeline: Pipeline) -> None:
+    with running(pipeline, rows=1, queue=0) as server:
+        host, port = server.address.removeprefix("http://").split(":")
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        with contextlib.ExitStack() as stack:
+            for _ in range(5):
+                connection = stack.enter_context(socket.create_connection((host, int(port)), IN_TIME))
+                connection.sendall(f"{head}content-length: 1000\r\n\r\n{{".encode())
+            wait_for(lambda: server.serving.state.gate.bodies == 5, "they are read")
+            assert server.ask().status_code == 200
+        wait_for(lambda: server.serving.state.gate.empty and not server.serving.state.gate.bytes, "they are forgotten")
 
 
 def test_headers_that_never_end(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
