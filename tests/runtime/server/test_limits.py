@@ -266,7 +266,8 @@ def test_those_that_send_slowly_take_nobody_s_place(pipeline: Pipeline) -> None:
 
 
 def test_headers_that_never_end(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("catp.runtime.server.serving.READ_SECONDS", 0.3)
+    for name in ("READ_SECONDS", "_KEEP_ALIVE_SECONDS"):
+        monkeypatch.setattr(f"catp.runtime.server.serving.{name}", 0.3)
     with running(pipeline, rows=1) as server:
         host, port = server.address.removeprefix("http://").split(":")
         for beginning in (b"", b"POST /v1/chat", b"GET /health HTTP/1.1\r\nhost: x\r\n\r\nGET /hea"):
@@ -346,6 +347,18 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: p
 # Ids and logs.
 
 
+def log_of(capsys: pytest.CaptureFixture[str], requests: int) -> str:
+    """The log, once so many requests are in it: each is written after its answer was sent."""
+    seen = [""]
+
+    def there() -> bool:
+        seen[0] += capsys.readouterr().err
+        return seen[0].count('"event": "request"') >= requests
+
+    wait_for(there, "requests are logged")
+    return seen[0]
+
+
 def test_ids_are_echoed_and_bodies_are_not_logged(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
     secret = "zebra crossing"
     for given, kept in (("abc-1.2_3", True), ("a b", False), ("x" * 200, False), ('"', False)):
@@ -353,7 +366,7 @@ def test_ids_are_echoed_and_bodies_are_not_logged(server: Running, capsys: pytes
         assert (found.headers["x-request-id"] == given) == kept
     server.ask(**chat(secret, ratio=7))
     server.ask(model=NAME, messages=secret)
-    logged = capsys.readouterr().err
+    logged = log_of(capsys, 6)
     assert logged.count('"event": "request"') == 6 and '"request_id": "abc-1.2_3"' in logged
     assert secret not in logged and data_url()[30:60] not in logged
 
@@ -364,7 +377,7 @@ def test_every_line_of_the_log_is_json(server: Running, capsys: pytest.CaptureFi
         connection.sendall(b"no HTTP\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 400")
     server.client.get("/%E2%80%A8%1B%5B31m")
-    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    lines = [json.loads(line) for line in log_of(capsys, 1).splitlines()]
     assert [line["event"] for line in lines] == ["http", "request"]
     assert lines[0]["message"] == "Invalid HTTP request received." and lines[1]["status"] == 404
 
