@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from servers import NAME, SAMPLES, Running, chat, data_url, running
+from servers import NAME, SAMPLES, Running, chat, data_url, running, wait_for
 
 from catp.runtime import Pipeline
 
@@ -80,4 +80,5 @@ def test_a_body_with_something_else_in_it(server: Running, path: str, data: st.D
 
 def test_it_is_none_the_worse_for_it(server: Running) -> None:
     assert server.ask().json()["choices"][0]["message"]["content"] == "a black diamond"
-    assert server.serving.state.gate.requests == server.engine.in_flight == server.serving.state.gate.bytes == 0
+    gate = server.serving.state.gate
+    wait_for(lambda: gate.requests == server.engine.in_flight == gate.bytes == 0, "all are forgotten")

@@ -69,7 +69,7 @@ def test_a_stream_that_is_closed_ends_its_row_within_two_steps(pipeline: Pipelin
         assert server.metric("catp_requests_running") == 0
         slow.set()
         assert server.ask().status_code == 200
-        assert server.serving.state.gate.requests == 0
+        wait_for(lambda: server.serving.state.gate.requests == 0, "it is forgotten")
 
 
 def test_cancel_means_no_step_later_than_two(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
