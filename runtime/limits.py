@@ -58,3 +58,80 @@ PATH_CHARACTERS: Final = 1024
 
 THREADS_PER_CORE: Final = 32
 """More threads than cores help nobody, a million of them end the process."""
+
+# Of a server: what a client may make it do. Those with an option are its default.
+
+SERVED_ROWS: Final = 8
+"""Answers that grow at a time (--rows)."""
+
+MOST_SERVED_ROWS: Final = 1024
+"""That --rows may ask for; their memory is compared with the machine's as well."""
+
+SERVED_LENGTH: Final = 256
+"""Tokens of a row: image, prompt and answer (--max-length); attention costs what a row is long."""
+
+QUEUED_PER_ROW: Final = 4
+"""Requests that wait, for each row (--queue)."""
+
+BODY_BYTES: Final = 20 << 20
+"""Of a request."""
+
+WAITING_BYTES: Final = 256 << 20
+"""Of all requests that were read and are not under way yet."""
+
+IMAGE_BYTES: Final = 10 << 20
+"""Of a picture as it is sent, compressed."""
+
+IMAGE_PIXELS: Final = 25_000_000
+"""Of a picture that a client sends; read from its header before a pixel is decoded."""
+
+IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP")
+"""That a server decodes: few decoders, few mistakes in them."""
+
+FRAMES: Final = 64
+"""Of a video that a client sends."""
+
+DECODERS: Final = 2
+"""Requests whose JSON and pictures are decoded at a time."""
+
+FETCHES: Final = 16
+"""Requests whose pictures are fetched at a time, where a server fetches any."""
+
+FETCH_SECONDS: Final = 10.0
+"""That a picture takes to be fetched, after its host's address is known."""
+
+SERVED_PROMPT_CHARACTERS: Final = 4096
+"""Of all texts of a request together."""
+
+SERVED_TURNS: Final = 64
+"""Messages of a conversation."""
+
+SERVED_STOP_STRINGS: Final = 16
+"""Of a request."""
+
+CACHE_BYTES: Final = 64 << 20
+"""Of pictures that were seen before (--cache)."""
+
+QUEUE_SECONDS: Final = 30.0
+"""That a request waits for a row (--queue-timeout)."""
+
+REQUEST_SECONDS: Final = 120.0
+"""From a request's last byte to its answer's (--request-timeout)."""
+
+READ_SECONDS: Final = 30.0
+"""In which a client has to send a request's headers, and again its body."""
+
+DRAIN_SECONDS: Final = 30.0
+"""That answers under way get to end in, once the server is told to stop (--drain-timeout)."""
+
+STALL_SECONDS: Final = 60.0
+"""Without a sign of life from a model's thread, after which the server is no longer ready."""
+
+CONNECTIONS: Final = 1024
+"""At a time; others are closed at once."""
+
+HEADER_BYTES: Final = 64 << 10
+"""Of a request's headers."""
+
+REQUEST_ID_CHARACTERS: Final = 128
+"""Of an x-request-id that a client sends."""

@@ -21,17 +21,19 @@ from catp.runtime.generation.result import Generation
 from catp.runtime.generation.stopping import Ending, StopStrings
 from catp.runtime.image_sides import open_image_side
 from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
-from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
+from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Remembered, Seen, Votes
 from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.inputs.text import TextCodec
 from catp.runtime.inputs.text_stream import TextStream
 from catp.runtime.inputs.videos import VideoSource
-from catp.runtime.language_models import open_language_model
+from catp.runtime.language_models import open_language_model, open_seats
 from catp.runtime.language_models.base import Batch
 from catp.runtime.language_models.question_answering import QuestionAnswering
+from catp.runtime.language_models.seats import Seats
 from catp.runtime.matching import Match, Matching
 from catp.runtime.providers import open_provider
-from catp.runtime.providers.base import Provider, Value
+from catp.runtime.providers.base import Provider, Value, to_host
+from catp.runtime.pruning import num_kept_by_mass, top_indices
 from catp.runtime.questions import Question, Wishes, find_repeated, frames_by_row, position_mode
 
 
@@ -234,7 +236,7 @@ class Pipeline:
             encoded = self.encode(self.preprocess(video), [prompt] * len(video), encoder)
             ((_, pruned),) = self._prune(encoded, 1, len(video), *pruning)
             text = TextStream(self._text, chosen.stop_strings)
-            request = self._request(pruned, token_ids, max_new_tokens, positions, chosen)
+            request = self.request(pruned, token_ids, max_new_tokens, positions, chosen)
             for generation in generate_in_steps(self.language_model, request):
                 if piece := text.advance(generation.token_ids[0]):
                     yield piece
@@ -331,13 +333,25 @@ class Pipeline:
         """
         if len(images) != len(texts) or not images:
             raise UsageError(f"{len(images)} images and {len(texts)} texts: give one text per image, at least one")
-        matching, kept = self.matching, self.num_kept(ratio)
+        _, _ = self.matching, self.num_kept(ratio)  # refuses before any work
         ids = [self._text.encode(text) for text in texts]
-        encoded = self.encode(self.preprocess(images))
+        return self.match_pixels(self.preprocess(images), ids, ratio)
+
+    def match_pixels(
+        self, pixel_values: np.ndarray, texts: Sequence[Sequence[int]], ratio: float | None = None
+    ) -> list[Match]:
+        """As `match`, from pixel_values float32 [B, 3, H, W] and token ids of B texts, or of any number about one."""
+        matching, kept, images = self.matching, self.num_kept(ratio), len(pixel_values)
+        encoded = self.encode(pixel_values)
         pruned = self.prune(encoded, kept)
-        pruned.check(len(images), kept, self.manifest.pruning.num_query_tokens)
-        scores = matching.score(encoded["image_embeds"], pruned.kept_indices, pruned.kept_embeds, ids)
-        rows = zip(scores.probability.tolist(), scores.similarity.tolist(), pruned.indices.tolist())
+        pruned.check(images, kept, self.manifest.pruning.num_query_tokens)
+        embeds, indices, kept_embeds = encoded["image_embeds"], pruned.kept_indices, pruned.kept_embeds
+        if len(texts) != images:
+            embeds, indices, kept_embeds = (
+                np.repeat(to_host(value), len(texts), 0) for value in (embeds, indices, kept_embeds)
+            )
+        scores = matching.score(embeds, indices, kept_embeds, texts)
+        rows = zip(scores.probability.tolist(), scores.similarity.tolist(), to_host(indices).tolist())
         return [Match(*row) for row in rows]
 
     @property
@@ -366,10 +380,10 @@ class Pipeline:
             settings: how tokens are chosen; greedily, whatever the bundle's default is, where none are given.
             images: per prompt, the row of `pruned` that it is about; None: row by row.
         """
-        request = self._request(pruned, prompts, max_new_tokens, positions, settings, images)
+        request = self.request(pruned, prompts, max_new_tokens, positions, settings, images)
         return generate(self.language_model, request)
 
-    def _request(
+    def request(
         self,
         pruned: Pruned,
         prompts: Sequence[Sequence[int]],
@@ -378,6 +392,11 @@ class Pipeline:
         settings: GenerationSettings,
         images: Sequence[int] | None = None,
     ) -> Request:
+        """Everything that decides the tokens after the kept ones; arguments as of `decode`.
+
+        Raises:
+            UsageError: an argument is out of range.
+        """
         vote = self.manifest.vote
         rows, kept = pruned.kept_indices.shape
         if position_mode(self.manifest, positions) == "original" and vote is not None:
@@ -408,6 +427,57 @@ class Pipeline:
     ) -> list[int]:
         contexts = self._contexts(prompts, frames)
         return limit_lengths(contexts, max_new_tokens, self.manifest.text.max_new_tokens, settings)
+
+    # For callers that drive the language model themselves, such as a server.
+
+    def check(self, question: Question, frames: int = 1) -> tuple[list[int], int]:
+        """Token ids of a question's prompt, and the most tokens that its answer may have, before any work is done.
+
+        Args:
+            frames: of its video.
+
+        Raises:
+            UsageError: one of its settings is out of range, or its prompt can't be read.
+        """
+        wishes = question.wishes
+        kept, _ = wishes.pruning(self.manifest, self.image_side)
+        position_mode(self.manifest, wishes.positions)
+        token_ids = self._text.encode(question.prompt)
+        self.instruct([question.prompt])
+        (limit,) = self._limits([token_ids], wishes.max_new_tokens, wishes.settings, frames)
+        wishes.check_frames(self.manifest, frames, kept)
+        return token_ids, limit
+
+    def remember(self, encoded: Encoded) -> Seen:
+        """Enough of one image, or of one video's frames, to answer about it at every ratio; see `keep`."""
+        return self.image_side.remember(encoded)
+
+    def keep(self, seen: Seen, wishes: Wishes) -> Pruned:
+        """The tokens of a remembered picture that the language model reads: those of `generate`."""
+        kept, mass = wishes.pruning(self.manifest, self.image_side)
+        queries = self.manifest.pruning.num_query_tokens
+        if isinstance(seen, Remembered) and mass is None:
+            pruned = self.prune(seen.encoded, kept)
+        else:
+            votes = self.votes_of(seen)
+            if mass is not None:
+                kept = int(num_kept_by_mass(votes.scores, mass)[0])
+            pruned = votes.keep(top_indices(votes.scores, kept))
+        frames = len(pruned.indices)
+        pruned.check(frames, kept, queries)
+        return pruned.joined(frames, queries)
+
+    def votes_of(self, seen: Seen) -> Votes:
+        """The votes of a remembered picture."""
+        return self.votes(seen.encoded) if isinstance(seen, Remembered) else seen
+
+    def open_seats(self, rows: int, length: int) -> Seats:
+        """Room for so many answers at a time, of so many tokens with image and prompt."""
+        return open_seats(self.bundle, self.language_model, rows, length)
+
+    def text_stream(self, stop_strings: Sequence[str] = ()) -> TextStream:
+        """The text of one answer while it grows."""
+        return TextStream(self._text, stop_strings)
 
     # The stages before the language model, for callers that share their work between settings.
 
@@ -443,6 +513,6 @@ class Pipeline:
         """Token ids of a prompt, special tokens included."""
         return self._text.encode(prompt)
 
-    def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Text of generated tokens."""
-        return self._text.decode(token_ids)
+    def detokenize(self, token_ids: Sequence[int], stop_strings: Sequence[str] = ()) -> str:
+        """Text of generated tokens, up to the first of the stop strings."""
+        return self._text.decode(token_ids, stop_strings)

@@ -11,6 +11,7 @@ PAGES = (
     "README.md",
     "docs/families.md",
     "docs/generation.md",
+    "docs/serving.md",
     "docs/accuracy.md",
     "docs/encoder-pruning.md",
     "docs/precision.md",

@@ -21,6 +21,7 @@ FLOORS = {
         ("language_models", "image_sides", "matching"),
         ("generation", "answers", "questions"),
         ("pipeline",),
+        ("server",),
         ("commands",),
     ),
     "export": (
@@ -106,7 +107,7 @@ def test_a_folder_imports_nothing_it_must_not_know(folder: str) -> None:
 
 def test_importing_the_runtime_loads_no_torch() -> None:
     code = (
-        "import sys, catp.runtime, catp.runtime.commands.run; "
+        "import sys, catp.runtime, catp.runtime.commands.run, catp.runtime.server.serving; "
         "print('torch' in sys.modules, 'transformers' in sys.modules)"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

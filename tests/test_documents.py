@@ -8,7 +8,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +59,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory, odd_checkpoint: Path) -> Pat
 
 
 @pytest.fixture(scope="module")
-def outputs(clone: Path, request: pytest.FixtureRequest) -> dict[str, str]:
-    """What each command printed on standard output and standard error, in the order of the pages."""
+def outputs(clone: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """What each command printed on standard output and standard error, in the order of the pages; servers go on."""
     environment = {
         **os.environ,
         "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}",
@@ -66,7 +68,11 @@ def outputs(clone: Path, request: pytest.FixtureRequest) -> dict[str, str]:
         "COLUMNS": "110",
     }
     printed = {}
+    servers = []
     for command in COMMANDS:
+        if command.startswith("catp-serve"):
+            servers.append(_started(command, clone, environment))
+            continue
         if command == "make test":
             continue  # this very run
         if command in MADE:
@@ -77,7 +83,25 @@ def outputs(clone: Path, request: pytest.FixtureRequest) -> dict[str, str]:
         result = subprocess.run(run, shell=True, cwd=clone, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
         printed[command] = result.stdout + result.stderr
-    return printed
+    yield printed
+    for server in servers:
+        server.terminate()
+        assert server.wait(60) == 0, f"{server.args}: it does not end"
+
+
+def _started(command: str, folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """A server, once it is ready; its address is the one that documents name."""
+    server = subprocess.Popen(
+        shlex.split(command), cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    assert server.stderr is not None
+    seen = ""
+    for line in server.stderr:
+        seen += line
+        if '"event": "model_ready"' in line:
+            threading.Thread(target=server.stderr.read, daemon=True).start()  # it must not wait for a reader
+            return server
+    raise AssertionError(f"{command}\n{seen}")
 
 
 def test_every_page_is_listed() -> None:
@@ -153,6 +177,16 @@ def test_a_bundle_is_quantised(outputs: dict[str, str]) -> None:
     assert "Published build/demo-int8" in printed
     (answer,) = (output for command, output in outputs.items() if command.startswith("catp-run build/demo-int8"))
     assert samples()[0].answer in answer
+
+
+@EXECUTED
+def test_a_server_answers(outputs: dict[str, str]) -> None:
+    asked = {command: output for command, output in outputs.items() if command.startswith("curl")}
+    answers = [output for command, output in asked.items() if "/chat/" in command]
+    assert answers
+    for output in answers:
+        answer, _ = json.JSONDecoder().raw_decode(output[output.index("{") :])  # curl's progress follows
+        assert answer["choices"][0]["message"]["content"] == samples()[0].answer
 
 
 @EXECUTED

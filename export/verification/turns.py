@@ -82,7 +82,7 @@ class _Turn:
 
 
 class _Step:
-    """A step whose outoutputslive its engine: ONNX Runtime's own keep everything that the engine allocated."""
+    """A step whose outputs outlive its engine: ONNX Runtime's own keep everything that the engine allocated."""
 
     def __init__(self, step: Step, preallocated: Mapping[str, DeviceTensor]) -> None:
         self._step = step
@@ -110,3 +110,6 @@ class _Copy:
 
     def numpy(self) -> np.ndarray[Any, Any]:
         return self.array
+
+    def rows(self, first: int, count: int) -> _Copy:
+        return _Copy(self.array[first : first + count])

@@ -16,7 +16,7 @@ from catp.runtime.generation.finite import check_finite
 from catp.runtime.generation.stopping import Answers
 from catp.runtime.language_models.base import Decoding
 
-_OF_NAN = 0
+OF_NAN = 0
 """Index of the highest among NaN."""
 
 
@@ -36,8 +36,8 @@ def generate_greedily(decoding: Decoding, answers: Answers) -> Iterator[None]:
         before = answers.running.copy()
         answers.append(tokens)
         ended = before != answers.running
-        if looked_at.any() or ended.any() or _OF_NAN in chosen:
-            check_finite(decoding.graph, decoding.logits(), before & (looked_at | ended | (tokens == _OF_NAN)))
+        if looked_at.any() or ended.any() or OF_NAN in chosen:
+            check_finite(decoding.graph, decoding.logits(), before & (looked_at | ended | (tokens == OF_NAN)))
             looked_at[:] = False
         yield
         if not answers.running.any():

@@ -30,7 +30,7 @@ def generate_one_by_one(
         check_finite(decoding.graph, logits, answers.running)
         for row in np.flatnonzero(answers.running).tolist():
             answered = len(answers.token_ids[row])
-            tokens[row] = _choose(logits[row], answers.ids(row), answered, settings, processors, rngs[row])
+            tokens[row] = choose(logits[row], answers.ids(row), answered, settings, processors, rngs[row])
         answers.append(tokens)
         yield
         if not answers.running.any():
@@ -39,7 +39,7 @@ def generate_one_by_one(
 
 
 @quietly
-def _choose(
+def choose(
     logits: np.ndarray,
     ids: Sequence[int],
     answered: int,

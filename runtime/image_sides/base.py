@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
-from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
+from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Seen, Votes
 from catp.runtime.inputs.image_files import ImageSource
 
 
@@ -62,6 +62,10 @@ class ImageSide(Protocol):
 
     def votes(self, encoded: Encoded) -> Votes:
         """All tokens with their scores, in host memory: for choices that the graph can't make."""
+        ...
+
+    def remember(self, encoded: Encoded) -> Seen:
+        """The part of an image's results that is the same at every ratio, in host memory."""
         ...
 
     def by_mass(self, encoded: Encoded, mass: float) -> list[tuple[list[int], Pruned]]:

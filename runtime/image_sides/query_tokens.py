@@ -74,7 +74,28 @@ class Votes:
         """float32 [B, N], by the bundle's own method."""
         return self.outputs["token_scores"]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return int(self.embeds.nbytes + sum(output.nbytes for output in self.outputs.values()))
+
     def keep(self, indices: np.ndarray, rows: np.ndarray | None = None) -> Pruned:
         """The query tokens `indices` int64 [b, k] of the images `rows` int64 [b] (None: all of them, in order)."""
         rows = np.arange(len(self.embeds)) if rows is None else rows
         return Pruned(indices, self.embeds[rows[:, None], indices])
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """An image or the frames of a video, encoded, in host memory: the rest is computed anew for each ratio."""
+
+    encoded: dict[str, np.ndarray]  # as Encoded has it
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return int(sum(array.nbytes for array in self.encoded.values()))
+
+
+Seen = Votes | Remembered
+"""A picture that was seen before: enough to answer about it at every ratio, as if it were seen anew."""

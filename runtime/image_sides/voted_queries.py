@@ -10,12 +10,12 @@ from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import INSTRUCTION_TOKENIZER_FILE
 from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
-from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
+from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Remembered, Seen, Votes
 from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.inputs.images import load_and_preprocess
 from catp.runtime.inputs.padding import padded
 from catp.runtime.inputs.text import TextCodec
-from catp.runtime.providers.base import DeviceTensor, Provider, Value
+from catp.runtime.providers.base import DeviceTensor, Provider, Value, to_host
 from catp.runtime.pruning import check_mass, check_ratio, num_kept, num_kept_by_mass, top_indices
 
 
@@ -95,6 +95,14 @@ class VotedQueries:
             outputs["kept_embeds"].numpy(),
             {name: tensor.numpy() for name, tensor in outputs.items() if name not in left_out},
         )
+
+    def remember(self, encoded: Encoded) -> Seen:
+        """The votes; where activations are scaled by what a call brings, numbers depend on how many tokens are kept,
+        so there it is what the Q-Former reads."""
+        quantised = self._manifest.graphs["qformer_voting"].quantization
+        if quantised is None or quantised.activations != "dynamic":
+            return self.votes(encoded)
+        return Remembered({name: np.array(to_host(value)) for name, value in encoded.items()})
 
     def _run_qformer(self, encoded: Encoded, kept: int) -> Mapping[str, DeviceTensor]:
         inputs: dict[str, Value] = {"num_kept": np.array([kept], np.int64)}

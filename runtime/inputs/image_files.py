@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -35,8 +35,11 @@ def identity_of(source: object) -> str | int:
 
 
 @contextmanager
-def opened(source: ImageSource) -> Iterator[tuple[Image.Image, str]]:
+def opened(source: ImageSource, formats: Collection[str] | None = None) -> Iterator[tuple[Image.Image, str]]:
     """The picture with its name for messages; not decoded yet where it comes from a file.
+
+    Args:
+        formats: Pillow's names of those that a file may have; None: all.
 
     Raises:
         ImageError: it is nothing of what is accepted, missing, empty, not an image, or, in the body, broken.
@@ -44,11 +47,12 @@ def opened(source: ImageSource) -> Iterator[tuple[Image.Image, str]]:
     name = _name(source)
     try:
         with ExitStack() as stack:
-            yield _open(source, name, stack), name
+            yield _open(source, name, stack, formats), name
     except CatpError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"image {name}: not an image Pillow can read (PNG, JPEG, WebP, TIFF, BMP, GIF, ...)") from None
+        accepted = ", ".join(formats) if formats else "PNG, JPEG, WebP, TIFF, BMP, GIF, ..."
+        raise ImageError(f"image {name}: not an image Pillow can read ({accepted})") from None
     except (
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
@@ -69,17 +73,17 @@ def _name(source: object) -> str:
     return f"given as {type(source).__name__}"
 
 
-def _open(source: ImageSource, name: str, stack: ExitStack) -> Image.Image:
+def _open(source: ImageSource, name: str, stack: ExitStack, formats: Collection[str] | None) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _identify(io.BytesIO(source), name)
+        return _identify(io.BytesIO(source), name, formats)
     if isinstance(source, str | os.PathLike):
-        return _identify(stack.enter_context(_regular_file(Path(os.fsdecode(source)), name)), name)
+        return _identify(stack.enter_context(_regular_file(Path(os.fsdecode(source)), name)), name, formats)
     if hasattr(source, "read"):
-        return _identify(_rewound(source, name), name)
+        return _identify(_rewound(source, name), name, formats)
     raise ImageError(f"image {name}: no picture; accepted: {ACCEPTED}")
 
 
@@ -115,13 +119,13 @@ def _rewound(file: IO[bytes], name: str) -> IO[bytes]:
         return io.BytesIO(file.read())
 
 
-def _identify(file: IO[bytes], name: str) -> Image.Image:
+def _identify(file: IO[bytes], name: str, formats: Collection[str] | None) -> Image.Image:
     """As `Image.open`, but for its warning about large pictures: it has a limit of its own, and to silence a warning
     is to change what other threads see."""
     if not (beginning := file.read(16)):
         raise ImageError(f"image {name}: the file is empty")
     Image.init()
-    for form in Image.ID:
+    for form in Image.ID if formats is None else formats:
         factory, accept = Image.OPEN[form]
         if accept is None or accept(beginning) is True:
             file.seek(0)

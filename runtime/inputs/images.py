@@ -7,7 +7,7 @@ that a bundle sees the pixels its checkpoint was trained on.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -26,7 +26,9 @@ ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF", "FLI")
 """Formats whose further pictures are frames; those of others are pages, previews or layers."""
 
 
-def load_image(source: ImageSource) -> Image.Image:
+def load_image(
+    source: ImageSource, formats: Collection[str] | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """An upright 8-bit RGB picture.
 
     EXIF rotation is applied, transparency is laid on white, 16-bit greys are scaled (not clipped) to 8 bits,
@@ -34,13 +36,15 @@ def load_image(source: ImageSource) -> Image.Image:
 
     Args:
         source: a file, an open one, its bytes, a PIL image, or a uint8 array [H, W, 3] or [H, W].
+        formats: Pillow's names of those that a file may have; None: all.
+        max_pixels: a larger picture is refused from its header.
 
     Raises:
-        ImageError: it is none of these, missing, empty, not an image, truncated, larger than `MAX_PIXELS`, or an
+        ImageError: it is none of these, missing, empty, not an image, truncated, larger than `max_pixels`, or an
             animation.
     """
-    with opened(source) as (image, name):
-        _check_size(image, name)
+    with opened(source, formats) as (image, name):
+        _check_size(image, name, max_pixels)
         if is_animation(image):
             raise ImageError(
                 f"image {name}: it is an animation, and one picture is needed; give one of its frames, in Python such "
@@ -82,10 +86,10 @@ def is_animation(image: Image.Image) -> bool:
     return image.format in ANIMATIONS and getattr(image, "is_animated", False)
 
 
-def _check_size(image: Image.Image, name: str) -> None:
+def _check_size(image: Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"image {name}: refused, {width} x {height} is more than {MAX_PIXELS:,} pixels")
+    if width * height > max_pixels:
+        raise ImageError(f"image {name}: refused, {width} x {height} is more than {max_pixels:,} pixels")
     if min(width, height) == 0 or max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError(f"image {name}: refused, {width} x {height} is stretched more than {MAX_ASPECT}:1")
 

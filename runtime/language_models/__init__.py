@@ -6,17 +6,39 @@ from collections.abc import Callable
 
 from catp.runtime.bundle.chains import DECODE_GRAPH, LanguageKind
 from catp.runtime.bundle.folder import Bundle
+from catp.runtime.errors import UsageError
 from catp.runtime.language_models.base import LanguageModel
 from catp.runtime.language_models.decoder_only import DecoderOnly
 from catp.runtime.language_models.encoder_decoder import EncoderDecoder
 from catp.runtime.language_models.no_language_model import NoLanguageModel
 from catp.runtime.language_models.question_answering import QuestionAnswering
+from catp.runtime.language_models.seats import Seats
+from catp.runtime.language_models.separate import Separate
+from catp.runtime.language_models.slots import Slots
 from catp.runtime.providers.base import Provider
 
 
 def open_language_model(bundle: Bundle, provider: Provider) -> LanguageModel:
     """The bundle's language model, its graphs loaded by `provider`."""
     return _OPEN[bundle.manifest.model.language](bundle, provider)
+
+
+def open_seats(bundle: Bundle, model: LanguageModel, rows: int, length: int) -> Seats:
+    """Room for so many prompts of so many tokens on the bundle's language model.
+
+    Raises:
+        UsageError: the bundle has none, or the machine not the memory.
+    """
+    graphs = bundle.manifest.graphs
+    if isinstance(model, DecoderOnly):
+        quantised = graphs[DECODE_GRAPH if DECODE_GRAPH in graphs else "language_model"].quantization
+        if quantised is None or quantised.activations != "dynamic":
+            return Slots(model, rows, length)
+        return Separate(model, "language_model", model.vocabulary, rows, length)
+    if isinstance(model, EncoderDecoder):
+        vocabulary = int(model.decoder_graph.output("logits").shape[1])
+        return Separate(model, "text_decoder", vocabulary, rows, length)
+    raise UsageError(f"bundle {bundle.path}: it has no language model, it scores texts")
 
 
 def _decoder_only(bundle: Bundle, provider: Provider) -> LanguageModel:

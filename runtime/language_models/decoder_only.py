@@ -53,7 +53,23 @@ class DecoderOnly:
     def begin(
         self, batch: Batch, new_tokens: int, beams: int = 1, output: Output = "next_token"
     ) -> DecoderOnlyDecoding:
-        check_vocabulary(batch.prompts, int(self.graph.output("logits").shape[1]))
+        limits = self.limits(batch, new_tokens)
+        lengths = np.array([len(prompt) for prompt in batch.prompts], np.int64)
+        return DecoderOnlyDecoding(self, batch, lengths, limits, beams, output)
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens are 0 .. vocabulary - 1."""
+        return int(self.graph.output("logits").shape[1])
+
+    def limits(self, batch: Batch, new_tokens: int) -> np.ndarray:
+        """The most tokens that each prompt can get, int64 [B], at least 1 and at most `new_tokens`.
+
+        Raises:
+            UsageError: a prompt has more tokens than the model has positions left.
+            BundleError: a token is none of the model's.
+        """
+        check_vocabulary(batch.prompts, self.vocabulary)
         lengths = np.array([len(prompt) for prompt in batch.prompts], np.int64)
         room = self.max_positions - batch.text_start - lengths  # positions left after each prompt
         if room.min() < 0:
@@ -63,8 +79,34 @@ class DecoderOnly:
                 f"{self.max_positions - batch.text_start} tokens"
             )
         # The last token generated needs no position of its own: it is never fed back.
-        limits = np.minimum(new_tokens, room + 1)
-        return DecoderOnlyDecoding(self, batch, lengths, limits, beams, output)
+        limits: np.ndarray = np.minimum(new_tokens, room + 1)
+        return limits
+
+    def bind_step(self, cache: Cache, rows: int) -> Step:
+        """The step that feeds one token a row; its content comes with every step."""
+        embeds, positions = self.no_prefix(rows)
+        return self.decode_engine.bind(
+            {
+                "input_ids": np.zeros((rows, 1), np.int64),
+                "prefix_embeds": embeds,
+                "prefix_positions": positions,
+                "position_start": np.zeros(rows, np.int64),
+                "write_indices": np.zeros(rows, np.int64),
+                "last_indices": np.zeros(rows, np.int64),
+                **cache.inputs,
+            },
+            {**cache.outputs, **{name: self._output_like(name, rows) for name in ("logits", "next_token")}},
+        )
+
+    def no_prefix(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings and positions of no tokens."""
+        spec = self.graph.input("prefix_embeds")
+        return np.zeros((rows, 0, int(spec.shape[2])), spec.dtype), np.zeros((rows, 0), np.int64)
+
+    def _output_like(self, name: str, rows: int) -> DeviceTensor:
+        """A buffer for an output [R, ...]: what has none is allocated and collected again in every step."""
+        spec = next(tensor for tensor in self.graph.outputs if tensor.name == name)
+        return self.engine.zeros((rows, *(int(extent) for extent in spec.shape[1:])), spec.dtype)
 
 
 class DecoderOnlyDecoding:
@@ -89,7 +131,7 @@ class DecoderOnlyDecoding:
         self.decode_seconds: list[float] = []
         self._model = model
         self.graph = "language_model"
-        self.vocabulary = int(model.graph.output("logits").shape[1])
+        self.vocabulary = model.vocabulary
         self._engine = model.engine
         self._batch = batch
         self._output = output
@@ -134,7 +176,7 @@ class DecoderOnlyDecoding:
         pads = [[self._model.text.pad_token_id]] * count
         self._bind(batch.prefix_embeds, batch.prefix_positions, pads, once).run()
         once.copy_rows(self._engine, rows, self._cache, every, kept)
-        return self._bind(*self._no_prefix(len(rows)), batch.prompts, self._cache, first_slot=kept)
+        return self._bind(*self._model.no_prefix(len(rows)), batch.prompts, self._cache, first_slot=kept)
 
     def _bind(
         self, embeds: Value, positions: Value, prompts: Sequence[Sequence[int]], cache: Cache, first_slot: int = 0
@@ -143,11 +185,6 @@ class DecoderOnlyDecoding:
         return bind_prefill(
             self._engine, model.graph, embeds, positions, start, prompts, model.text.pad_token_id, cache, first_slot
         )
-
-    def _no_prefix(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings and positions of no tokens."""
-        spec = self._model.graph.input("prefix_embeds")
-        return np.zeros((rows, 0, int(spec.shape[2])), spec.dtype), np.zeros((rows, 0), np.int64)
 
     def reorder(self, rows: np.ndarray) -> None:
         used = int(self._slots.max())
@@ -165,7 +202,8 @@ class DecoderOnlyDecoding:
     def step(self, tokens: np.ndarray) -> np.ndarray:
         if self._step is None:
             # From here on nothing is allocated or bound: a step copies three small arrays to the engine and one back.
-            self._step = self._bind_step()
+            self._step = self._model.bind_step(self._cache, len(self._slots))
+            np.minimum(self._positions, self._last_position, out=self._positions)
         if self._places is not None:
             placed = np.empty_like(tokens)
             placed[self._places] = tokens
@@ -181,29 +219,6 @@ class DecoderOnlyDecoding:
         np.minimum(self._positions, self._last_position, out=self._positions)
         self._slots += 1
         return result if self._places is None else result[self._places]
-
-    def _bind_step(self) -> Step:
-        """The step that feeds one token a row; its content comes with every step."""
-        rows = len(self._slots)
-        np.minimum(self._positions, self._last_position, out=self._positions)
-        embeds, positions = self._no_prefix(rows)
-        return self._model.decode_engine.bind(
-            {
-                "input_ids": np.zeros((rows, 1), np.int64),
-                "prefix_embeds": embeds,
-                "prefix_positions": positions,
-                "position_start": np.zeros(rows, np.int64),
-                "write_indices": np.zeros(rows, np.int64),
-                "last_indices": np.zeros(rows, np.int64),
-                **self._cache.inputs,
-            },
-            {**self._cache.outputs, **{name: self._output_like(name, rows) for name in ("logits", "next_token")}},
-        )
-
-    def _output_like(self, name: str, rows: int) -> DeviceTensor:
-        """A buffer for an output [R, ...]: what has none is allocated and collected again in every step."""
-        spec = next(tensor for tensor in self._model.graph.outputs if tensor.name == name)
-        return self._engine.zeros((rows, *(int(extent) for extent in spec.shape[1:])), spec.dtype)
 
 
 def bind_prefill(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 from catp.runtime.bundle.manifest import GraphSpec
@@ -31,6 +33,14 @@ class Cache:
                 buffer = engine.zeros((batch, int(heads), self.slots, int(width)), spec.dtype)
                 self.inputs[spec.name] = buffer
                 self.outputs[spec.name.replace("past_key_values.", "present.")] = buffer
+
+    def rows(self, first: int, count: int) -> Cache:
+        """Some of its rows: the same memory under a shape of its own."""
+        part = copy.copy(self)
+        views = {name: buffer.rows(first, count) for name, buffer in self.inputs.items()}
+        part.inputs = views
+        part.outputs = {name.replace("past_key_values.", "present."): view for name, view in views.items()}
+        return part
 
     def copy_rows(self, engine: Engine, rows: np.ndarray, target: Cache, target_rows: np.ndarray, slots: int) -> None:
         """Copy the first `slots` slots of `rows` to `target_rows` of a cache, which may be this one; see Engine."""

@@ -26,6 +26,10 @@ class DeviceTensor(Protocol):
         """A copy in host memory (on the CPU possibly a view, valid until the tensor is written again)."""
         ...
 
+    def rows(self, first: int, count: int) -> DeviceTensor:
+        """Some of its rows, [count, ...]: the same memory under a shape of its own, to bind to a graph."""
+        ...
+
 
 Value = np.ndarray[Any, Any] | DeviceTensor
 """What an input may be bound to: host arrays are copied to the device."""

@@ -70,6 +70,51 @@ class OrtTensor:
         else:
             self._memory[...] = array
 
+    def rows(self, first: int, count: int) -> OrtRows:
+        return OrtRows(self, first, count)
+
+    def bind_input(self, binding: Any, name: str) -> None:
+        binding.bind_ortvalue_input(name, self.value)
+
+    def bind_output(self, binding: Any, name: str) -> None:
+        binding.bind_ortvalue_output(name, self.value)
+
+
+class OrtRows(OrtTensor):
+    """Rows of a tensor, bound by their address: ONNX Runtime has no value that is a part of another."""
+
+    def __init__(self, whole: OrtTensor, first: int, count: int) -> None:
+        super().__init__(whole.value)  # whose memory lives as long as this does
+        rows, *others = whole.shape
+        if not 0 <= first < first + count <= rows:
+            raise ValueError(f"rows {first} to {first + count} of {rows}")
+        self._shape = (count, *others)
+        self._first = first
+        self._address = whole.value.data_ptr() + first * (whole.value.tensor_size_in_bytes() // rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        return self.value.numpy()[self._first : self._first + self._shape[0]]
+
+    def write(self, array: np.ndarray[Any, Any]) -> None:
+        raise NotImplementedError("rows are written by graphs")
+
+    def rows(self, first: int, count: int) -> OrtRows:
+        raise NotImplementedError("rows of rows")
+
+    def bind_input(self, binding: Any, name: str) -> None:
+        binding.bind_input(name, *self._where())
+
+    def bind_output(self, binding: Any, name: str) -> None:
+        binding.bind_output(name, *self._where())
+
+    def _where(self) -> tuple[Any, ...]:
+        """Device, its number, type, shape and address, as an IOBinding takes them."""
+        return self.value.device_name(), 0, self.value.element_type(), list(self._shape), self._address
+
 
 class OrtStep:
     """An IOBinding."""
@@ -85,9 +130,9 @@ class OrtStep:
             for name, value in inputs.items():
                 tensor = value if isinstance(value, OrtTensor) else engine.upload(np.asarray(value))
                 self._inputs[name] = tensor
-                self._binding.bind_ortvalue_input(name, tensor.value)
+                tensor.bind_input(self._binding, name)
             for name, tensor in self._outputs.items():
-                self._binding.bind_ortvalue_output(name, tensor.value)
+                tensor.bind_output(self._binding, name)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise engine.failure(error) from error
         self._free = [name for name in engine.output_names if name not in self._outputs]
@@ -143,7 +188,7 @@ class OrtEngine:
         target_rows: np.ndarray[Any, Any],
         length: int,
     ) -> None:
-        assert isinstance(source, OrtTensor) and isinstance(target, OrtTensor)
+        assert type(source) is OrtTensor and type(target) is OrtTensor  # the value of rows is the whole
         read, written = source.value, target.value
         if self.device == "cpu":
             view, target_view = _host_memory(read), _host_memory(written)

@@ -22,13 +22,20 @@ _EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 
 
 class TrtTensor:
-    """A tensor in device memory."""
+    """A tensor in device memory.
 
-    def __init__(self, device: Device, shape: tuple[int, ...], dtype: str) -> None:
+    Args:
+        memory: where it lies, `offset` bytes from its beginning; None: memory of its own.
+    """
+
+    def __init__(
+        self, device: Device, shape: tuple[int, ...], dtype: str, memory: Allocation | None = None, offset: int = 0
+    ) -> None:
         self.device = device
         self._shape = shape
         self.dtype = np.dtype(dtype)
-        self.memory: Allocation = device.allocate(self.nbytes)
+        self.memory: Allocation = memory or device.allocate(self.nbytes)
+        self._offset = offset
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -40,7 +47,14 @@ class TrtTensor:
 
     @property
     def address(self) -> int:
-        return self.memory.address
+        return self.memory.address + self._offset
+
+    def rows(self, first: int, count: int) -> TrtTensor:
+        rows, *others = self._shape
+        if not 0 <= first < first + count <= rows:
+            raise ValueError(f"rows {first} to {first + count} of {rows}")
+        offset = self._offset + first * (self.nbytes // rows)
+        return TrtTensor(self.device, (count, *others), str(self.dtype), self.memory, offset)
 
     def numpy(self) -> np.ndarray[Any, Any]:
         return self.device.download(self.address, self._shape, self.dtype)

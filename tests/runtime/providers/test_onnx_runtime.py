@@ -65,3 +65,30 @@ def test_bfloat16_arrays_are_uploaded_bit_by_bit() -> None:
     engine = open_engine(nodes, values[:1], values[1:])
     given = np.array([1, -2.5, 3e38], np.float32).astype("bfloat16")
     assert engine.bind({"x": given}).run()["y"].numpy().tolist() == given.astype(np.float32).tolist()
+
+
+def test_rows_are_the_same_memory() -> None:
+    """A step over some rows of a cache writes there and nowhere else."""
+    shape = [2, 1, 4, 3]
+    rows = ["rows", *shape[1:]]
+    nodes = [helper.make_node("TensorScatter", ["past", "new", "slots"], ["present"], axis=2)]
+    inputs = [
+        helper.make_tensor_value_info("past", TensorProto.FLOAT, rows),
+        helper.make_tensor_value_info("new", TensorProto.FLOAT, ["rows", 1, 1, 3]),
+        helper.make_tensor_value_info("slots", TensorProto.INT64, ["rows"]),
+    ]
+    outputs = [helper.make_tensor_value_info("present", TensorProto.FLOAT, rows)]
+    engine = open_engine(nodes, inputs, outputs)
+    cache = engine.zeros((5, 1, 4, 3), "float32")
+    view = cache.rows(2, 2)
+    assert view.shape == (2, 1, 4, 3)
+    new = np.full((2, 1, 1, 3), 2.5, np.float32)
+    step = engine.bind({"past": view, "new": new, "slots": np.array([0, 3])}, {"present": view})
+    found = step.run()["present"]
+    expected = np.zeros((5, 1, 4, 3), np.float32)
+    expected[2, :, 0] = expected[3, :, 3] = 2.5
+    np.testing.assert_array_equal(cache.numpy(), expected)
+    np.testing.assert_array_equal(found.numpy(), expected[2:4])
+    for first, count in ((4, 2), (-1, 1), (0, 0)):
+        with pytest.raises(ValueError, match="of 5"):
+            cache.rows(first, count)

@@ -88,6 +88,18 @@ def test_rows_are_copied_from_address_to_address() -> None:
     assert copies == [(1000, 2000, rectangles)]
 
 
+def test_rows_are_addresses_in_the_same_memory() -> None:
+    device: Any = SimpleNamespace(allocate=lambda size: SimpleNamespace(address=4096))
+    whole = TrtTensor(device, (8, 2, 32, 4), "float16")
+    row = 2 * 32 * 4 * 2  # bytes
+    part = whole.rows(3, 2)
+    assert (part.shape, part.address, part.dtype) == ((2, 2, 32, 4), 4096 + 3 * row, whole.dtype)
+    assert part.memory is whole.memory  # which lives as long as either does
+    assert part.rows(1, 1).address == 4096 + 4 * row
+    with pytest.raises(ValueError, match="of 8"):
+        whole.rows(7, 2)
+
+
 class Recorder:
     """Stands where TensorRT's engine and execution context stand; runs nothing, writes down every call."""
 

@@ -1,0 +1,118 @@
+"""Readers of requests: one for the body of each route on which questions are asked."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+
+from catp.runtime.bundle.manifest import Manifest
+from catp.runtime.questions import Wishes
+from catp.runtime.server import kserve
+from catp.runtime.server.asking import Maker, Reading
+from catp.runtime.server.bodies import ChatBody, GenerateBody, GenerateParameters, parse
+from catp.runtime.server.dialects import Dialect, KServeGenerate, OpenAiChat
+from catp.runtime.server.engine import ModelEngine
+from catp.runtime.server.failures import Failure
+from catp.runtime.server.intake import make_job, make_match_job
+from catp.runtime.server.jobs import Finished, Matched
+from catp.runtime.server.questions import Asked, read_chat, read_pictures, read_wishes
+from catp.runtime.server.state import State
+
+
+def read_chat_request(state: State, request: Request, body: bytes) -> Reading:
+    """POST /v1/chat/completions."""
+    asked = parse(ChatBody, body)
+    engine = state.engine(asked.model)
+    manifest = _generating(engine)
+    question = read_chat(asked, manifest, state.settings.prompt_template, state.settings.media_domains)
+    tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+    wishes = read_wishes(asked, asked.stop, tokens, manifest.generation)
+    include_usage = asked.stream_options is not None and asked.stream_options.include_usage
+    dialect = OpenAiChat(_id(request), engine.name, include_usage)
+    maker = _maker(state, request, engine, question, wishes, asked.cache_salt, bool(asked.explain))
+    return Reading(engine, [maker], _whole(dialect), dialect if asked.stream else None)
+
+
+def read_generate_request(state: State, request: Request, body: bytes) -> Reading:
+    """POST /v2/models/NAME/generate and generate_stream."""
+    asked = parse(GenerateBody, body)
+    engine = state.engine(request.path_params["name"], None)
+    manifest = _generating(engine)
+    pictures = read_pictures(asked.image, manifest, "image", state.settings.media_domains)
+    question = Asked(asked.text_input, pictures, "image")
+    wishes = _wishes(asked.parameters, manifest)
+    dialect = KServeGenerate(engine.name, asked.id)
+    maker = _maker(state, request, engine, question, wishes, asked.parameters.cache_salt)
+    stream = request.url.path.endswith("_stream")
+    return Reading(engine, [maker], _whole(dialect), dialect if stream else None)
+
+
+def read_infer_request(state: State, request: Request, body: bytes) -> Reading:
+    """POST /v2/models/NAME/infer."""
+    engine = state.engine(request.path_params["name"], None)
+    manifest = engine.pipeline.manifest
+    header_length = request.headers.get("inference-header-content-length")
+    asked, pictures, texts = kserve.read_infer(body, header_length, manifest)
+    whole = partial(kserve.infer_response, engine.name, asked)
+    began, given = time.monotonic(), asked.parameters
+    if manifest.model.language == "none":
+        make = partial(make_match_job, engine, pictures[0], texts, given.ratio, _id(request))
+        return Reading(engine, [lambda tell: make(tell, began)], whole)
+    wishes = _wishes(given, manifest)
+    makers = [
+        _maker(state, request, engine, Asked(text, [picture], "inputs"), wishes, given.cache_salt)
+        for picture, text in zip(pictures, texts)
+    ]
+    return Reading(engine, makers, whole)
+
+
+def _whole(dialect: Dialect) -> Callable[[Sequence[Finished | Matched]], dict[str, Any]]:
+    def whole(ends: Sequence[Finished | Matched]) -> dict[str, Any]:
+        (end,) = ends
+        assert isinstance(end, Finished)
+        return dialect.whole(end)
+
+    return whole
+
+
+def _id(request: Request) -> str:
+    return str(request.scope["catp"]["request_id"])
+
+
+def _generating(engine: ModelEngine) -> Manifest:
+    """The manifest of a model that writes text; raises Failure for one that does not."""
+    manifest = engine.pipeline.manifest
+    if manifest.model.language == "none":
+        message = f"model {engine.name!r} scores texts and writes none; use /v2/models/{engine.name}/infer"
+        raise Failure(400, message, "unsupported_model", "model")
+    return manifest
+
+
+def _wishes(given: GenerateParameters, manifest: Manifest) -> Wishes:
+    tokens = given.max_new_tokens if given.max_tokens is None else given.max_tokens
+    return read_wishes(given, given.stop, tokens, manifest.generation)
+
+
+def _maker(
+    state: State,
+    request: Request,
+    engine: ModelEngine,
+    question: Asked,
+    wishes: Wishes,
+    salt: str | None,
+    explains: bool = False,
+) -> Maker:
+    began, salted = time.monotonic(), salt_of(state, request, salt)
+    return lambda tell: make_job(engine, question, wishes, salted, _id(request), tell, began, explains)
+
+
+def salt_of(state: State, request: Request, given: str | None) -> bytes:
+    """A mark of those who may see each other's pictures in the time that an answer takes: the key, where there are
+    several; and the salt that the client asks for."""
+    key = request.headers.get("authorization", "") if len(state.settings.keys) > 1 else ""
+    return hashlib.sha256(key.encode() + b"\0" + (given or "").encode()).digest()
