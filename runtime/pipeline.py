@@ -455,6 +455,9 @@ class Pipeline:
     def keep(self, seen: Seen, wishes: Wishes) -> Pruned:
         """The tokens of a remembered picture that the language model reads: those of `generate`."""
         kept, mass = wishes.pruning(self.manifest, self.image_side)
+        if self.manifest.vote is None:
+            assert isinstance(seen, Remembered)
+            return self.prune(seen.encoded, kept)
         queries = self.manifest.pruning.num_query_tokens
         if isinstance(seen, Remembered) and mass is None:
             pruned = self.prune(seen.encoded, kept)

@@ -9,7 +9,7 @@ import numpy as np
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
-from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Votes
+from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Remembered, Seen, Votes
 from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.inputs.images import load_and_preprocess
 from catp.runtime.providers.base import Provider, to_host
@@ -70,6 +70,10 @@ class ImageTokens:
         """Every token, with as many votes as any other, in host memory."""
         embeds = to_host(encoded["image_embeds"])
         return Votes(embeds, {"token_scores": np.zeros(embeds.shape[:2], np.float32)})
+
+    def remember(self, encoded: Encoded) -> Seen:
+        """Everything that the encoder outputs: nothing else is computed of an image."""
+        return Remembered({name: np.array(to_host(value)) for name, value in encoded.items()})
 
     def by_mass(self, encoded: Encoded, mass: float) -> list[tuple[list[int], Pruned]]:
         """Raises UsageError: there are no votes to keep a share of."""

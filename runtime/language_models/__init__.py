@@ -36,8 +36,8 @@ def open_seats(bundle: Bundle, model: LanguageModel, rows: int, length: int) -> 
             return Slots(model, rows, length)
         return Separate(model, "language_model", model.vocabulary, rows, length)
     if isinstance(model, EncoderDecoder):
-        vocabulary = int(model.decoder_graph.output("logits").shape[1])
-        return Separate(model, "text_decoder", vocabulary, rows, length)
+        beside = isinstance(model, QuestionAnswering)  # image tokens are read beside the question, and take no place
+        return Separate(model, model.decoder_name, model.vocabulary, rows, length, counts_image=not beside)
     raise UsageError(f"bundle {bundle.path}: it has no language model, it scores texts")
 
 

@@ -74,13 +74,13 @@ class Seats(Protocol):
         ...
 
 
-def check_fit(batch: Batch, limit: int, length: int) -> int:
+def check_fit(batch: Batch, limit: int, length: int, counts_image: bool = True) -> int:
     """The limit itself, if a prompt with an answer of so many tokens fits a seat.
 
     Raises:
         UsageError: it does not.
     """
-    kept, read = batch.prefix_embeds.shape[1], len(batch.prompts[0])
+    kept, read = batch.prefix_embeds.shape[1] if counts_image else 0, len(batch.prompts[0])
     if kept + read + limit - 1 > length:
         raise UsageError(
             f"{kept} image tokens, {read} of the prompt and {limit} new ones: at most {length + 1} together are served "

@@ -15,9 +15,18 @@ from catp.runtime.language_models.seats import Seat, check_fit
 
 
 class Separate:
-    """So many seats, of so many tokens at most."""
+    """So many seats, of so many tokens at most, an image's among them if they count."""
 
-    def __init__(self, model: LanguageModel, graph: str, vocabulary: int, rows: int, length: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        graph: str,
+        vocabulary: int,
+        rows: int,
+        length: int,
+        counts_image: bool = True,
+    ) -> None:
+        self._counts_image = counts_image
         self.graph = graph
         self.vocabulary = vocabulary
         self.capacity = rows
@@ -27,7 +36,7 @@ class Separate:
         self._tokens: dict[Seat, int] = {}
 
     def admit(self, batch: Batch, new_tokens: int) -> Seat:
-        decoding = self._model.begin(batch, check_fit(batch, new_tokens, self.length))
+        decoding = self._model.begin(batch, check_fit(batch, new_tokens, self.length, self._counts_image))
         token = int(decoding.prefill()[0])
         used = {seat.row for seat in self._taken}
         row = next(row for row in range(self.capacity) if row not in used)

@@ -123,15 +123,15 @@ def _described(engine: ModelEngine) -> dict[str, Any]:
     found = {"id": engine.name, "object": "model", "created": engine.created, "owned_by": "catp"}
     if engine.ready:
         manifest = engine.pipeline.manifest
-        pruning = manifest.pruning
+        vote = manifest.vote
         found["catp"] = {
             "source": manifest.model.id,
             "family": manifest.model.family,
             "precision": manifest.precision_label,
-            "method": pruning.method,
-            "ratio": pruning.ratio,
-            "keep_mass": pruning.keep_mass,
-            "num_query_tokens": pruning.num_query_tokens,
+            "method": vote.method if vote else "none",
+            "ratio": vote.ratio if vote else 0.0,
+            "keep_mass": vote.keep_mass if vote else None,
+            "num_query_tokens": vote.num_query_tokens if vote else 0,
             "max_length": engine.length,
         }
     return found

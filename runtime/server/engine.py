@@ -307,7 +307,7 @@ class ModelEngine:
         self._answering[running] = answering
         self._metrics.observe("catp_stage_seconds", now - began, model=self.name, stage="prefill")
         self._metrics.observe("catp_time_to_first_token_seconds", now - job.accepted, model=self.name)
-        queries = pipeline.manifest.pruning.num_query_tokens * pruned.frames
+        queries = pipeline.manifest.tokens * pruned.frames
         self._metrics.count("catp_image_tokens_total", len(kept), model=self.name, fate="kept")
         self._metrics.count("catp_image_tokens_total", queries - len(kept), model=self.name, fate="dropped")
         self._metrics.count("catp_prompt_tokens_total", len(kept) + len(job.tokens[0]), model=self.name)

@@ -42,7 +42,7 @@ def make_job(
     frames = len(asked.pictures)
     ids, limit = pipeline.check(Question(b"", asked.prompt, wishes), frames)
     kept, mass = wishes.pruning(manifest, pipeline.image_side)
-    most = frames * (kept if mass is None else manifest.pruning.num_query_tokens)
+    most = frames * (kept if mass is None else manifest.tokens) if manifest.vote else 0
     room = engine.length + 1 - most - len(ids)
     if room < 1 or (mass is None and wishes.max_new_tokens is not None and limit > room):
         raise Failure(

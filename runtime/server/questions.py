@@ -32,7 +32,8 @@ def read_chat(body: ChatBody, manifest: Manifest, template: str | None, domains:
     """The prompt of a conversation, and its picture.
 
     A BLIP-2 model reads what vLLM's template for it (`template_blip2.jinja`) makes of a conversation, "Question: ...
-    Answer:"; without any text, the picture asks for a caption. An InstructBLIP model reads one text as it is.
+    Answer:"; without any text, the picture asks for a caption. An InstructBLIP model reads one text as it is, as BLIP
+    does.
 
     Args:
         template: in place of that, with {text}; for one text.
@@ -54,7 +55,7 @@ def read_chat(body: ChatBody, manifest: Manifest, template: str | None, domains:
     if body.messages[-1].role != "user":
         raise Failure(400, "the last message is an assistant's; give a user's", "invalid_value", "messages")
     _check_count(len(pictures), manifest, "messages")
-    if template is None and not manifest.reads_instruction:
+    if template is None and not manifest.reads_instruction and manifest.vote is not None:
         return Asked(_blip2(body.messages, texts), pictures, "messages")
     spoken = [text for text in texts if text]
     if len(body.messages) > 1 and len(spoken) > 1:

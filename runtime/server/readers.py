@@ -32,6 +32,10 @@ def read_chat_request(state: State, request: Request, body: bytes) -> Reading:
     question = read_chat(asked, manifest, state.settings.prompt_template, state.settings.media_domains)
     tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
     wishes = read_wishes(asked, asked.stop, tokens, manifest.generation)
+    if asked.explain and manifest.vote is None:
+        raise Failure(
+            400, f"explain: model {engine.name!r} has no votes to explain; leave it out", "unsupported", "explain"
+        )
     include_usage = asked.stream_options is not None and asked.stream_options.include_usage
     dialect = OpenAiChat(_id(request), engine.name, include_usage)
     maker = _maker(state, request, engine, question, wishes, asked.cache_salt, bool(asked.explain))
