@@ -136,7 +136,7 @@ def export_bundle(
         if keep_mass is not None and family.frames is not None:
             raise UsageError(f"keep mass {keep_mass}: frames of a video keep equally many tokens each; give a --ratio")
         if asked and not family.votes:
-            raise UsageError(f"{asked}: {family.name} has no query tokens and keeps every image token; leave it out")
+            raise UsageError(f"{asked}: {family.name} has no query tokens to leave out; leave the option out")
         if diagnostics and not family.votes and pruning is None:
             warn(f"diagnostics: {family.name} has no votes, so there are none")
         if family.votes:
@@ -149,7 +149,12 @@ def export_bundle(
         _write_files(checkpoint, folder)
         with step("run the samples in PyTorch"), one_part_in_memory(checkpoint.model):
             samples = _samples(family.frames)
-            expected = compute_expected(Reference(checkpoint), samples, voting, ratio, dtype, compared or ())
+            # Where pictures of a batch decide how many tokens each other keeps, each is one of its own.
+            coupled = pruning is not None and pruning.form == "dynamic"
+            groups = [[sample] for sample in samples] if coupled else [samples]
+            reference = Reference(checkpoint)
+            expected = [compute_expected(reference, group, voting, ratio, dtype, compared or ()) for group in groups]
+            del reference
         graphs = _write_graphs(checkpoint, voting, compared, precision, folder, step)
         manifest = Manifest(
             model=ModelSpec(

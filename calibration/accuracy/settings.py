@@ -85,7 +85,7 @@ def check_methods(manifest: Manifest, methods: Sequence[str]) -> tuple[str, ...]
     available = [*score_outputs(manifest), RANDOM]
     if manifest.vote is None and set(methods) != {"none"}:
         raise UsageError(
-            f"methods {','.join(methods)}: {manifest.model.family} keeps every image token; leave them out"
+            f"methods {','.join(methods)}: {manifest.model.family} has no query tokens to leave out; leave them out"
         )
     for method in methods:
         if method not in available:

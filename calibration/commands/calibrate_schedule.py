@@ -29,6 +29,8 @@ from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
 
+_CHECKPOINT_FILES = ("config.json", "tokenizer.json", "preprocessor_config.json")
+
 
 def calibrate_schedule(
     source: Annotated[
@@ -87,7 +89,7 @@ def calibrate_schedule(
         compared[0] = Asked(reference, EncoderWish(temperature=0.0))
         with busy("count tokens"):
             found = find_schedule(reference, half(asked, seed, "search"), flops, pictures)
-        counted = f"mean counts of {pictures} pictures of {asked.name} at temperature {found.temperature:.4g}"
+        counted = f"mean counts of {found.pictures} pictures of {asked.name} at temperature {found.temperature:.4g}"
         settings += [
             EncoderSetting(name="dynamic", temperature=found.temperature),
             EncoderSetting(name="schedule, same share in each layer", kept_tokens=kept),
@@ -110,6 +112,8 @@ def calibrate_schedule(
         )
     result = make_report(pipeline.manifest, asked, seed, settings, answered)
     console.print(score_table(result))
+    if result.skipped:
+        console.print(f"[yellow]warning:[/] {result.skipped:,} questions could not be asked; catp-eval says why")
     if report is not None:
         write_file(report, lambda file: file.write_text(result.model_dump_json(indent=1) + "\n"))
     if json_output:
@@ -132,13 +136,24 @@ def _check(pipeline: Pipeline, reference: Pipeline) -> EncoderPruningSpec:
             f"--against {reference.bundle.path}: it has a schedule, or prunes in other layers; give a dense bundle, or "
             f"one in the dynamic form that prunes in layers {', '.join(map(str, spec.layers))}"
         )
-    configurations = [
-        next((file.sha256 for file in opened.manifest.files if file.path == "config.json"), None)
-        for opened in (pipeline, reference)
-    ]
-    if configurations[0] != configurations[1]:
-        raise UsageError(f"--against {reference.bundle.path}: it is another checkpoint; export the same one")
+    if other is not None and (other.rule, other.merge) != (spec.rule, spec.merge):
+        raise UsageError(
+            f"--against {reference.bundle.path}: it prunes by {other.rule} ({other.merge}), not by {spec.rule} "
+            f"({spec.merge}); export both with the same rule"
+        )
+    if _identity(pipeline.manifest) != _identity(reference.manifest):
+        raise UsageError(
+            f"--against {reference.bundle.path}: it is another checkpoint, or in another precision; export the same one"
+        )
     return spec
+
+
+def _identity(manifest: Manifest) -> tuple[object, ...]:
+    """The marks that two bundles of one checkpoint share: its files, and the weights that nothing prunes."""
+    files = {file.path: file.sha256 for file in manifest.files}
+    last = manifest.graphs[manifest.chain.graphs[-1]]
+    weights = (last.external_data or last.file).sha256
+    return manifest.precision, weights, *(files.get(name) for name in _CHECKPOINT_FILES)
 
 
 def _apply(

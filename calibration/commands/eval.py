@@ -123,14 +123,31 @@ def evaluate_bundle(
     with bundle_folder(source) as folder:
         with busy("load the bundle"):
             pipeline = Pipeline.load(folder, provider, engines=engines)
-        if encoder_flops is not None or encoder_temperatures is not None:
-            unfit = {"ratios": ratios, "methods": methods, "predictions": predictions, "plot": plot}
+        pruning = pipeline.manifest.encoder_pruning
+        counts = pruning is not None and pruning.form == "dynamic"  # picture by picture: a batch would couple them
+        if encoder_flops is not None or encoder_temperatures is not None or counts:
+            unfit = {
+                "ratios": ratios,
+                "keep-mass": keep_mass,
+                "methods": methods,
+                "positions": positions,
+                "predictions": predictions,
+                "plot": plot,
+            }
             if given := [f"--{name}" for name, value in unfit.items() if value is not None]:
-                raise UsageError(f"{', '.join(given)}: not with shares or temperatures of an encoder; leave it out")
+                raise UsageError(
+                    f"{', '.join(given)}: not with shares or temperatures of a vision encoder, nor in its dynamic form; "
+                    "leave it out"
+                )
             wishes = [EncoderWish(flops=share) for share in _parse("encoder flops", encoder_flops or "")]
             wishes += [EncoderWish(temperature=t) for t in _parse("encoder temperatures", encoder_temperatures or "")]
+            if not wishes and (encoder_flops is not None or encoder_temperatures is not None):
+                raise UsageError("--encoder-flops, --encoder-temperatures: give at least one number")
+            wishes = wishes or [EncoderWish()]
             found = _compare_shares(pipeline, questions.subset(limit, fraction, seed), wishes, seed, batch_size)
             console.print(encoder_table(found))
+            if found.skipped:
+                console.print(f"[yellow]warning:[/] {found.skipped:,} questions could not be asked")
             if output is not None:
                 write_file(output, lambda file: file.write_text(found.model_dump_json(indent=1) + "\n"))
             if json_output:
@@ -202,7 +219,9 @@ def _check_nothing_pruned(
     """Raises UsageError where more is asked of a bundle that votes for no tokens than its accuracy."""
     asked = {"ratios": any(ratios or ()), "keep mass": bool(masses), "positions": positions not in (None, "original")}
     if given := [name for name, is_given in asked.items() if is_given]:
-        raise UsageError(f"{', '.join(given)}: {manifest.model.family} keeps every image token; leave it out")
+        raise UsageError(
+            f"{', '.join(given)}: {manifest.model.family} has no query tokens to leave out; leave the option out"
+        )
 
 
 def _choose_methods(manifest: Manifest, text: str | None, alone: bool, all_: bool) -> tuple[str, ...]:

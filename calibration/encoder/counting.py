@@ -35,6 +35,7 @@ class Found:
     temperature: float
     share: float  # of the dense encoder's work, mean over pictures
     kept_tokens: tuple[int, ...]  # each layer's mean count
+    pictures: int  # that were counted
 
 
 def find_schedule(pipeline: Pipeline, questions: Iterable[VqaExample], share: float, pictures: int) -> Found:
@@ -61,7 +62,7 @@ def find_schedule(pipeline: Pipeline, questions: Iterable[VqaExample], share: fl
         return float(np.mean([spec.gflops(row.tolist()) for row in tried[temperature]])) / spec.gflops_dense
 
     grid = np.geomspace(LEAST, MOST, GRID).tolist()
-    # From the hot end: the coldest temperature below which more than the wanted work is left.
+    # The hottest temperature of the grid that leaves more than the wanted work, and the one above it.
     low, high = None, None
     for temperature in grid:
         if left(temperature) > share:
@@ -81,7 +82,7 @@ def find_schedule(pipeline: Pipeline, questions: Iterable[VqaExample], share: fl
             break
         low, high = (middle, high) if found > share else (low, middle)
     best = min(tried, key=lambda temperature: abs(left(temperature) - share))
-    return Found(best, left(best), fit(spec, tried[best], share))
+    return Found(best, left(best), fit(spec, tried[best], share), len(pixels))
 
 
 def fit(spec: EncoderPruningSpec, counts: np.ndarray, share: float) -> tuple[int, ...]:
@@ -93,7 +94,12 @@ def fit(spec: EncoderPruningSpec, counts: np.ndarray, share: float) -> tuple[int
     schedules = []
     for scale in np.linspace(0.9, 1.1, 81):
         scaled = np.minimum(counts * scale, counts.max(0))
-        schedules.append(mean_schedule(spec, scaled.tolist()))
+        try:
+            schedules.append(spec.check(mean_schedule(spec, scaled.tolist())))
+        except UsageError:  # scaled so far that a layer can't keep its count
+            continue
+    if not schedules:
+        raise UsageError(f"flops {share:g}: so few tokens are left that no schedule keeps them; give a larger share")
     return min(schedules, key=lambda kept: abs(spec.gflops(kept) / spec.gflops_dense - share))
 
 

@@ -35,7 +35,7 @@ class Limits:
     ratio: float | None = None  # to optimise for; None: the bundle's default
     fixed_ratio: bool = False  # fold num_kept into the graph: faster, and the one ratio left
     fixed_schedule: bool = False  # likewise the schedule of a vision encoder that prunes
-    dynamic_encoder: bool = False  # build encoders that count tokens for themselves, which nobody has executed
+    dynamic_encoder: bool = False  # build encoders whose device knows alone how many tokens are left: never executed
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_prompt", "max_length"):
@@ -47,7 +47,9 @@ class Limits:
         if manifest.vote is None:
             if self.ratio or self.fixed_ratio:
                 asked = f"--ratio {self.ratio:g}" if self.ratio else "--fixed-ratio"
-                raise UsageError(f"{asked}: {manifest.model.family} keeps every image token; leave it out")
+                raise UsageError(
+                    f"{asked}: {manifest.model.family} has no query tokens to leave out; leave the option out"
+                )
             return self._image_tokens(manifest)
         pruning = manifest.pruning
         ratio = pruning.ratio if self.ratio is None else self.ratio
@@ -84,11 +86,20 @@ class Limits:
         """
         self.kept(manifest)  # refuses what the bundle can't do
         pruning = manifest.encoder_pruning
-        if pruning is not None and pruning.form == "dynamic" and not self.dynamic_encoder:
-            raise UsageError(
-                "the encoders of this bundle count tokens for themselves (dynamic form), which TensorRT builds and "
-                "nobody has executed; give --dynamic-encoder to build it all the same, or export with --encoder-flops"
+        dynamic = pruning is not None and pruning.form == "dynamic"
+        counts = dynamic or manifest.question_pruning is not None
+        if counts and not self.dynamic_encoder:
+            what, instead = (
+                ("encoders of this bundle count tokens for themselves (dynamic form)", "export with --encoder-flops")
+                if dynamic
+                else ("question encoder of this bundle prunes", "export without --text-encoder-flops")
             )
+            raise UsageError(
+                f"the {what}, which TensorRT builds and nobody has executed; give --dynamic-encoder to build it all "
+                f"the same, or {instead}"
+            )
+        if self.dynamic_encoder and not counts:
+            raise UsageError("--dynamic-encoder: no encoder of this bundle counts tokens for itself; leave it out")
         if self.fixed_schedule and (pruning is None or pruning.kept_tokens is None):
             raise UsageError(
                 "--fixed-schedule: the vision encoder of this bundle has no schedule; leave it out, or export with "
@@ -132,7 +143,13 @@ class Limits:
         prompt = (1, min(_USUAL_PROMPT, self.max_prompt), self.max_prompt)
         encoded = (kept[0] + prompt[0], kept[1] + prompt[1], kept[2] + prompt[2])
         once: dict[str, Extent] = {"batch": batch, "seq": prompt, "num_kept": kept, "encoded": encoded}
-        once |= {"instruction": prompt, "text": prompt, "question": prompt, "image_tokens": kept}
+        once |= {
+            "instruction": prompt,
+            "text": prompt,
+            "question": prompt,
+            "image_tokens": kept,
+            "kept_question": prompt,
+        }
         step: dict[str, Extent] = {**once, "seq": (1, 1, 1), "num_kept": (0, 0, 0)}
         fixed, dimensions = self.fixed(graph, manifest), _dimensions(graph)
         pruning = manifest.encoder_pruning

@@ -25,8 +25,8 @@ from catp.export.graphs.masks import seen_by_all
 from catp.export.graphs.question_encoder import QuestionEncoder
 
 ENCODED_LENGTHS = "encoded_lengths"
-FEWEST = 3
-"""Tokens after the first of which some can be pruned: one stays and two become one."""
+KEPT_QUESTION = "kept_question"
+"""Name of the dimension S': tokens that are left of the longest question."""
 
 
 class PrunedQuestionEncoder(QuestionEncoder):
@@ -74,8 +74,8 @@ class PrunedQuestionEncoder(QuestionEncoder):
         after, evidence = self._attend(index, layer.attention, hidden, visible)
         scores = self.rule.scores(evidence).masked_fill(~visible[:, 1:], torch.finfo(torch.float32).min)
         if self.thousandths is not None:
-            kept = torch.minimum(((own * self.thousandths + 999) // 1000).clamp(min=1), own - 2)
-            prunes = own > FEWEST - 1
+            kept = ((own * self.thousandths + 999) // 1000).clamp(min=1)
+            prunes = kept < own - 1
         else:
             assert temperature is not None and evidence.guidance is not None
             kept = wanted_tokens(scores, evidence.guidance, temperature).expand(own.shape[0])
@@ -122,8 +122,8 @@ def graph(module: PrunedQuestionEncoder, model: BlipForQuestionAnswering) -> Gra
     found = question_encoder.graph(model)
     found.module = module
     found.output_names = [*found.output_names, ENCODED_LENGTHS]
-    # Each layer reads one size from a tensor, the u-th: to whoever reads keys and values, it is a question's length.
-    found.dimension_names = {f"u{len(module.text_encoder.encoder.layer) - 1} + 1": "question"}
+    # Each layer reads one size from a tensor, the u-th.
+    found.dimension_names = {f"u{len(module.text_encoder.encoder.layer) - 1} + 1": KEPT_QUESTION}
     if module.thousandths is None:
         found.example = (*found.example, torch.ones(1))
         found.input_names = [*found.input_names, "encoder_temperature"]

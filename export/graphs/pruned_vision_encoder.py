@@ -113,7 +113,11 @@ class PrunedVisionEncoder(torch.nn.Module):
         torch._check(kept >= 1)
         torch._check(kept <= scores.shape[1])
         indices = operators.top_k(scores, count, kept, largest=True)
-        chosen = Chosen(indices, scores, keys, self.rule.receivers(scores.shape[1]), merges_any)
+        receivers = self.rule.receivers(scores.shape[1])
+        if receivers is not None:
+            # The next layer asks for tokens at odd places: ties must not decide which these are. TopK sorts floats.
+            indices = indices.gather(1, operators.top_k(indices.float(), count, kept, largest=False))
+        chosen = Chosen(indices, scores, keys, receivers, merges_any)
         return self.merging(Tokens(embeds, tokens.positions, tokens.sizes), chosen)
 
 
@@ -198,7 +202,8 @@ def _dimension_names(module: PrunedVisionEncoder) -> dict[str, str]:
     """Names of sizes that are read from tensors, the u-th while tracing: how they follow from the schedule."""
     last = len(module.layers) - 1
     if module.form == "dynamic":
-        left, more = f"u{2 * last} + u{2 * last + 1}", 0
+        # The merge "one" reads a second size in each layer: whether there was anything to merge.
+        left, more = (f"u{2 * last} + u{2 * last + 1}" if module.merging.adds else f"u{last}"), 0
     else:
         left, more = f"u{last}", module.merging.adds
     patches = f"{left} + {more}" if more else left

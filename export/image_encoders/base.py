@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from catp.export.graphs import Graph
+from catp.export.image_encoders.pruned_reference import PrunedEmbeds
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,7 @@ class ImageEmbeds:
 
     embeds: torch.Tensor  # float32 [B, I, Dv], CLS first
     weights: torch.Tensor  # float32 [B, I], for a vote that weighs image tokens
-    positions: np.ndarray | None = None  # int64 [B, I-1] of an encoder that prunes: patches, -1 for merged tokens
-    in_doubt: np.ndarray | None = None  # bool [B]: of that encoder, where rounding may keep other tokens
+    pruned: PrunedEmbeds | None = None  # of an encoder that prunes, how they came about
 
 
 class ImageEncoder(Protocol):

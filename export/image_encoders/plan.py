@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from catp.export.encoder_pruning import RULES, make_rule
 from catp.export.image_encoders.sizes import pair
 from catp.runtime.bundle.encoder_pruning import (
+    CAN_SKIP,
+    HIGHEST,
+    LOWEST,
     EncoderPruningSpec,
     EncoderSizes,
     Form,
@@ -15,8 +20,11 @@ from catp.runtime.bundle.encoder_pruning import (
     QuestionPruningSpec,
     dense_gflops,
 )
-from catp.runtime.bundle.encoder_schedules import even_schedule
+from catp.runtime.bundle.encoder_schedules import CLOSE, even_schedule
 from catp.runtime.errors import UsageError
+
+QUESTION_TOKENS = 16
+"""Of a usual question, by which a share of the question encoder's work is understood."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,14 @@ class EncoderOptions:
             raise UsageError(
                 "--encoder-temperature: it is for --encoder-form dynamic; a schedule takes --encoder-flops"
             )
+        beside = [
+            name for name in ("layers", "merge", "text_flops") if getattr(self, name) != getattr(EncoderOptions, name)
+        ]
+        if beside and self.rule is None and self.flops is None and self.kept_tokens is None and self.form == "schedule":
+            given = "--text-encoder-flops" if beside[-1] == "text_flops" else f"--encoder-{beside[-1]}"
+            raise UsageError(
+                f"{given}: it is for a vision encoder that prunes; give --encoder-flops or --encoder-pruning as well"
+            )
         if self.text_flops is not None and not 0 < self.text_flops < 1:
             raise UsageError(
                 f"--text-encoder-flops {self.text_flops:g}: a share of that encoder's work, above 0 and below 1"
@@ -64,8 +80,10 @@ class EncoderOptions:
             )
         if self.flops is not None and self.kept_tokens is not None:
             raise UsageError("--encoder-flops and --encoder-kept: give one of them")
-        if self.temperature is not None and not 0 < self.temperature < float("inf"):
-            raise UsageError(f"--encoder-temperature {self.temperature:g}: give a number above 0")
+        if self.temperature is not None and not LOWEST <= self.temperature <= HIGHEST:
+            raise UsageError(
+                f"--encoder-temperature {self.temperature:g}: give a number from {LOWEST:g} to {HIGHEST:g}"
+            )
 
 
 def encoder_sizes(config: Any) -> EncoderSizes:
@@ -113,9 +131,11 @@ def plan_pruning(
     )
     if options.form == "dynamic":
         chosen = options.temperature if options.temperature is not None else temperature
-        if not chosen:
+        if chosen is None or not LOWEST <= chosen <= HIGHEST:
+            found = "no temperature" if chosen is None else f"a temperature of {chosen:g}"
             raise UsageError(
-                "--encoder-form dynamic: the checkpoint has no temperature (madtp.json); give --encoder-temperature"
+                f"--encoder-form dynamic: the checkpoint has {found} (madtp.json); give --encoder-temperature, from "
+                f"{LOWEST:g} to {HIGHEST:g}"
             )
         source = "checkpoint" if options.temperature is None else "--encoder-temperature"
         return _made(spec, temperature=chosen, source=source)
@@ -129,7 +149,10 @@ def plan_pruning(
 
 def _made(spec: EncoderPruningSpec, **values: Any) -> EncoderPruningSpec:
     given = {name: getattr(spec, name) for name in spec.model_fields_set}
-    return EncoderPruningSpec(**given, **values)
+    try:
+        return EncoderPruningSpec(**given, **values)
+    except ValidationError as error:
+        raise UsageError(f"encoder pruning: {error.errors()[0]['msg']}") from None
 
 
 def plan_question_pruning(options: EncoderOptions, spec: EncoderPruningSpec, layers: int) -> QuestionPruningSpec | None:
@@ -145,16 +168,27 @@ def plan_question_pruning(options: EncoderOptions, spec: EncoderPruningSpec, lay
         return None
     rule = spec.rule if RULES[spec.rule].reads_maps else "self-cls"
     fraction = min((t / 1000 for t in range(1, 1000)), key=lambda f: abs(_text_share(f, layers) - share))
+    if abs(found := _text_share(fraction, layers) - share) > 2 * CLOSE:
+        raise UsageError(
+            f"--text-encoder-flops {share:g}: of a question of {QUESTION_TOKENS} tokens, {share + found:.2f} is the "
+            f"nearest that {layers} layers can leave; give that"
+        )
     return QuestionPruningSpec(rule=rule, form="schedule", fraction=fraction, source=f"--text-encoder-flops {share:g}")
 
 
 def _text_share(fraction: float, layers: int) -> float:
-    """Work that remains where every layer keeps this fraction, of projections and MLPs, which grow with the tokens.
+    """Work that remains of a question of QUESTION_TOKENS, of projections and MLPs, which grow with its tokens.
 
     A layer's self-attention has 4 products of W x W for each token that comes in, its cross-attention 2 and its MLP 8
-    for each one that is left.
+    for each one that is left. The keys and values of the image tokens stay, and are not counted.
     """
-    return sum(4 * fraction**layer + 10 * fraction ** (layer + 1) for layer in range(layers)) / (14 * layers)
+    tokens, work = QUESTION_TOKENS - 1, 0
+    for _ in range(layers):
+        kept = max(1, -(-tokens * round(1000 * fraction) // 1000))
+        left = kept + 1 if kept <= tokens - CAN_SKIP else tokens
+        work += 4 * (1 + tokens) + 10 * (1 + left)
+        tokens = left
+    return work / (14 * QUESTION_TOKENS * layers)
 
 
 def _layers(text: str, available: int) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ class PrunedEncoder:
     def embed(self, model: Any, pixel_values: torch.Tensor) -> ImageEmbeds:
         """Every image token weighs the same."""
         found = self.encode(model, pixel_values)
-        return ImageEmbeds(found.embeds, torch.ones(found.embeds.shape[:2]), found.positions, found.in_doubt)
+        return ImageEmbeds(found.embeds, torch.ones(found.embeds.shape[:2]), found)
 
     def encode(self, model: Any, pixel_values: torch.Tensor) -> PrunedEmbeds:
         """The encoder with the default schedule or temperature, by plain PyTorch and numpy."""

@@ -23,6 +23,7 @@ class PrunedEmbeds:
     embeds: torch.Tensor  # float32 [B, I, W], CLS first
     positions: np.ndarray  # int64 [B, I-1]: patch of each other token, -1 for merged ones
     counts: tuple[int, ...]  # by pruning layer, how many tokens were kept: all that came in where nothing was pruned
+    left: tuple[np.ndarray, ...]  # int64 [B, N'] by pruning layer: patches after it, -1 for merged ones
     in_doubt: np.ndarray  # bool [B]: rounding may keep other tokens of this picture
 
 
@@ -48,7 +49,7 @@ def encode(
     positions = np.tile(np.arange(patches), (batch, 1))
     sizes = np.ones((batch, patches))
     in_doubt = np.zeros(batch, bool)
-    counts = []
+    counts, left = [], []
     for index, layer in enumerate(vision_model.encoder.layers):
         state, output = _attend(layer, hidden, positions, sizes if merge == "nearest" else None)
         hidden = hidden + output
@@ -65,8 +66,9 @@ def encode(
             if count < scores.shape[1]:
                 hidden, positions, sizes, unsure = _prune(hidden, state, scores, count, sizes, rule, merge)
                 in_doubt |= unsure
+            left.append(positions)
         hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
-    return PrunedEmbeds(vision_model.post_layernorm(hidden), positions, tuple(counts), in_doubt)
+    return PrunedEmbeds(vision_model.post_layernorm(hidden), positions, tuple(counts), tuple(left), in_doubt)
 
 
 def _attend(
@@ -112,7 +114,10 @@ def _prune(
     for b, of_row in enumerate(scores):
         order = np.argsort(-of_row, kind="stable")
         kept, rest = order[:count], order[count:]
-        unsure.append(of_row[kept[-1]] - of_row[rest[0]] <= NEAR_TIE * abs(of_row[kept[-1]]))
+        if rule == "tome":  # in the order in which they came, as places decide in the next layer
+            kept = np.sort(kept)
+        last = of_row[order[count - 1]]
+        unsure.append(last - of_row[rest[0]] <= NEAR_TIE * abs(last))
         tokens = hidden[b, 1:].double().numpy()
         of_kept, position, size = tokens[kept], state.positions[b, kept], sizes[b, kept]
         if merge == "one":

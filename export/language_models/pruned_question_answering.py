@@ -11,7 +11,7 @@ from transformers import BlipForQuestionAnswering
 
 from catp.export.encoder_pruning import make_rule
 from catp.export.graphs import Graph, answer_decoder
-from catp.export.graphs.pruned_question_encoder import PrunedQuestionEncoder, graph
+from catp.export.graphs.pruned_question_encoder import KEPT_QUESTION, PrunedQuestionEncoder, graph
 from catp.export.language_models.pruned_question_reference import encode
 from catp.export.language_models.question_answering import QuestionAnswering
 from catp.runtime.bundle.encoder_pruning import QuestionPruningSpec
@@ -26,7 +26,9 @@ class PrunedQuestionAnswering(QuestionAnswering):
     def graphs(self, lm: BlipForQuestionAnswering) -> Iterator[Graph]:
         module = PrunedQuestionEncoder(lm, make_rule(self.spec.rule), self.space_dict, self.spec.thousandths)
         yield graph(module, lm)
-        yield answer_decoder.graph(lm.text_decoder)
+        decoder = answer_decoder.graph(lm.text_decoder)
+        decoder.dimension_names = {"question": KEPT_QUESTION}
+        yield decoder
 
     @contextmanager
     def standing_in(self, lm: BlipForQuestionAnswering) -> Iterator[None]:

@@ -39,7 +39,8 @@ def encode(
             assert guide is not None and temperature is not None
             count, _ = count_tokens(scores[None], state.tokens[:, 1:] @ guide.T, temperature)
         else:
-            count = tokens if tokens < 3 else min(max(1, -(-tokens * thousandths // 1000)), tokens - 2)
+            count = max(1, -(-tokens * thousandths // 1000))
+            count = count if count <= tokens - 2 else tokens
         if count < tokens:
             order = np.argsort(-scores, kind="stable")
             kept, rest = order[:count], order[count:]

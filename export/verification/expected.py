@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from catp.export.image_encoders.pruned_reference import PrunedEmbeds
 from catp.export.verification.continuations import Greedy
 from catp.export.verification.reference import Reference, ReferenceVotes, count_votes
 from catp.export.voting.base import VotingMethod
@@ -49,8 +50,7 @@ class ExpectedImages:
     pixel_values: np.ndarray  # float32 [B, 3, H, W]
     image_embeds: np.ndarray  # float32 [B, I, Dv]
     image_weights: np.ndarray  # float32 [B, I]
-    image_positions: np.ndarray | None  # int64 [B, I-1] of an encoder that prunes: each token's patch, -1 if merged
-    in_doubt: np.ndarray | None  # bool [B]: of that encoder, where rounding may keep other tokens
+    pruned_images: PrunedEmbeds | None  # of a vision encoder that prunes
 
     @property
     def frames(self) -> int:
@@ -149,8 +149,7 @@ def compute_expected(
         pixel_values.numpy(),
         image_embeds.numpy(),
         image_weights.numpy(),
-        seen.positions,
-        seen.in_doubt,
+        seen.pruned,
     )
     if not reference.votes:
         return _with_greedy(reference, images)

@@ -77,6 +77,10 @@ def _check_image_size(manifest: Manifest) -> None:
         raise ValueError("image: not the size that the vision encoder takes")
 
 
+def _pixels(manifest: Manifest) -> int:
+    return manifest.image.height * manifest.image.width
+
+
 def _check_encoder(manifest: Manifest) -> None:
     """Raises ValueError where the vision encoder's inputs are not those of the pruning that the manifest names."""
     _check_image_size(manifest)
@@ -92,10 +96,18 @@ def _check_encoder(manifest: Manifest) -> None:
         raise ValueError(
             f"encoder_pruning: the vision encoder takes {found or 'pixels alone'}, not {wanted or 'those'}"
         )
-    outputs = {tensor.name for tensor in graph.outputs}
+    outputs = {tensor.name: tensor.shape for tensor in graph.outputs}
+    if pruning is None and not isinstance(outputs["image_embeds"][1], int):
+        raise ValueError("encoder_pruning: missing, and how many image tokens the vision encoder outputs is free")
     for name in ("kept_positions",) * (pruning is not None) + ("kept_counts",) * ("encoder_temperature" in wanted):
         if name not in outputs:
             raise ValueError(f"encoder_pruning: the vision encoder does not output {name}")
+    if pruning is not None:
+        sizes = pruning.sizes
+        if outputs.get("kept_counts", (len(pruning.layers),)) != (len(pruning.layers),):
+            raise ValueError("encoder_pruning: kept_counts is not one count for each layer that prunes")
+        if sizes.width != outputs["image_embeds"][2] or sizes.patches * sizes.patch_values > 3 * _pixels(manifest):
+            raise ValueError("encoder_pruning.sizes: not those of the vision encoder")
 
 
 def _check_question_encoder(manifest: Manifest) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from numbers import Integral
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from catp.runtime.bundle.strict import Strict
 from catp.runtime.errors import UsageError
-from catp.runtime.limits import ENCODER_LAYERS, ENCODER_PATCHES, ENCODER_WIDTH
+from catp.runtime.limits import COUNT, ENCODER_LAYERS, ENCODER_PATCHES, ENCODER_SIDE, ENCODER_WIDTH, PATH_CHARACTERS
 
 Rule = Literal["madtp", "self-cls", "cls", "tome", "random"]
 """How image tokens are scored."""
@@ -19,6 +21,9 @@ Merge = Literal["one", "nearest", "drop"]
 
 Form = Literal["schedule", "dynamic"]
 """Whether the caller says how many tokens each layer keeps, or the graph counts for itself, from a temperature."""
+
+LOWEST, HIGHEST = 1e-6, 1e6
+"""Temperatures, of a dynamic form that prunes; float32 holds them and what is divided by them."""
 
 CAN_SKIP = 2
 """A layer that prunes leaves out at least so many tokens: one would be replaced by itself."""
@@ -33,6 +38,9 @@ def merged_into(layer: int) -> str:
     """The output with the patch of which each token that came into a layer is a part after it, likewise."""
     return f"merged_into.{layer}"
 
+
+MOST_NAMED = 24
+"""Counts of a schedule that a message repeats."""
 
 LAST_KEPT = "kept_tokens[-1]"
 """The last count of a schedule, in the names of dimensions that follow from it."""
@@ -51,7 +59,9 @@ class EncoderSizes(Strict):
     """Sizes of a vision transformer that decide its work."""
 
     patches: int = Field(ge=1, le=ENCODER_PATCHES, description="of an image")
-    patch_values: int = Field(ge=1, description="numbers that a patch is made from: channels x height x width")
+    patch_values: int = Field(
+        ge=1, le=3 * ENCODER_SIDE**2, description="numbers that a patch is made from: channels x height x width"
+    )
     layers: int = Field(ge=1, le=ENCODER_LAYERS)
     width: int = Field(ge=1, le=ENCODER_WIDTH)
     feed_forward: int = Field(ge=1, le=16 * ENCODER_WIDTH)
@@ -70,17 +80,21 @@ class EncoderSizes(Strict):
         return 2e-9 * self.patches * self.patch_values * self.width
 
 
+Share = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+Kept = Annotated[int, Field(ge=0, le=ENCODER_PATCHES)]
+
+
 class ScheduleConfirmation(Strict):
     """The cost of a schedule on questions that it was not chosen on."""
 
-    data: str
-    metric: str
-    seed: int
-    questions: int
-    before: float = Field(description="accuracy of the dense encoder, of 1")
-    after: float
-    difference: float = Field(description="mean of the paired differences; negative: accuracy was lost")
-    interval_95: tuple[float, float] = Field(description="of the difference")
+    data: str = Field(max_length=PATH_CHARACTERS)
+    metric: str = Field(max_length=PATH_CHARACTERS)
+    seed: int = Field(ge=0, le=COUNT)
+    questions: int = Field(ge=1, le=COUNT)
+    before: Share = Field(description="accuracy of the dense encoder, of 1")
+    after: Share
+    difference: Share = Field(description="mean of the paired differences; negative: accuracy was lost")
+    interval_95: tuple[Share, Share] = Field(description="of the difference")
 
 
 class EncoderPruningSpec(Strict):
@@ -89,20 +103,23 @@ class EncoderPruningSpec(Strict):
     rule: Rule
     merge: Merge
     form: Form
-    layers: tuple[int, ...] = Field(min_length=1, description="those that prune, ascending, from 0")
-    kept_tokens: tuple[int, ...] | None = Field(default=None, description="default schedule: a count for each of them")
+    layers: tuple[Kept, ...] = Field(
+        min_length=1, max_length=ENCODER_LAYERS, description="those that prune, ascending, from 0"
+    )
+    kept_tokens: tuple[Kept, ...] | None = Field(
+        default=None, max_length=ENCODER_LAYERS, description="default schedule: a count for each of them"
+    )
     temperature: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="default of the dynamic form"
     )
-    source: str = Field(description="where the schedule or the temperature comes from")
+    source: str = Field(max_length=PATH_CHARACTERS, description="where the schedule or the temperature comes from")
     confirmed: ScheduleConfirmation | None = None
     sizes: EncoderSizes
-    gflops_dense: float = Field(gt=0, description="of the encoder for one image, a multiply-add being two")
+    gflops_dense: float = Field(
+        gt=0, allow_inf_nan=False, description="of the encoder for one image, a multiply-add being two"
+    )
     gflops_pruned: float | None = Field(
-        default=None,
-        gt=0,
-        description="with the default schedule; in the dynamic form "
-        "the mean over the images that the export was verified with",
+        default=None, gt=0, allow_inf_nan=False, description="with the default schedule; none in the dynamic form"
     )
 
     @model_validator(mode="after")
@@ -120,6 +137,8 @@ class EncoderPruningSpec(Strict):
             )
         if self.form == "dynamic" and self.rule != "madtp":
             raise ValueError(f"rule: {self.rule} has no dynamic form, madtp has")
+        if not math.isclose(self.gflops_dense, dense_gflops(self.sizes), rel_tol=1e-6):
+            raise ValueError("gflops_dense: not the work of an encoder of these sizes")
         if self.kept_tokens is not None:
             try:
                 self.check(self.kept_tokens)
@@ -142,7 +161,8 @@ class EncoderPruningSpec(Strict):
         fewest = tokens = self.sizes.patches
         for later in reversed(range(len(self.layers))):
             # What a layer leaves must be enough for every later one to leave something out.
-            least.append(max(self.least_kept(fewest), 1 + later * (CAN_SKIP - self.added)))
+            end = 2 if self.rule == "tome" else 1
+            least.append(max(self.least_kept(fewest), end + later * (CAN_SKIP - self.added)))
             most.append(tokens - CAN_SKIP)
             fewest, tokens = least[-1] + self.added, most[-1] + self.added
         return tuple(least), tuple(most)
@@ -153,7 +173,7 @@ class EncoderPruningSpec(Strict):
         Raises:
             UsageError: it has another number of counts, or one that its layer can't keep; the message names the layer.
         """
-        given = ",".join(map(str, kept_tokens))
+        given = ",".join(map(str, kept_tokens[:MOST_NAMED])) + (",..." if len(kept_tokens) > MOST_NAMED else "")
         if len(kept_tokens) != len(self.layers):
             raise UsageError(
                 f"encoder schedule {given}: {len(kept_tokens)} counts; this encoder prunes in {len(self.layers)} "
@@ -162,13 +182,13 @@ class EncoderPruningSpec(Strict):
         tokens = self.sizes.patches
         for layer, kept in zip(self.layers, kept_tokens):
             least = self.least_kept(tokens)
-            if isinstance(kept, bool) or not isinstance(kept, int) or not least <= kept <= tokens - CAN_SKIP:
+            if isinstance(kept, bool) or not isinstance(kept, Integral) or not least <= kept <= tokens - CAN_SKIP:
                 raise UsageError(
                     f"encoder schedule {given}: layer {layer} gets {tokens} image tokens and can keep {least} to "
                     f"{tokens - CAN_SKIP} of them, not {kept}"
                 )
             tokens = kept + self.added
-        return tuple(kept_tokens)
+        return tuple(int(kept) for kept in kept_tokens)
 
     def tokens_by_layer(self, kept_tokens: Sequence[int]) -> list[tuple[int, int]]:
         """For every layer of the encoder, tokens that come in and that its MLP reads, CLS among them.
@@ -203,7 +223,7 @@ class QuestionPruningSpec(Strict):
     temperature: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="default of the dynamic form"
     )
-    source: str = Field(description="where the fraction or the temperature comes from")
+    source: str = Field(max_length=PATH_CHARACTERS, description="where the fraction or the temperature comes from")
 
     @model_validator(mode="after")
     def _consistent(self) -> QuestionPruningSpec:

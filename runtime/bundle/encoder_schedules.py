@@ -40,6 +40,11 @@ def even_schedule(spec: EncoderPruningSpec, share: float) -> tuple[int, ...]:
         if tried is not None and _distance(spec, tried, share) < _distance(spec, kept, share):
             kept = tried
     left = spec.gflops(kept) / spec.gflops_dense
+    if left < share - CLOSE:
+        raise UsageError(
+            f"encoder flops {share:g}: each of {len(spec.layers)} layers leaves out at least {CAN_SKIP} tokens, which "
+            f"leaves {left:.2f} of the encoder's work at most; give a smaller share, or export with fewer layers that prune"
+        )
     if left > share + CLOSE:
         raise UsageError(
             f"encoder flops {share:g}: pruning in layers {', '.join(map(str, spec.layers))} leaves at least {left:.2f} "
@@ -56,7 +61,7 @@ def _kept(spec: EncoderPruningSpec, fraction: float) -> tuple[int, ...] | None:
     """Counts of that fraction; None where a layer gets too few tokens to prune any."""
     tokens, kept = spec.sizes.patches, []
     for _ in spec.layers:
-        if tokens <= CAN_SKIP:
+        if spec.least_kept(tokens) > tokens - CAN_SKIP:
             return None
         kept.append(min(max(round(fraction * tokens), spec.least_kept(tokens)), tokens - CAN_SKIP))
         tokens = kept[-1] + spec.added
@@ -64,14 +69,14 @@ def _kept(spec: EncoderPruningSpec, fraction: float) -> tuple[int, ...] | None:
 
 
 def mean_schedule(spec: EncoderPruningSpec, counts: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Each layer's mean count over pictures, made a schedule that can be run: at least 1, at most N - 2.
+    """Each layer's mean count over pictures, as near as a schedule can be that every layer can keep.
 
     Args:
         counts: per picture, a count for each layer that prunes; N, all that came in, where it pruned nothing.
     """
     tokens, kept = spec.sizes.patches, []
-    for of_layer in zip(*counts):
+    for of_layer, least in zip(zip(*counts), spec.bounds()[0]):
         mean = round(sum(of_layer) / len(of_layer))
-        kept.append(max(spec.least_kept(tokens), min(mean, tokens - CAN_SKIP)))
+        kept.append(max(spec.least_kept(tokens), least, min(mean, tokens - CAN_SKIP)))
         tokens = kept[-1] + spec.added
     return tuple(kept)

@@ -75,13 +75,27 @@ OUTPUTS: Final[dict[str, Tensors]] = {
 """Outputs that each graph must have; diagnostics are others."""
 
 
+OPTIONAL_OUTPUTS: Final[dict[str, Tensors]] = {
+    "vision_encoder": {
+        "image_weights": ("float", "?n"),
+        "kept_positions": ("int64", "??"),
+        "kept_counts": ("int64", "n"),
+        "positions.": ("int64", "??"),
+        "merged_into.": ("int64", "??"),
+    },
+    "question_encoder": {"encoded_lengths": ("int64", "?")},
+}
+"""Outputs that a graph may have, and what they are then."""
+
+
 def check_interfaces(graphs: Mapping[str, GraphSpec]) -> None:
     """Raises ValueError, which names graph and tensor, where the runtime could not drive the graphs."""
     for name, graph in graphs.items():
         if name not in INPUTS:  # it stands for another one, whose tensors it has
             continue
         _check_all(f"graphs.{name}.inputs", graph.inputs, INPUTS[name], OPTIONAL.get(name, {}))
-        _check_some(f"graphs.{name}.outputs", graph.outputs, OUTPUTS[name])
+        optional = OPTIONAL_OUTPUTS.get(name, {})
+        _check_some(f"graphs.{name}.outputs", graph.outputs, {**OUTPUTS[name], **optional}, absent_ok=optional)
     for reader in ("qformer_voting", "question_encoder"):
         if reader not in graphs:
             continue

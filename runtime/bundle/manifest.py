@@ -263,6 +263,8 @@ class Manifest(Strict):
         if absent:
             raise ValueError(f"files: {', '.join(sorted(absent))} missing")
         check_interfaces(self.graphs)
+        if self.question_pruning is not None and "question_encoder" not in self.graphs:
+            raise ValueError("question_pruning: there, and the bundle has no question encoder")
         for stage in chain.stages:
             stage.check(self)
         if max(self.image.height, self.image.width) > ENCODER_SIDE:

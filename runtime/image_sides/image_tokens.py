@@ -1,4 +1,4 @@
-"""All tokens of the vision encoder, as what answers reads them: nothing votes, and none is left out."""
+"""All tokens that leave the vision encoder, as what answers reads them: nothing votes for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from catp.runtime.bundle.folder import Bundle
-from catp.runtime.errors import UsageError
+from catp.runtime.errors import GraphError, UsageError
 from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
 from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Remembered, Seen, Votes
 from catp.runtime.inputs.image_files import ImageSource
@@ -40,7 +40,7 @@ class ImageTokens:
 
     @property
     def _why(self) -> str:
-        return f"{self._manifest.model.family} votes for no query tokens and keeps every image token"
+        return f"{self._manifest.model.family} has no query tokens to leave out"
 
     def preprocess(self, images: Sequence[ImageSource]) -> np.ndarray:
         """pixel_values float32 [B, 3, H, W]."""
@@ -62,6 +62,9 @@ class ImageTokens:
         if "kept_positions" not in encoded:
             return Pruned(np.tile(np.arange(tokens), (rows, 1)), embeds)
         patches = to_host(encoded["kept_positions"])
+        most = self._manifest.tokens - 1
+        if patches.shape != (rows, tokens - 1) or patches.min(initial=0) < -1 or patches.max(initial=0) >= most:
+            raise GraphError("vision_encoder", f"its kept_positions are not patches of {rows} images")
         indices = np.concatenate([np.zeros((rows, 1), np.int64), np.where(patches < 0, -1, patches + 1)], 1)
         control = encoded.get("encoder_temperature")
         return Pruned(indices, embeds, temperature=None if control is None else float(to_host(control)[0]))

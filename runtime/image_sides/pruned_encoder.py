@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec
+from catp.runtime.bundle.encoder_pruning import HIGHEST, LOWEST, EncoderPruningSpec
 from catp.runtime.bundle.encoder_schedules import even_schedule
 from catp.runtime.errors import UsageError
 
@@ -46,8 +46,11 @@ class EncoderWish:
                     "an encoder temperature, or export with --encoder-form schedule"
                 )
             temperature = spec.temperature if self.temperature is None else self.temperature
-            if temperature is None or not 0 <= temperature < float("inf"):
-                raise UsageError(f"encoder temperature {temperature}: give a number from 0, which prunes nothing")
+            if temperature is None or not (temperature == 0 or LOWEST <= temperature <= HIGHEST):
+                raise UsageError(
+                    f"encoder temperature {temperature}: give a number from {LOWEST:g} to {HIGHEST:g}, or 0, which "
+                    "prunes nothing"
+                )
             return {"encoder_temperature": np.array([temperature], np.float32)}
         if self.temperature is not None:
             raise UsageError(

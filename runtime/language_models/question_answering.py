@@ -9,7 +9,7 @@ import numpy as np
 
 from catp.runtime.bundle.encoder_pruning import QuestionPruningSpec
 from catp.runtime.bundle.folder import Bundle
-from catp.runtime.errors import UsageError
+from catp.runtime.errors import GraphError, UsageError
 from catp.runtime.inputs.padding import padded
 from catp.runtime.language_models.base import Batch, Output
 from catp.runtime.language_models.encoder_decoder import EncoderDecoder, EncoderDecoderDecoding
@@ -46,6 +46,9 @@ class QuestionAnswering(EncoderDecoder):
         outputs = self.encoder.bind({"input_ids": ids, "image_embeds": embeds, "lengths": lengths}).run()
         if self.pruning is not None:
             lengths = outputs.pop("encoded_lengths").numpy()
+            most = next(iter(outputs.values())).shape[2]
+            if lengths.min() < 1 or lengths.max() > most:
+                raise GraphError(self.encoder_name, f"its encoded_lengths are not from 1 to {most}")
         return outputs, lengths
 
     def _one_by_one(

@@ -122,6 +122,11 @@ def _extent(dimension: str, extents: Mapping[str, int]) -> int:
     if dimension in extents:
         return extents[dimension]
     name, _, more = dimension.partition(" + ")
+    if name not in extents or not more.isdecimal():
+        raise UsageError(
+            f"{dimension}: the device alone knows this size, and no such engine was ever executed; export with a "
+            "schedule, or use --provider cpu"
+        )
     return extents[name] + int(more)
 
 

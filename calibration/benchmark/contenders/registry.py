@@ -101,7 +101,9 @@ def open_bundles(
             ratios = (0.0,) if vote is None else parse_ratios(RATIOS)
         if vote is None and any(ratios):
             family = bundles[name].manifest.model.family
-            raise UsageError(f"ratios: bundle {path} is {family}, which keeps every image token; leave --ratios out")
+            raise UsageError(
+                f"ratios: bundle {path} is {family}, which has no query tokens to leave out; leave --ratios out"
+            )
         if vote is not None and vote.method == "none" and any(ratios):
             raise UsageError(
                 f"ratios: bundle {path} was exported with --method none and keeps every token; give --ratios 0"

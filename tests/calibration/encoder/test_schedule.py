@@ -17,6 +17,8 @@ from catp.calibration.data import open_data
 from catp.calibration.encoder.answering import Answered
 from catp.calibration.encoder.counting import find_schedule
 from catp.calibration.encoder.report import EncoderSetting, score
+from catp.export.demo.vqa import DENSE
+from catp.export.exporter import export_bundle
 from catp.runtime import EncoderWish, Pipeline
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.providers.base import to_host
@@ -89,6 +91,8 @@ def test_a_schedule_that_costs_too_much_changes_nothing(bundle: Path, dynamic_bu
 
 
 def test_what_can_not_be_calibrated(bundle: Path, dynamic_bundle: Path, vqa_bundle: Path, tmp_path: Path) -> None:
+    dense = tmp_path / "dense"
+    export_bundle(str(DENSE), dense)
     for arguments, words in (
         ((bundle, "--flops", 1.5, "--against", dynamic_bundle), "flops 1.5: a share"),
         ((tmp_path, "--flops", 0.5, "--against", dynamic_bundle), "no bundle"),
@@ -96,6 +100,7 @@ def test_what_can_not_be_calibrated(bundle: Path, dynamic_bundle: Path, vqa_bund
         ((dynamic_bundle, "--flops", 0.5, "--against", dynamic_bundle), "dynamic form"),
         ((bundle, "--flops", 0.5, "--against", bundle), "it has a schedule"),
         ((bundle, "--flops", 0.5, "--against", vqa_bundle), "another checkpoint"),
+        ((bundle, "--flops", 0.5, "--against", dense), "another checkpoint"),  # config.json is the same
         ((bundle, "--flops", 0.5, "--against", dynamic_bundle, "--data", "nowhere"), "accepted: demo, easy-vqa"),
     ):
         code, output = command(calibrate, "schedule", *arguments)
@@ -113,6 +118,10 @@ def test_eval_compares_shares_of_the_work(bundle: Path, tmp_path: Path) -> None:
     assert little["accuracy"] > less["accuracy"]
     code, text = command(evaluate, bundle, "--encoder-flops", "0.5", "--ratios", "0.5")
     assert code == 2 and "--ratios: not with shares" in " ".join(text.split())
+    code, text = command(evaluate, bundle, "--encoder-flops", "0.5", "--keep-mass", "0.5", "--positions", "compact")
+    assert code == 2 and "--keep-mass, --positions: not with shares" in " ".join(text.split())
+    code, text = command(evaluate, bundle, "--encoder-flops", "")
+    assert code == 2 and "give at least one number" in " ".join(text.split())
 
 
 def test_explain_draws_what_each_layer_keeps(bundle: Path, tmp_path: Path) -> None:

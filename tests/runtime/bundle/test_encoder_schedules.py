@@ -66,6 +66,7 @@ def test_mean_counts_become_a_schedule_that_runs() -> None:
     counts = [[576, 301, 100], [500, 300, 0]]
     assert mean_schedule(found, counts) == (538, 300, 50)
     assert mean_schedule(found, [[576, 577, 578]]) == (574, 573, 572)  # no layer can keep all
+    assert mean_schedule(found, [[1, 2, 2]]) == (3, 2, 1)  # each leaves the next one enough
 
 
 def test_bounds_are_schedules() -> None:
@@ -89,6 +90,12 @@ def test_bounds_are_schedules() -> None:
         ({"temperature": 0.5}, "the schedule form has a schedule alone"),
         ({"form": "dynamic", "kept_tokens": None, "temperature": 0.5, "rule": "cls"}, "cls has no dynamic form"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"gflops_dense": float("inf")}, "gflops_dense"),
+        ({"gflops_dense": 1.0}, "gflops_dense: not the work of an encoder of these sizes"),
+        ({"sizes": {**VIT_BASE_384.model_dump(), "patch_values": 10**400}}, "patch_values"),
+        ({"layers": tuple(range(2000))}, "layers"),
+        ({"kept_tokens": (10**4000, 3)}, "kept_tokens"),
+        ({"gflops_pruned": float("inf")}, "gflops_pruned"),
     ],
 )
 def test_manifests_that_contradict_themselves(changes: dict[str, object], words: str) -> None:

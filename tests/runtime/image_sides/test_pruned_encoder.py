@@ -214,7 +214,9 @@ def test_wishes_that_a_schedule_can_not_fulfil(
 @pytest.mark.parametrize(
     ("wish", "words"),
     [
-        (EncoderWish(temperature=-0.1), "encoder temperature -0.1: give a number from 0"),
+        (EncoderWish(temperature=-0.1), "encoder temperature -0.1: give a number from 1e-06 to"),
+        (EncoderWish(temperature=1e39), "encoder temperature 1e.39"),
+        (EncoderWish(temperature=1e-300), "or 0, which prunes nothing"),
         (EncoderWish(temperature=float("nan")), "encoder temperature nan"),
         (EncoderWish(flops=0.5), "counts tokens by its temperature"),
     ],
