@@ -136,8 +136,7 @@ def evaluate_bundle(
             }
             if given := [f"--{name}" for name, value in unfit.items() if value is not None]:
                 raise UsageError(
-                    f"{', '.join(given)}: not with shares or temperatures of a vision encoder, nor in its dynamic form; "
-                    "leave it out"
+                    f"{', '.join(given)}: not with shares or temperatures of a vision encoder, nor in its dynamic form"
                 )
             wishes = [EncoderWish(flops=share) for share in _parse("encoder flops", encoder_flops or "")]
             wishes += [EncoderWish(temperature=t) for t in _parse("encoder temperatures", encoder_temperatures or "")]

@@ -43,7 +43,7 @@ def even_schedule(spec: EncoderPruningSpec, share: float) -> tuple[int, ...]:
     if left < share - CLOSE:
         raise UsageError(
             f"encoder flops {share:g}: each of {len(spec.layers)} layers leaves out at least {CAN_SKIP} tokens, which "
-            f"leaves {left:.2f} of the encoder's work at most; give a smaller share, or export with fewer layers that prune"
+            f"leaves {left:.2f} of the encoder's work at most; give a smaller share, or prune in fewer layers"
         )
     if left > share + CLOSE:
         raise UsageError(
