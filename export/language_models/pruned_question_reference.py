@@ -41,13 +41,15 @@ def encode(
         else:
             count = max(1, -(-tokens * thousandths // 1000))
             count = count if count <= tokens - 2 else tokens
-        if count < tokens:
-            order = np.argsort(-scores, kind="stable")
-            kept, rest = order[:count], order[count:]
+        # Best first, as the graph has them, also where all stay: what is compared is keys and values one by one.
+        order = np.argsort(-scores, kind="stable")
+        kept, rest = order[:count], order[count:]
+        own = after[0, 1:].double().numpy()
+        left = own[kept]
+        if len(rest):
             share = scores[rest] / (scores[rest].sum() + 1e-8)
-            own = after[0, 1:].double().numpy()
-            left = np.concatenate([own[kept], (share[:, None] * own[rest]).sum(0, keepdims=True)])
-            after = torch.cat([after[:, :1], torch.from_numpy(left).float()[None]], 1)
+            left = np.concatenate([left, (share[:, None] * own[rest]).sum(0, keepdims=True)])
+        after = torch.cat([after[:, :1], torch.from_numpy(left).float()[None]], 1)
         read, _ = layer.crossattention(after, encoder_hidden_states=image_embeds)
         hidden = layer.feed_forward_chunk(read)
     return hidden

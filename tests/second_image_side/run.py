@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from catp.runtime.bundle.folder import Bundle
+from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
 from catp.runtime.image_sides.voted_queries import VotedQueries
 from catp.runtime.providers.base import Provider, Value, to_host
 
@@ -18,6 +19,6 @@ class TwoSteps(VotedQueries):
         self._embedding = provider.engine(bundle, "patch_embedding")
         self._layers = provider.engine(bundle, "patch_layers")
 
-    def see(self, pixel_values: np.ndarray) -> Mapping[str, Value]:
+    def see(self, pixel_values: np.ndarray, encoder: EncoderWish = DEFAULT) -> Mapping[str, Value]:
         patches = to_host(self._embedding.bind({"pixel_values": pixel_values}).run()["patches"])
         return self._layers.bind({"patches": -patches}).run()

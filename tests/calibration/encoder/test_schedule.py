@@ -109,9 +109,7 @@ def test_what_can_not_be_calibrated(bundle: Path, dynamic_bundle: Path, vqa_bund
 
 def test_eval_compares_shares_of_the_work(bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "eval.json"
-    code, text = command(
-        evaluate, bundle, "--encoder-flops", "0.9,0.3", "--data", "easy-vqa", "--limit", 60, "-o", output
-    )
+    code, text = command(evaluate, bundle, "--encoder-flops", "0.9,0.3", "--limit", 60, "-o", output)
     assert code == 0, text
     little, less = json.loads(output.read_text())["scores"]
     assert little["share"] == pytest.approx(0.9, abs=0.02) and less["share"] < 0.35
