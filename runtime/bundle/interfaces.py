@@ -81,7 +81,7 @@ OPTIONAL_OUTPUTS: Final[dict[str, Tensors]] = {
         "kept_positions": ("int64", "??"),
         "kept_counts": ("int64", "n"),
         "positions.": ("int64", "??"),
-        "merged_into.": ("int64", "??"),
+        "merged_into.": ("int64", "?."),
     },
     "question_encoder": {"encoded_lengths": ("int64", "?")},
 }

@@ -50,7 +50,7 @@ def test_it_exports_passes_every_check_and_answers(tmp_path: Path, pipeline: Pip
 @pytest.mark.heavy  # one more export
 @pytest.mark.usefixtures("registered")
 def test_a_side_that_computes_something_else_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(self: run.TwoSteps, pixel_values: np.ndarray) -> object:
+    def wrong(self: run.TwoSteps, pixel_values: np.ndarray, _: object) -> object:
         patches = self._embedding.bind({"pixel_values": pixel_values}).run()["patches"]
         return self._layers.bind({"patches": patches}).run()  # not turned back
 
