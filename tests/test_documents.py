@@ -256,6 +256,23 @@ def test_the_latency_tables_are_the_recorded_report() -> None:
     assert not report.noisy and not [note for note in report.notes if "other tokens" in note]
 
 
+@pytest.mark.parametrize(
+    ("script", "record", "count"),
+    [
+        ("encoder_accuracy.py", ROOT / "export" / "demo" / "vqa" / "accuracy" / "encoder-pruning.json", 3),
+        ("encoder_speed.py", ROOT / "tests" / "benchmarks" / "records" / "encoder-speed.json", 1),
+    ],
+)
+def test_the_tables_of_encoder_pruning_are_the_recorded_reports(script: str, record: Path, count: int) -> None:
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / script), "--record", str(record)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    parts = [part.strip() for part in printed.split("\n\n")]
+    tables = [part for part in parts if part.startswith("|")]
+    page = text_of("docs/encoder-pruning.md")
+    assert len(tables) == count and all(table in page for table in tables)
+    assert all(part in page for part in parts if part.startswith("MADTP's scores"))
+
+
 def test_what_is_said_of_pruning_at_full_size_is_the_recorded_report() -> None:
     report = read_report(ROOT / "tests" / "benchmarks" / "records" / "blip2-opt-2.7b.json")
     page = text_of("docs/benchmark.md")
