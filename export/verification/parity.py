@@ -150,7 +150,7 @@ def _pruned_vision(
                 continue  # one exchanged token changes the others by more than rounding does
         if precision == "fp32":
             errors.append(relative_error(ours, theirs))
-        else:  # where rounding averages a token into another one than in float32, these two differ, and the rest does not
+        else:  # where rounding averages a token into another one than in float32, these two differ, the rest does not
             errors.append(np.median(np.abs(ours - theirs).max(1)) / max(np.abs(theirs).max(), 1e-30))
     which = "relative error" if precision == "fp32" else "relative error, median of tokens"
     if errors:
