@@ -39,7 +39,7 @@ PRUNING_LAYERS = "0,2,4"
 """Of six: an export takes longer with each layer that prunes."""
 
 RARE = {
-    "bf16_bundle", "odd_diagnostics_bundle", "instructblip_t5_bundle", "video_t5_bundle", "dynamic_bundle",
+    "bf16_bundle", "odd_diagnostics_bundle", "instructblip_t5_bundle", "video_t5_bundle", "video_bundle", "dynamic_bundle",
     "fully_pruned_bundle",
 }  # fmt: skip
 """Bundles of what others have too, in another combination: each takes as long as a hundred tests."""
@@ -47,7 +47,8 @@ RARE = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if RARE & set(getattr(item, "fixturenames", ())):
+        asked = getattr(getattr(item, "callspec", None), "params", {}).values()
+        if RARE & {*getattr(item, "fixturenames", ()), *(name for name in asked if isinstance(name, str))}:
             item.add_marker(pytest.mark.heavy)
 
 

@@ -165,13 +165,14 @@ def beams(family: Family) -> str:
 def pruned(family: Family, positions: Positions) -> str:
     """The tokens of Hugging Face's language model, given the same kept tokens."""
     if not family.votes:
-        with pytest.raises(UsageError, match="votes for no query tokens"):
+        with pytest.raises(UsageError, match="has no query tokens to leave out"):
             family.answers([0], ratio=0.4, positions=positions)
         return NO_VOTE
     reference = Reference(family.hugging_face)
     frames = [frame for frames in family.pictures for frame in frames]
     prompts = [prompt for prompt in family.prompts for _ in range(family.frames)]
-    embeds, weights = reference.image_embeds(reference.pixel_values(frames))
+    seen = reference.image_embeds(reference.pixel_values(frames))
+    embeds, weights = seen.embeds, seen.weights
     query_embeds, _ = reference.query_embeds(embeds, weights, reference.instructions(prompts))
     query_embeds = query_embeds.reshape(8, -1, query_embeds.shape[2])  # frames one after another
     for row, answer in enumerate(family.answers(list(range(8)), ratio=0.4, positions=positions)):
@@ -268,8 +269,8 @@ def families(request: pytest.FixtureRequest) -> Callable[[str], Family]:
     return get
 
 
-COMBINED = ("InstructBLIP with Flan-T5", "InstructBLIP on videos, with Flan-T5")
-"""Families whose image side and language model are also those of others."""
+COMBINED = ("InstructBLIP with Flan-T5", "InstructBLIP on videos, with Vicuna", "InstructBLIP on videos, with Flan-T5")
+"""Families whose parts are also those of others, or differ from them in one thing, such as frames."""
 
 
 @pytest.mark.parametrize("check", CHECKS)

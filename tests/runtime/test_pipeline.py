@@ -171,7 +171,7 @@ def test_several_questions_about_one_image_encode_it_once(
     ]
     encoded = []
     encode = pipeline.encode
-    monkeypatch.setattr(pipeline, "encode", lambda pixels, asked: encoded.append(len(pixels)) or encode(pixels, asked))
+    monkeypatch.setattr(pipeline, "encode", lambda pixels, *more: encoded.append(len(pixels)) or encode(pixels, *more))
     together = [
         pipeline.generate(images, prompts, ratio=0.5, num_beams=2),
         pipeline.generate(images, prompts, keep_mass=0.7),

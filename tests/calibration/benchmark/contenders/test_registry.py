@@ -80,7 +80,7 @@ def test_bundles_must_be_of_one_size(demo_bundle: Path, tmp_path: Path) -> None:
     whole = variant(demo_bundle, tmp_path / "whole", unpruned)
     with pytest.raises(UsageError, match="whole was exported with --method none"):
         open_bundles(demo_bundle, {"whole": whole}, (0.0, 0.5))
-    bundles, seconds = open_bundles(demo_bundle, {"whole": whole, "transformers": None}, (0.0,))
+    bundles, seconds, _ = open_bundles(demo_bundle, {"whole": whole, "transformers": None}, (0.0,))
     assert list(bundles) == list(seconds) == ["catp", "whole"]
 
 
