@@ -48,7 +48,8 @@ RARE = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         asked = getattr(getattr(item, "callspec", None), "params", {}).values()
-        if RARE & {*getattr(item, "fixturenames", ()), *(name for name in asked if isinstance(name, str))}:
+        named = {name for name in asked if isinstance(name, str)}
+        if RARE & {*getattr(item, "fixturenames", ()), *named}:
             item.add_marker(pytest.mark.heavy)
 
 
