@@ -301,10 +301,10 @@ def test_what_is_wrong_with_the_command_is_one_line(demo_bundle: Path, tmp_path:
         (["--model", f"a b={demo}"], "a name has letters"),
         ([demo, "--prompt-template", "x"], "{text}"),
         ([demo, "--rows", "0"], "--rows"),
-        ([demo, "--provider", "abacus"], "provider 'abacus'"),
+        ([demo, "--provider", "abacus", "--port", "0"], "provider 'abacus'"),
         ([demo, "--port", port], "can't listen there"),
         ([demo, "--host", "203.0.113.7", "--port", "0"], "can't listen there"),
-        ([demo, "--api-key-file", str(tmp_path / "none")], "--api-key-file"),
+        ([demo, "--api-key-file", str(tmp_path / "none"), "--port", "0"], "--api-key-file"),
         ([demo, "--rows", "1024", "--max-length", "16000000", "--port", "0"], "GB"),
     ):
         result = CliRunner().invoke(app, arguments)
