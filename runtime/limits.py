@@ -27,7 +27,7 @@ ENCODER_SIDE: Final = 4096
 """Pixels of the vision encoder's input, in width or height."""
 
 ENCODER_PATCHES: Final = 1 << 20
-"""Of an image that a vision encoder prunes in; ENCODER_LAYERS and ENCODER_WIDTH are the sizes of such an encoder."""
+"""Patches of an image, in a vision encoder that prunes; ENCODER_LAYERS and ENCODER_WIDTH are its other sizes."""
 
 ENCODER_LAYERS: Final = 1000
 ENCODER_WIDTH: Final = 1 << 20

@@ -12,6 +12,7 @@ from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.metrics import JUDGES, Metric
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
+from catp.runtime.image_sides.query_tokens import Encoded
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers.base import to_host
 
@@ -122,11 +123,12 @@ class Work:
                 found.update((row, pipeline.detokenize(ids)) for row, ids in zip(asked, generation.token_ids))
         return [found[row] for row in range(len(prompts))]
 
-    def _count(self, encoded: object, pictures: int) -> None:
+    def _count(self, encoded: Encoded, pictures: int) -> None:
         spec = self.asked.pipeline.manifest.encoder_pruning
         if spec is None:
             return
-        counts = to_host(encoded["kept_counts"]).tolist() if self.asked.one_by_one else self.asked.wish.schedule(spec)  # type: ignore[index]
+        wish = self.asked.wish
+        counts = to_host(encoded["kept_counts"]).tolist() if self.asked.one_by_one else wish.schedule(spec)
         self._gflops += [spec.gflops(counts)] * pictures
 
 

@@ -36,7 +36,7 @@ class Madtp:
     space_dict: torch.Tensor | None
     """float32 [T, W]: guidance of a token x [W] is its largest product with one of T rows."""
     temperature: float | None
-    """Of the softmax that decides how many tokens stay; 0 prunes nothing."""
+    """Divisor of the guidance in the softmax that decides how many tokens stay; 0 prunes nothing."""
     query_maps: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """CLIP's, float32, by the names they have in the file: tokens are mapped before they are multiplied."""
 

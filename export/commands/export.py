@@ -16,13 +16,13 @@ from catp.runtime.bundle.encoder_pruning import Form, Merge, Rule
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import Method, Positions, Precision
 from catp.runtime.commands.console import busy, console, make_app, print_json_line, print_line
+from catp.runtime.commands.encoder_options import KeptOption, parse_counts
 from catp.runtime.commands.inspect import describe_encoder
-from catp.runtime.commands.run import parse_counts
 from catp.runtime.errors import UsageError
 from catp.runtime.pruning import check_ratio, describe_default
 from catp.runtime.system.optional_imports import reason_of
 
-_ENCODER = "Inside the vision encoder"
+_ENCODER = "In a vision encoder that prunes"
 EXAMPLE_MODEL = "Salesforce/blip2-opt-2.7b"
 
 
@@ -88,8 +88,8 @@ def export(
     encoder_pruning: Annotated[
         Literal["none", Rule] | None,
         typer.Option(
-            help="How image tokens are scored inside the vision encoder. Default: none; with other options of this "
-            "group madtp where the checkpoint was trained with it, or else cls.",
+            help="How image tokens are scored inside the vision encoder. Default: none; with --encoder-flops, "
+            "--encoder-kept or --encoder-form dynamic, madtp where the checkpoint was trained with it, or else cls.",
             rich_help_panel=_ENCODER,
         ),
     ] = None,
@@ -97,13 +97,7 @@ def export(
         float | None,
         typer.Option(help="Share of the dense encoder's work that remains, such as 0.5.", rich_help_panel=_ENCODER),
     ] = None,
-    encoder_kept: Annotated[
-        str | None,
-        typer.Option(
-            help="Instead of a share: tokens that each pruning layer keeps, such as 120,90,60.",
-            rich_help_panel=_ENCODER,
-        ),
-    ] = None,
+    encoder_kept: KeptOption = None,
     encoder_layers: Annotated[
         str, typer.Option(help="Layers that prune: all, or numbers such as 2,5,8.", rich_help_panel=_ENCODER)
     ] = "all",

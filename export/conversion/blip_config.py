@@ -17,7 +17,7 @@ _HEAD = 64
 """Width of a head: the official code has 12 heads at 768 and 16 at 1024."""
 
 _LABEL_SMOOTHING = 0.1
-"""Of the official decoder's loss, by which it ranks answers."""
+"""Label smoothing of the official decoder's loss, by which it ranks answers."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -33,7 +33,7 @@ _GENERATION: dict[Kind, dict[str, int]] = {
     "question answering": {"max_length": 10, "min_length": 1, "num_beams": 3},
     "captions": {"max_length": 20, "min_length": 5, "num_beams": 3},
 }
-"""Of the official evaluation; lengths count the tokens that the decoder begins with."""
+"""Settings of the official evaluation; lengths count the tokens that the decoder begins with."""
 
 
 @dataclass(frozen=True)

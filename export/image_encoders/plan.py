@@ -24,7 +24,7 @@ from catp.runtime.bundle.encoder_schedules import CLOSE, even_schedule
 from catp.runtime.errors import UsageError
 
 QUESTION_TOKENS = 16
-"""Of a usual question, by which a share of the question encoder's work is understood."""
+"""Length of a usual question, by which a share of the question encoder's work is understood."""
 
 
 @dataclass(frozen=True)

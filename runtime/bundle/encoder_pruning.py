@@ -17,7 +17,7 @@ Rule = Literal["madtp", "self-cls", "cls", "tome", "random"]
 """How image tokens are scored."""
 
 Merge = Literal["one", "nearest", "drop"]
-"""What becomes of tokens that are not kept: averaged into one more, each into the nearest kept one, or nothing."""
+"""The fate of tokens that are not kept: averaged into one more, each into the nearest kept one, or nothing."""
 
 Form = Literal["schedule", "dynamic"]
 """Whether the caller says how many tokens each layer keeps, or the graph counts for itself, from a temperature."""

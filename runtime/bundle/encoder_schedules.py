@@ -8,7 +8,7 @@ from catp.runtime.bundle.encoder_pruning import CAN_SKIP, EncoderPruningSpec
 from catp.runtime.errors import UsageError
 
 STEPS = 60
-"""Of a bisection: the fraction is then exact to the last bit."""
+"""Halvings of a bisection: the fraction is then exact to the last bit."""
 
 CLOSE = 0.02
 """A share of the work that is missed by less is met: counts are whole numbers."""

@@ -11,6 +11,7 @@ import typer
 from catp.runtime.bundle.generation_settings import Overrides
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.console import busy, make_app, print_json_line, print_line, print_result
+from catp.runtime.commands.encoder_options import KeptOption, parse_counts
 from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
@@ -65,13 +66,7 @@ def run(
             rich_help_panel=_ENCODER,
         ),
     ] = None,
-    encoder_kept: Annotated[
-        str | None,
-        typer.Option(
-            help="Instead of a share: tokens that each pruning layer keeps, such as 120,90,60.",
-            rich_help_panel=_ENCODER,
-        ),
-    ] = None,
+    encoder_kept: KeptOption = None,
     encoder_temperature: Annotated[
         float | None,
         typer.Option(help="Of an encoder in the dynamic form; 0 prunes nothing.", rich_help_panel=_ENCODER),
@@ -229,20 +224,6 @@ def read_answers(text: str) -> list[str]:
             ".json file with a list"
         ) from None
     return [answer for answer in found if answer]
-
-
-def parse_counts(text: str | None) -> tuple[int, ...] | None:
-    """Counts separated by commas.
-
-    Raises:
-        UsageError: they are not.
-    """
-    try:
-        return None if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(
-            f"--encoder-kept {text!r}: give whole numbers separated by commas, such as 120,90,60"
-        ) from None
 
 
 app = make_app(run)

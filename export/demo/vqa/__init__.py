@@ -14,7 +14,7 @@ DENSE = Path(__file__).parent / "dense"
 """Its dense twin: same base, same further steps and data, no pruning."""
 
 MODEL_ID = "catp-demo-vqa"
-"""What bundles of the former call their model."""
+"""The name by which bundles of the former call their model."""
 
 IMAGES = Path(__file__).parent / "images"
 
