@@ -138,10 +138,12 @@ def evaluate_bundle(
                 raise UsageError(
                     f"{', '.join(given)}: not with shares or temperatures of a vision encoder, nor in its dynamic form"
                 )
-            wishes = [EncoderWish(flops=share) for share in _parse("encoder flops", encoder_flops or "")]
-            wishes += [EncoderWish(temperature=t) for t in _parse("encoder temperatures", encoder_temperatures or "")]
-            if not wishes and (encoder_flops is not None or encoder_temperatures is not None):
-                raise UsageError("--encoder-flops, --encoder-temperatures: give at least one number")
+            wishes = []
+            if encoder_flops is not None:
+                wishes += [EncoderWish(flops=share) for share in _parse("encoder flops", encoder_flops)]
+            if encoder_temperatures is not None:
+                temperatures = _parse("encoder temperatures", encoder_temperatures)
+                wishes += [EncoderWish(temperature=temperature) for temperature in temperatures]
             wishes = wishes or [EncoderWish()]
             found = _compare_shares(pipeline, questions.subset(limit, fraction, seed), wishes, seed, batch_size)
             console.print(encoder_table(found))
@@ -207,7 +209,7 @@ def _check_outputs(predictions: Path | None, output: Path | None, plot: Path | N
 
 def _parse(name: str, text: str) -> tuple[float, ...]:
     try:
-        return tuple(dict.fromkeys(float(part) for part in text.split(",") if text))
+        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
         raise UsageError(f"{name} {text!r}: give numbers separated by commas, such as {RATIOS}") from None
 

@@ -61,7 +61,7 @@ def check_parity(bundle: Bundle, expected: ExpectedImages | Sequence[ExpectedIma
         for group in expected:
             for found in check_parity(bundle, group):
                 key = found.subject, found.measure
-                if key not in worst or not found.value <= worst[key].value:  # what is no number is the worst
+                if key not in worst or _is_worse(found, worst[key]):
                     worst[key] = found
         return list(worst.values())
     precision = bundle.manifest.precision
@@ -76,6 +76,13 @@ def check_parity(bundle: Bundle, expected: ExpectedImages | Sequence[ExpectedIma
         else found
         for found in checks
     ]
+
+
+def _is_worse(found: ParityCheck, other: ParityCheck) -> bool:
+    """Whether it fails where the other passes, as limits may differ; of two alike, whether its value is larger."""
+    if found.passed != other.passed:
+        return other.passed
+    return not found.value <= other.value  # what is no number is the worst
 
 
 def _checks(bundle: Bundle, provider: Provider, precision: Precision, expected: ExpectedImages) -> list[ParityCheck]:

@@ -119,7 +119,7 @@ def test_eval_compares_shares_of_the_work(bundle: Path, tmp_path: Path) -> None:
     code, text = command(evaluate, bundle, "--encoder-flops", "0.5", "--keep-mass", "0.5", "--positions", "compact")
     assert code == 2 and "--keep-mass, --positions: not with shares" in " ".join(text.split())
     code, text = command(evaluate, bundle, "--encoder-flops", "")
-    assert code == 2 and "give at least one number" in " ".join(text.split())
+    assert code == 2 and "encoder flops '': give numbers separated by commas" in " ".join(text.split())
 
 
 def test_explain_draws_what_each_layer_keeps(bundle: Path, tmp_path: Path) -> None:
