@@ -146,11 +146,7 @@ class Pipeline:
         self.provider.synchronize()  # so that each stage's time is its own
         clock.append(time.perf_counter())
         groups = self._prune(encoded, len(distinct), frames, *pruning)
-        kept_indices = {
-            image: [index for index in indices.tolist() if index >= 0]  # below: a token merged of several
-            for group, pruned in groups
-            for image, indices in zip(group, pruned.indices)
-        }
+        kept_indices = {image: pruned.kept_of(row) for group, pruned in groups for row, image in enumerate(group)}
         clock.append(time.perf_counter())
         generations = []
         for group, pruned in groups:

@@ -16,7 +16,7 @@ from catp.runtime.providers.base import Value, to_host
 class Pruned:
     """The tokens that the language model reads of a batch of images or videos, in the engine's memory."""
 
-    kept_indices: Value  # int64 [B, k] ascending
+    kept_indices: Value  # int64 [B, k]; of query tokens ascending, of image tokens -1 for one merged of several
     kept_embeds: Value  # [B, k, Dl]
     frames: int = 1  # whose tokens stand one after another in each row
     temperature: float | None = (
@@ -27,6 +27,10 @@ class Pruned:
     def indices(self) -> np.ndarray:
         """kept_indices in host memory."""
         return to_host(self.kept_indices)
+
+    def kept_of(self, row: int) -> list[int]:
+        """Indices of a row's kept tokens, ascending; those that were merged of several are none of them."""
+        return sorted(index for index in self.indices[row].tolist() if index >= 0)
 
     def check(self, rows: int, kept: int, queries: int) -> None:
         """Raises GraphError where the indices are not those of `kept` query tokens of each row, ascending, or the

@@ -300,7 +300,7 @@ class ModelEngine:
         request = pipeline.request(pruned, job.tokens, wishes.max_new_tokens, wishes.positions, wishes.settings)
         running = self._together.join(request)
         now = time.monotonic()
-        kept = pruned.indices[0].tolist()
+        kept = pruned.kept_of(0)
         answering = _Answering(
             job, running, stream, kept, len(kept), cached, image_seconds, now - began, now, explanation=explanation
         )
