@@ -13,7 +13,14 @@ from catp.calibration.data.halves import half
 from catp.calibration.data.metrics import Metric
 from catp.calibration.precision.assembly import Fragments, assemble
 from catp.calibration.precision.budget import Budget, BudgetExceeded, counted, most_sensitive, possible_loss
-from catp.calibration.precision.comparison import BundleAnswers, accuracy_changes, ask, kept_overlap, no_answers
+from catp.calibration.precision.comparison import (
+    BundleAnswers,
+    accuracy_changes,
+    ask,
+    kept_overlap,
+    no_answers,
+    patch_overlap,
+)
 from catp.calibration.precision.graphs.graph import FloatGraph
 from catp.calibration.precision.graphs.layers import Layer, matching
 from catp.calibration.precision.ranges.observation import Examples, ObservingProvider, answer_each
@@ -283,6 +290,7 @@ class Calibrator:
                     questions=len(before.images),
                     accuracy=changes,
                     kept_overlap=overlap,
+                    patch_overlap=patch_overlap(before, after),
                 ),
                 "confirmed": budget.allows(changes, overlap) and budget.is_shown_by(changes),
             }

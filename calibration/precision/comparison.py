@@ -20,7 +20,7 @@ from catp.runtime.errors import CatpError
 from catp.runtime.image_sides.query_tokens import Encoded, Votes
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import open_provider
-from catp.runtime.providers.base import Provider
+from catp.runtime.providers.base import Provider, to_host
 from catp.runtime.pruning import num_kept, top_indices
 from catp.runtime.questions import position_mode
 
@@ -29,17 +29,24 @@ Advance = Callable[[int], None]
 
 
 class WatchedPipeline(Pipeline):
-    """A pipeline that remembers the scores of every image it was asked about; no numbers where tokens are none."""
+    """A pipeline that remembers what was kept of every image it was asked about.
+
+    Scores of query tokens [B, N], which are no numbers where tokens are none; and of an encoder that prunes, the
+    patches that leave it, int64 [B, K] with -1 for merged ones.
+    """
 
     def __init__(self, bundle: Bundle, provider: Provider) -> None:
         super().__init__(bundle, provider)
         self.scores: list[np.ndarray] = []
+        self.patches: list[np.ndarray] = []
 
     def votes(self, encoded: Encoded) -> Votes:
         found = super().votes(encoded)
         # Comparisons make finite votes of what is no number.
         computed = np.isfinite(found.embeds).all(axis=(1, 2))
         self.scores.append(np.where(computed[:, None], found.scores, np.nan))
+        if "kept_positions" in encoded:
+            self.patches.append(np.array(to_host(encoded["kept_positions"])))
         return found
 
 
@@ -51,6 +58,7 @@ class BundleAnswers:
     images: tuple[str, ...]  # of each question
     accuracy: np.ndarray  # [questions, ratios]
     kept: np.ndarray  # int64 [pictures, k], at the last ratio that prunes; -1 where scores were no numbers
+    patches: tuple[np.ndarray, ...] | None = None  # by picture, those that leave an encoder that prunes
 
 
 def tested_ratios(pruning: PruningSpec | None) -> tuple[float, ...]:
@@ -87,18 +95,29 @@ def ask(
     scores = np.concatenate(pipeline.scores)
     kept = top_indices(scores, num_kept(ratios[-1], pipeline.manifest.tokens))
     kept[~np.isfinite(scores).all(axis=1)] = -1
-    return BundleAnswers(ratios, tuple(images), np.array(accuracy), kept)
+    patches = tuple(row[row >= 0] for batch in pipeline.patches for row in batch)
+    return BundleAnswers(ratios, tuple(images), np.array(accuracy), kept, patches or None)
 
 
 def no_answers(before: BundleAnswers) -> BundleAnswers:
     """The answers of a bundle that can't answer the questions that another one did."""
-    return replace(before, accuracy=np.zeros_like(before.accuracy), kept=np.full_like(before.kept, -1))
+    patches = None if before.patches is None else tuple(row[:0] for row in before.patches)
+    kept = np.full_like(before.kept, -1)
+    return replace(before, accuracy=np.zeros_like(before.accuracy), kept=kept, patches=patches)
 
 
 def kept_overlap(before: BundleAnswers, after: BundleAnswers) -> float:
     """Mean share of the tokens kept by one that the other keeps too."""
     both = [len(np.intersect1d(a, b[b >= 0])) for a, b in zip(before.kept, after.kept, strict=True)]
     return float(np.mean(both)) / before.kept.shape[1]
+
+
+def patch_overlap(before: BundleAnswers, after: BundleAnswers) -> float | None:
+    """Mean share of the patches that leave one encoder and the other too; None where encoders prune nothing."""
+    if before.patches is None or after.patches is None:
+        return None
+    pairs = zip(before.patches, after.patches, strict=True)
+    return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in pairs if len(a)]))
 
 
 def accuracy_changes(before: BundleAnswers, after: BundleAnswers, seed: int) -> tuple[AccuracyChange, ...]:

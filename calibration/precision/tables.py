@@ -40,7 +40,10 @@ def change_table(report: PrecisionReport, graphs: Mapping[str, GraphSpec]) -> Ta
             f"{100 * change.after:.1f} %",
             _points(change),
         )
-    table.add_row("kept tokens that stayed the same", "", f"{100 * found.kept_overlap:.1f} %", "")
+    if found.drops_query_tokens:
+        table.add_row("kept tokens that stayed the same", "", f"{100 * found.kept_overlap:.1f} %", "")
+    if found.patch_overlap is not None:
+        table.add_row("patches that the encoder keeps alike", "", f"{100 * found.patch_overlap:.1f} %", "")
     return table
 
 

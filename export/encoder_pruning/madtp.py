@@ -9,9 +9,12 @@ import torch
 
 from catp.export.encoder_pruning.base import ScoringRule, TokenEvidence
 from catp.export.encoder_pruning.self_cls import SelfAndCls
-from catp.runtime.bundle.encoder_pruning import Merge
+from catp.runtime.bundle.encoder_pruning import LOWEST, Merge
 
 TINY = 1e-8
+
+FAR_BELOW = 1e30
+"""Further than scores can be from each other; averages of it are still float32."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,12 @@ def wanted_tokens(scores: torch.Tensor, guidance: torch.Tensor, temperature: tor
         temperature: float32 [1]; 0 prunes nothing.
     """
     tokens = torch.ones_like(scores[0], dtype=torch.int64).sum(0)
-    shares = torch.softmax(guidance / temperature.clamp(min=1e-6), 1)
-    threshold = torch.bmm(shares.transpose(1, 2), scores[:, :, None]).amin(1)
+    shares = torch.softmax(guidance / temperature.clamp(min=LOWEST), 1)
+    # At temperature 0 every token shall be above the threshold. TensorRT traces a count of tokens back to what it
+    # depends on, and takes no float for an input that it reaches so; it looks no further than a softmax.
+    prunes_some = torch.softmax(torch.stack([temperature / LOWEST * 1000, 0 * temperature]), 0)[0]
+    lowered = scores - FAR_BELOW * (1 - prunes_some)  # by half of it at 0, by nothing above
+    threshold = torch.bmm(shares.transpose(1, 2), lowered[:, :, None]).amin(1)
     wanted = (scores > threshold).to(torch.int64).sum(1).amax(0)
-    prunes = (wanted > 0) & (tokens - wanted > 1) & (temperature[0] > 0)
+    prunes = (wanted > 0) & (tokens - wanted > 1)
     return torch.where(prunes, wanted, tokens)[None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from catp.runtime.bundle.encoder_pruning import after_schedule
+from catp.runtime.bundle.encoder_pruning import left_by
 from catp.runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
 from catp.runtime.bundle.plans import REPEATED, Profile, ShapeRange
 from catp.runtime.errors import UsageError
@@ -127,8 +127,10 @@ class Limits:
         pruning = manifest.encoder_pruning
         schedule: dict[str, int] = {}
         if self.fixed_schedule and pruning is not None and pruning.kept_tokens is not None:
-            tokens = pruning.kept_tokens[-1] + pruning.added
-            numbers |= {"image_tokens": tokens + 1, **dict(zip(after_schedule(pruning.added), (tokens, tokens + 1)))}
+            added = pruning.added
+            tokens = pruning.kept_tokens[-1] + added + 1  # with CLS
+            numbers |= {"image_tokens": tokens, left_by(-1, added): tokens - 1, left_by(-1, added + 1): tokens}
+            numbers |= {left_by(place, added): kept + added for place, kept in enumerate(pruning.kept_tokens)}
             if any(tensor.name == "kept_tokens" for tensor in graph.inputs):
                 schedule = {f"kept_tokens.{place}": kept for place, kept in enumerate(pruning.kept_tokens)}
         return {name: number for name, number in numbers.items() if name in _dimensions(graph)} | schedule

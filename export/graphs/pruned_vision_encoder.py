@@ -22,7 +22,7 @@ from catp.export.encoder_pruning import ScoringRule, TokenEvidence
 from catp.export.encoder_pruning.madtp import wanted_tokens
 from catp.export.encoder_pruning.merges import MERGES, Chosen, Tokens
 from catp.export.graphs import Graph, interface_dtype, operators
-from catp.runtime.bundle.encoder_pruning import Form, Merge, after_schedule, merged_into, positions_of
+from catp.runtime.bundle.encoder_pruning import Form, Merge, left_by, merged_into, positions_of
 
 
 class PrunedVisionEncoder(torch.nn.Module):
@@ -209,5 +209,7 @@ def _dimension_names(module: PrunedVisionEncoder) -> dict[str, str]:
     patches = f"{left} + {more}" if more else left
     if module.form == "dynamic":
         return {patches: "image_patches", f"{left} + {more + 1}": "image_tokens"}
-    names = after_schedule(module.merging.adds)
-    return {patches: names[0], f"{left} + {more + 1}": names[1]}
+    names = {patches: left_by(-1, more), f"{left} + {more + 1}": left_by(-1, more + 1)}
+    if module.diagnostics:
+        names |= {f"u{place} + {more}" if more else f"u{place}": left_by(place, more) for place in range(last)}
+    return names

@@ -42,17 +42,15 @@ def merged_into(layer: int) -> str:
 MOST_NAMED = 24
 """Counts of a schedule that a message repeats."""
 
-LAST_KEPT = "kept_tokens[-1]"
-"""The last count of a schedule, in the names of dimensions that follow from it."""
 
-
-def after_schedule(added: int) -> tuple[str, str]:
-    """Names of the dimensions of kept_positions and image_embeds: the tokens that are left, without CLS and with.
+def left_by(place: int, added: int) -> str:
+    """The name of a dimension: the tokens that the layer of that count of a schedule leaves, without CLS.
 
     Args:
-        added: tokens that its last layer adds to those that it keeps.
+        place: of the count, from 0; -1: the last one, whose tokens leave the encoder.
+        added: tokens that a layer adds to those that it keeps.
     """
-    return f"{LAST_KEPT} + {added}" if added else LAST_KEPT, f"{LAST_KEPT} + {added + 1}"
+    return f"kept_tokens[{place}] + {added}" if added else f"kept_tokens[{place}]"
 
 
 class EncoderSizes(Strict):

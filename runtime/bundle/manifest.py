@@ -225,7 +225,25 @@ class CalibrationSpec(Strict):
     metric: str
     questions: Count = Field(description="other questions, on which both bundles were compared")
     accuracy: tuple[AccuracyChange, ...]
-    kept_overlap: float = Field(description="mean share of kept tokens that both bundles keep, at the default ratio")
+    kept_overlap: float = Field(
+        description="mean share of kept tokens that both bundles keep, at the default ratio; 1 where nothing votes"
+    )
+    patch_overlap: float | None = Field(
+        default=None, description="likewise of the patches that leave an encoder that prunes; None: it prunes nothing"
+    )
+
+    @property
+    def drops_query_tokens(self) -> bool:
+        """Whether answers after fewer query tokens were compared."""
+        return any(change.ratio > 0 for change in self.accuracy)
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As the manifest has it: a record without is one that older programs read."""
+        fields: dict[str, Any] = serialize(self)
+        if self.patch_overlap is None:
+            fields.pop("patch_overlap", None)
+        return fields
 
 
 class Manifest(Strict):

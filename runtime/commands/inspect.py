@@ -135,7 +135,10 @@ def _cost(found: CalibrationSpec) -> Iterator[str]:
             f"{100 * change.after:.1f} % after ({low:+.1f} to {high:+.1f} points), {found.questions:,} questions of "
             f"{found.data}"
         )
-    yield f"calibrated: {100 * found.kept_overlap:.1f} % of kept tokens stayed the same"
+    if found.drops_query_tokens:
+        yield f"calibrated: {100 * found.kept_overlap:.1f} % of kept tokens stayed the same"
+    if found.patch_overlap is not None:
+        yield f"calibrated: {100 * found.patch_overlap:.1f} % of the patches that the encoder keeps stayed the same"
 
 
 def _tensors(tensors: tuple[TensorSpec, ...]) -> Iterator[str]:

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from catp.calibration.precision import comparison
-from catp.calibration.precision.comparison import BundleAnswers, accuracy_changes, ask, kept_overlap, no_answers
+from catp.calibration.precision.comparison import (
+    BundleAnswers,
+    accuracy_changes,
+    ask,
+    kept_overlap,
+    no_answers,
+    patch_overlap,
+)
 from catp.runtime import CatpError, Pipeline
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.bundle.manifest import PruningSpec
@@ -39,6 +46,17 @@ def test_what_is_no_number_keeps_nothing_alike() -> None:
     nothing = no_answers(one)
     assert kept_overlap(one, nothing) == 0 and not nothing.accuracy.any() and nothing.images == one.images
     assert [change.difference for change in accuracy_changes(one, nothing, 0)] == [-1]
+
+
+def test_patch_overlap_by_hand() -> None:
+    one = answers([[1, 1]], [[0], [1]])
+    assert patch_overlap(one, one) is None  # encoders that prune nothing
+    first = replace(one, patches=(np.array([3, 5, 7, 9]), np.array([1, 2])))
+    second = replace(one, patches=(np.array([9, 7, 5, 8, 11]), np.array([2])))  # counts may differ too
+    assert patch_overlap(first, first) == 1
+    assert patch_overlap(first, second) == (3 / 4 + 1 / 2) / 2
+    assert patch_overlap(second, first) == (3 / 5 + 1) / 2
+    assert patch_overlap(first, no_answers(first)) == 0
 
 
 def test_accuracy_changes_by_hand() -> None:
@@ -95,6 +113,16 @@ def test_answers_are_those_of_asking_one_by_one(
     again = ask(demo_bundle, left, "exact match", 0, 4, lambda _: None)
     assert kept_overlap(found, again) == 1
     assert [change.difference for change in accuracy_changes(found, again, 0)] == [0, 0]
+
+
+def test_patches_are_those_that_leave_the_encoder(pruned_bundle: Path, questions: Callable) -> None:
+    asked = questions(5)
+    found = ask(pruned_bundle, asked, "exact match", 0, 4, lambda _: None)
+    alone = Pipeline.load(pruned_bundle, provider="cpu")
+    assert found.patches is not None and len(found.patches) == 5
+    for question, patches in zip(asked, found.patches):
+        kept = alone.generate([question.image], [question.question])[0].kept_indices
+        assert sorted(1 + patches) == kept[1:] and kept[0] == 0
 
 
 def test_nothing_that_can_be_asked_is_an_error(demo_bundle: Path, questions: Callable, tmp_path: Path) -> None:
