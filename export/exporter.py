@@ -32,6 +32,7 @@ from catp.export.verification.parity import check_parity
 from catp.export.verification.reference import Reference, eos_token_ids
 from catp.export.voting import VotingMethod, make_method
 from catp.export.writing.writer import write_graph
+from catp.runtime.bundle.chains import READ_IMAGE_TOKENS
 from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, QuestionPruningSpec
 from catp.runtime.bundle.engine_sets import ENGINES, reusable_sets
 from catp.runtime.bundle.folder import Bundle, file_spec, write_manifest
@@ -129,7 +130,7 @@ def export_bundle(
             checkpoint = load_checkpoint(model, revision, None, adapter)
         pruning = question_pruning = None
         if encoder.any:
-            pruning, question_pruning = _prune_encoders(checkpoint, encoder, diagnostics)
+            pruning, question_pruning = _prune_encoders(checkpoint, encoder, [voting, *(compared or ())], diagnostics)
         family = checkpoint.family
         if keep_mass is not None and not family.generates_text:
             raise UsageError(f"keep mass {keep_mass}: texts are scored after equally many tokens each; give a --ratio")
@@ -209,20 +210,25 @@ def export_bundle(
 
 
 def _prune_encoders(
-    checkpoint: Checkpoint, options: EncoderOptions, diagnostics: bool
+    checkpoint: Checkpoint, options: EncoderOptions, voting: Sequence[VotingMethod], diagnostics: bool
 ) -> tuple[EncoderPruningSpec, QuestionPruningSpec | None]:
     """The pruning inside a checkpoint's encoders, which its family exports from here on."""
     family, config = checkpoint.family, checkpoint.model.config
-    if family.votes:
+    reads_questions = family.language.kind in READ_IMAGE_TOKENS
+    if options.text_flops is not None and not reads_questions:
+        raise UsageError(f"--text-encoder-flops: {family.name} has no question encoder; leave it out")
+    if any(method.reads_image_weights for method in voting):
         raise UsageError(
-            f"model {checkpoint.id}: {family.name} can't be exported with an encoder that prunes yet; accepted: BLIP "
-            "for question answering. Leave out the --encoder options"
+            "--image-weights attention: an encoder that prunes outputs no weights of what it keeps; leave it out, or "
+            "the --encoder options"
         )
     madtp = read_madtp(checkpoint.id, config.vision_config.hidden_size, checkpoint.revision)
     spec = plan_pruning(options, config, madtp.space_dict is not None, madtp.temperature)
     encoder = PrunedEncoder(family.image_encoder.side, spec, madtp.space_dict, diagnostics)
     family = family.with_encoder(encoder)
-    question = plan_question_pruning(options, spec, config.text_config.num_hidden_layers)
+    question = None
+    if reads_questions:
+        question = plan_question_pruning(options, spec, config.text_config.num_hidden_layers)
     if question is not None:
         family = family.with_language(PrunedQuestionAnswering(question, madtp.space_dict))
     checkpoint.family = family

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import Blip2Processor
 
 from catp.export.demo import scenes
@@ -27,8 +28,39 @@ class TrainingBatch:
     labels: torch.Tensor  # int64 [B, Q, L]: the next token where it belongs to the answer, else IGNORE
 
 
+@dataclass(frozen=True)
+class AskedPicture:
+    """A picture, what is in its cells, and questions with answers."""
+
+    image: Image.Image
+    cells: torch.Tensor  # int64 [9, 2], as in a batch
+    asked: Sequence[scenes.SceneQuestion]
+
+
+def asked_scenes(rng: np.random.Generator, split: scenes.Split, count: int, questions: int) -> list[AskedPicture]:
+    """So many scenes with so many questions each."""
+    drawn = [scenes.random_scene(rng, split) for _ in range(count)]
+    images = [scenes.draw(scene, rng) for scene in drawn]
+    return [
+        AskedPicture(image, _cells(scene), scenes.questions(scene, rng, questions))
+        for scene, image in zip(drawn, images)
+    ]
+
+
+def _cells(scene: scenes.Scene) -> torch.Tensor:
+    colors, shapes = list(scenes.COLORS), list(scenes.SHAPES)
+    cells = torch.tensor([len(colors), len(shapes)]).repeat(scenes.GRID**2, 1)
+    for thing in scene.things:
+        cells[thing.cell] = torch.tensor([colors.index(thing.color), shapes.index(thing.shape)])
+    return cells
+
+
 class Batches(torch.utils.data.Dataset[TrainingBatch]):
-    """Batch i is a function of (seed, split, i) alone, whoever computes it."""
+    """Batch i is a function of (seed, split, i) alone, whoever computes it.
+
+    Args:
+        first: the first batch that a stream brings; those before it were used before an interruption.
+    """
 
     def __init__(
         self,
@@ -38,7 +70,9 @@ class Batches(torch.utils.data.Dataset[TrainingBatch]):
         images_per_batch: int,
         questions_per_image: int,
         seed: int,
+        first: int = 0,
     ) -> None:
+        self.first = first
         self.tokenizer, self.split, self.count, self.seed = processor.tokenizer, split, count, seed
         self.images_per_batch, self.questions_per_image = images_per_batch, questions_per_image
         self.image_spec = ImageSpec.from_preprocessor_config(processor.image_processor.to_dict())
@@ -55,16 +89,14 @@ class Batches(torch.utils.data.Dataset[TrainingBatch]):
 
     def __getitem__(self, index: int) -> TrainingBatch:
         rng = np.random.default_rng([self.seed, self.split == "train", index])
-        rows = [scenes.random_scene(rng, self.split) for _ in range(self.images_per_batch)]
-        colors, shapes = list(scenes.COLORS), list(scenes.SHAPES)
-        cells = torch.tensor([len(colors), len(shapes)]).repeat(len(rows), scenes.GRID**2, 1)
-        for row, scene in enumerate(rows):
-            for thing in scene.things:
-                cells[row, thing.cell] = torch.tensor([colors.index(thing.color), shapes.index(thing.shape)])
-        pixels = preprocess([scenes.draw(scene, rng) for scene in rows], self.image_spec)
+        return self.collate(asked_scenes(rng, self.split, self.images_per_batch, self.questions_per_image))
+
+    def collate(self, rows: Sequence[AskedPicture]) -> TrainingBatch:
+        """Tensors of pictures that have the same number of questions."""
+        pixels = preprocess([row.image for row in rows], self.image_spec)
         sequences, answer_starts = [], []
-        for scene in rows:
-            for question in scenes.questions(scene, rng, self.questions_per_image):
+        for row in rows:
+            for question in row.asked:
                 prompt, answer = self._tokenize(question)
                 sequences.append([*prompt, *answer, EOS])
                 answer_starts.append(len(prompt))
@@ -74,10 +106,12 @@ class Batches(torch.utils.data.Dataset[TrainingBatch]):
         for i, (sequence, start) in enumerate(zip(sequences, answer_starts)):
             text[i, : len(sequence)] = torch.tensor(sequence)
             labels[i, start - 1 : len(sequence) - 1] = torch.tensor(sequence[start:])
-        shape = (len(rows), self.questions_per_image, length)
+        shape = (len(rows), len(rows[0].asked), length)
+        cells = torch.stack([row.cells for row in rows])
         return TrainingBatch(torch.from_numpy(pixels), cells, text.view(shape), labels.view(shape))
 
 
 def stream(dataset: Batches) -> Iterator[TrainingBatch]:
     # A worker draws the pictures while the main process trains.
-    return iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4))
+    wanted = range(dataset.first, len(dataset))
+    return iter(torch.utils.data.DataLoader(dataset, batch_size=None, sampler=wanted, num_workers=1, prefetch_factor=4))

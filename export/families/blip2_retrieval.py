@@ -51,4 +51,4 @@ class Blip2Retrieval(QueryTokens):
 
     def text_graphs(self, model: Any) -> Iterator[Graph]:
         yield text_embedding.graph(model)
-        yield image_text_matching.graph(model, image_tokens(model.config))
+        yield image_text_matching.graph(model, image_tokens(model.config), self.image_encoder.prunes)

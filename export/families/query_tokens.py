@@ -33,7 +33,8 @@ class QueryTokens(Family):
         voting = voting_class(model.query_tokens, model.qformer, self.projection(model), method, compared)
         yield from self.image_encoder.graphs(model, voting.reads_image_weights)
         dtype = next(model.vision_model.parameters()).dtype
-        yield qformer_voting.graph(voting, image_tokens(config), config.vision_config.hidden_size, dtype)
+        tokens, width = image_tokens(config), config.vision_config.hidden_size
+        yield qformer_voting.graph(voting, tokens, width, dtype, self.image_encoder.prunes)
         yield from self.text_graphs(model)
 
     def projection(self, model: Any) -> torch.nn.Module:

@@ -42,7 +42,8 @@ class ImageTextMatching(torch.nn.Module):
         return self.head(hidden[:, :kept]).mean(1)
 
 
-def graph(model: Any, image_tokens: int) -> Graph:
+def graph(model: Any, image_tokens: int, any_tokens: bool = False) -> Graph:
+    """Args: `any_tokens`: whether it takes another number of image tokens as well."""
     batch, kept, length = (torch.export.Dim(name) for name in ("batch", "num_kept", "text"))
     dtype = interface_dtype(next(model.vision_model.parameters()).dtype)
     return Graph(
@@ -57,7 +58,7 @@ def graph(model: Any, image_tokens: int) -> Graph:
         input_names=["image_embeds", "kept_indices", *TEXT],
         output_names=["match_logits"],
         dynamic_shapes={
-            "image_embeds": {0: batch},
+            "image_embeds": {0: batch, **({1: torch.export.Dim("image_tokens")} if any_tokens else {})},
             "kept_indices": {0: batch, 1: kept},
             **{name: {0: batch, 1: length} for name in TEXT},
         },

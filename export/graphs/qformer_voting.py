@@ -145,11 +145,15 @@ class InstructedVoting(QFormerVoting):
         )
 
 
-def graph(module: QFormerVoting, image_tokens: int, vision_width: int, dtype: torch.dtype) -> Graph:
+def graph(
+    module: QFormerVoting, image_tokens: int, vision_width: int, dtype: torch.dtype, any_tokens: bool = False
+) -> Graph:
+    """Args: `any_tokens`: whether it takes another number of image tokens as well."""
     batch = torch.export.Dim("batch")
+    of_image: dict[int, Any] = {0: batch, **({1: torch.export.Dim("image_tokens")} if any_tokens else {})}
     image_embeds = torch.zeros(2, image_tokens, vision_width, dtype=interface_dtype(dtype))
     example: tuple[torch.Tensor, ...] = (image_embeds, torch.tensor([2]))
-    dynamic_shapes: dict[str, Any] = {"image_embeds": {0: batch}, "num_kept": None, "image_weights": None}
+    dynamic_shapes: dict[str, Any] = {"image_embeds": of_image, "num_kept": None, "image_weights": None}
     input_names = ["image_embeds", "num_kept"]
     if isinstance(module, InstructedVoting):
         length = torch.export.Dim("instruction")
@@ -160,7 +164,7 @@ def graph(module: QFormerVoting, image_tokens: int, vision_width: int, dtype: to
     if module.reads_image_weights:
         example = (*example, torch.ones(2, image_tokens))
         input_names.append("image_weights")
-        dynamic_shapes["image_weights"] = {0: batch}
+        dynamic_shapes["image_weights"] = of_image
     return Graph(
         name="qformer_voting",
         module=module,

@@ -31,6 +31,9 @@ class ImageEncoder(Protocol):
     side: str
     """A name in `catp.runtime.bundle.chains.IMAGE_STAGES`: its first stages are these graphs, in this order."""
 
+    prunes: bool
+    """Whether fewer tokens leave it than a picture has: the graphs after it then take any number of them."""
+
     def set_dtype(self, model: Any, dtype: torch.dtype) -> None:
         """Turn the weights of these graphs into `dtype`, in place."""
         ...

@@ -22,6 +22,8 @@ class PlainEncoder:
         side: see `ImageEncoder.side`.
     """
 
+    prunes = False
+
     def __init__(self, side: str = "voted-queries") -> None:
         self.side = side
 

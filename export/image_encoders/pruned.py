@@ -29,6 +29,8 @@ class PrunedEncoder:
         diagnostics: whether the graph outputs what each layer keeps.
     """
 
+    prunes = True
+
     def __init__(
         self, side: str, spec: EncoderPruningSpec, space_dict: torch.Tensor | None, diagnostics: bool = False
     ) -> None:

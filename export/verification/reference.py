@@ -220,7 +220,8 @@ class Reference:
     @torch.no_grad()
     def contrast(self, pixel_values: torch.Tensor, text_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """A text's embedding float32 [Dt] and those of all an image's query tokens [N, Dt], each of length 1."""
-        output = self._model(pixel_values=pixel_values, **self._beside_queries(text_ids))
+        with self._checkpoint.family.standing_in(self._model):
+            output = self._model(pixel_values=pixel_values, **self._beside_queries(text_ids))
         return output.text_embeds[0].numpy(), output.image_embeds[0].numpy()
 
     @torch.no_grad()
@@ -231,9 +232,10 @@ class Reference:
         try:
             model.query_tokens = torch.nn.Parameter(queries[:, list(kept_indices)])
             model.config.num_query_tokens = len(kept_indices)
-            output = model(
-                pixel_values=pixel_values, **self._beside_queries(text_ids), use_image_text_matching_head=True
-            )
+            with self._checkpoint.family.standing_in(model):
+                output = model(
+                    pixel_values=pixel_values, **self._beside_queries(text_ids), use_image_text_matching_head=True
+                )
             return output.logits_per_image[0].numpy()
         finally:
             model.query_tokens, model.config.num_query_tokens = queries, count
@@ -255,7 +257,8 @@ class Reference:
         """Hugging Face `generate()`, greedy, of one image [1, 3, H, W] or one video [F, 3, H, W], all query tokens."""
         name = self._checkpoint.family.placeholder
         assert name is not None  # every family with query tokens has one
-        with placeholder_without_embedding(self._model, name) as placeholder:
+        pruning = self._checkpoint.family.standing_in(self._model)
+        with pruning, placeholder_without_embedding(self._model, name) as placeholder:
             placeholders = [placeholder] * self._model.config.num_query_tokens * len(pixel_values)
             ids = torch.tensor([placeholders + list(prompt_ids)])
             output = self._model.generate(

@@ -84,7 +84,7 @@ def _rank_points(maps: list[tuple[torch.Tensor, float]], image_weights: torch.Te
     if size > 1:  # groups of odd size: all their pairs at once, each counted where the later query comes first
         wins = _sum([_wins_within(layer, voices, groups, size) for layer, _ in layers], layers)
         later = torch.ones(size, size).tril(-1)
-        every = columns if isinstance(columns, float) else columns[:, :, None]
+        every = columns[:, :, None] if isinstance(columns, torch.Tensor) else columns
         gained = (wins * later).sum(3) + ((every - wins) * later).sum(2)
         points = points + gained.reshape(batch, queries)
     return points
