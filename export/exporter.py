@@ -20,6 +20,7 @@ from catp.export.checkpoints.generation_settings import describe_unfollowed, rea
 from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
 from catp.export.checkpoints.madtp import read_madtp
 from catp.export.checkpoints.residency import one_part_in_memory
+from catp.export.checkpoints.taught import read_taught
 from catp.export.checkpoints.weightless import without_weights
 from catp.export.demo import CHECKPOINT, MODEL_ID, vqa
 from catp.export.demo import samples as demo_samples
@@ -223,8 +224,12 @@ def _prune_encoders(
             "the --encoder options"
         )
     madtp = read_madtp(checkpoint.id, config.vision_config.hidden_size, checkpoint.revision)
-    spec = plan_pruning(options, config, madtp.space_dict is not None, madtp.temperature)
-    encoder = PrunedEncoder(family.image_encoder.side, spec, madtp.space_dict, diagnostics)
+    layers, width = config.vision_config.num_hidden_layers, config.vision_config.hidden_size
+    taught = read_taught(options.scorer or checkpoint.id, layers, width, checkpoint.revision)
+    record = None if taught is None else taught.record
+    spec = plan_pruning(options, config, madtp.space_dict is not None, madtp.temperature, record)
+    scorers = None if taught is None else taught.scorers
+    encoder = PrunedEncoder(family.image_encoder.side, spec, madtp.space_dict, scorers, diagnostics)
     family = family.with_encoder(encoder)
     question = None
     if reads_questions:

@@ -89,7 +89,8 @@ def export(
         Literal["none", Rule] | None,
         typer.Option(
             help="How image tokens are scored inside the vision encoder. Default: none; with --encoder-flops, "
-            "--encoder-kept or --encoder-form dynamic, madtp where the checkpoint was trained with it, or else cls.",
+            "--encoder-kept or --encoder-form dynamic, madtp where the checkpoint was trained with it, taught where it "
+            "has a scorer, or else cls.",
             rich_help_panel=_ENCODER,
         ),
     ] = None,
@@ -98,6 +99,14 @@ def export(
         typer.Option(help="Share of the dense encoder's work that remains, such as 0.5.", rich_help_panel=_ENCODER),
     ] = None,
     encoder_kept: KeptOption = None,
+    encoder_scorer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="taught: where catp-calibrate scorer wrote it. Default: beside the checkpoint's weights.",
+            rich_help_panel=_ENCODER,
+        ),
+    ] = None,
     encoder_layers: Annotated[
         str, typer.Option(help="Layers that prune: all, or numbers such as 2,5,8.", rich_help_panel=_ENCODER)
     ] = "all",
@@ -182,6 +191,7 @@ def export(
             parse_counts(encoder_kept),
             encoder_merge,
             encoder_temperature,
+            encoder_scorer,
             text_encoder_flops,
         ),
         overwrite=overwrite,

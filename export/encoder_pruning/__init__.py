@@ -5,12 +5,17 @@ from __future__ import annotations
 from catp.export.encoder_pruning.base import ScoringRule, TokenEvidence
 from catp.export.encoder_pruning.cls import Cls
 from catp.export.encoder_pruning.madtp import Madtp
+from catp.export.encoder_pruning.norm import Norm
+from catp.export.encoder_pruning.pitome import ProtectInformative
 from catp.export.encoder_pruning.random_order import RandomOrder
 from catp.export.encoder_pruning.self_cls import SelfAndCls
+from catp.export.encoder_pruning.taught import Taught
 from catp.export.encoder_pruning.tome import TokenMerging
 from catp.runtime.errors import UsageError
 
-RULES: dict[str, type[ScoringRule]] = {rule.name: rule for rule in (Madtp, SelfAndCls, Cls, TokenMerging, RandomOrder)}
+RULES: dict[str, type[ScoringRule]] = {
+    rule.name: rule for rule in (Madtp, SelfAndCls, Cls, TokenMerging, ProtectInformative, Norm, Taught, RandomOrder)
+}
 
 
 def make_rule(name: str) -> ScoringRule:

@@ -19,11 +19,14 @@ class TokenEvidence:
     """
 
     layer: int  # which of the encoder's, from 0
+    layers: int  # that the encoder has
+    tokens: torch.Tensor  # [B, N, W], after attention and residual
     keys: torch.Tensor  # [B, H, 1+N, d] of the self-attention
     maps: torch.Tensor | None  # its probabilities, float32 [B, H, 1+N, 1+N], where the rule reads them
     cls_row: torch.Tensor | None  # those of CLS, float32 [B, H, 1+N], likewise
     head_outputs: torch.Tensor | None  # [B, H, 1+N, d]: probabilities times values, beside `maps`
     guidance: torch.Tensor | None  # M, float32 [B, N, T]: the layer's input times `space_dict`, where the rule reads it
+    scorer: torch.Tensor | None  # float32 [W]: this layer's row of a taught scorer, likewise
     positions: torch.Tensor  # int64 [B, N]: the patch that each token was, -1 for a merged one
 
 
@@ -47,10 +50,27 @@ class ScoringRule(ABC):
     reads_guidance: ClassVar[bool] = False
     """Whether it needs MADTP's `space_dict`."""
 
+    reads_scorer: ClassVar[bool] = False
+    """Whether it needs a taught scorer."""
+
+    weighs: ClassVar[bool] = True
+    """Whether its scores are at least 0, so that the merge "one" may weigh tokens by them."""
+
+    pairs: ClassVar[bool] = False
+    """Whether it says who merges into whom: at most half of a layer's tokens merge, and the merge is "nearest"."""
+
     @abstractmethod
     def scores(self, evidence: TokenEvidence) -> torch.Tensor:
         """float32 [B, N]."""
 
-    def receivers(self, count: int | torch.SymInt) -> torch.Tensor | None:
-        """bool [N]: which of N tokens others may be averaged into, by the merge "nearest"; None: every kept one."""
-        return None
+    def settle(self, scores: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scores that may depend on how many tokens are kept, and which tokens others are averaged into.
+
+        Args:
+            scores: float32 [B, N], as `scores` returned them.
+            kept: int64 [1].
+
+        Returns:
+            float32 [B, N], whose k highest are kept; bool [B, N], None: every kept one receives.
+        """
+        return scores, None

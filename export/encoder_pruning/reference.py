@@ -23,6 +23,9 @@ class LayerState:
     keys: np.ndarray  # [B, H, 1+N, d]
     tokens: np.ndarray  # [B, 1+N, W], the layer's input
     positions: np.ndarray  # int64 [B, N]
+    after: np.ndarray | None = None  # [B, 1+N, W], after attention and residual
+    depth: float = 0.0  # of the layer: 0 of the first, near 1 of the last
+    scorer: np.ndarray | None = None  # [W], this layer's of a taught scorer
 
 
 def madtp_scores(state: LayerState, space_dict: np.ndarray) -> np.ndarray:
@@ -67,13 +70,50 @@ def _tome(state: LayerState) -> np.ndarray:
     return scores
 
 
+def _pitome(state: LayerState) -> np.ndarray:
+    keys = unit_keys(state)
+    margin = 0.9 * (1 - state.depth)
+    scores = np.zeros(state.positions.shape)
+    for row, of_row in enumerate(keys):
+        for i, key in enumerate(of_row):
+            cosines = of_row @ key
+            scores[row, i] = -np.mean([c if c >= margin else np.exp(c - margin) - 1 for c in cosines])
+    return scores
+
+
+def _norm(state: LayerState) -> np.ndarray:
+    assert state.after is not None
+    found: np.ndarray = np.linalg.norm(state.after[:, 1:], axis=2)
+    return found
+
+
+def _taught(state: LayerState) -> np.ndarray:
+    assert state.after is not None and state.scorer is not None
+    tokens = state.after[:, 1:]
+    standard = (tokens - tokens.mean(2, keepdims=True)) / np.sqrt(tokens.var(2, keepdims=True) + 1e-6)
+    found: np.ndarray = standard @ state.scorer
+    return found
+
+
+def merging_pairs(energy: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """PiToMe's choice of one picture (arXiv 2405.16148, section 3.2): places that merge, and places that receive.
+
+    Args:
+        energy: float64 [N].
+        count: tokens that are left.
+    """
+    crowd = np.argsort(-energy, kind="stable")[: 2 * (len(energy) - count)]
+    return crowd[0::2], crowd[1::2]
+
+
 def unit_keys(state: LayerState) -> np.ndarray:
     keys = state.keys[:, :, 1:].mean(1)
     return keys / np.linalg.norm(keys, axis=-1, keepdims=True)
 
 
 _SCORES: dict[Rule, Callable[[LayerState], np.ndarray]] = {
-    "self-cls": _self_cls, "cls": _cls, "random": _random, "tome": _tome
+    "self-cls": _self_cls, "cls": _cls, "random": _random, "tome": _tome, "pitome": _pitome, "norm": _norm,
+    "taught": _taught,
 }  # fmt: skip
 
 

@@ -23,13 +23,20 @@ class TokenMerging(ScoringRule):
 
     name: ClassVar[str] = "tome"
     merge: ClassVar[Merge] = "nearest"
+    weighs: ClassVar[bool] = False
+    pairs: ClassVar[bool] = True
 
     def scores(self, evidence: TokenEvidence) -> torch.Tensor:
         keys = unit_keys(evidence.keys)
-        odd = self.receivers(keys.shape[1])
+        odd = _odd(keys.shape[1])
         likeness = keys @ keys.transpose(1, 2)
         best = likeness.masked_fill(~odd, -RECEIVER).amax(2)
         return torch.where(odd, RECEIVER, -best)
 
-    def receivers(self, count: int | torch.SymInt) -> torch.Tensor:
-        return torch.arange(count) % 2 == 1  # type: ignore[arg-type]
+    def settle(self, scores: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return scores, _odd(scores.shape[1]).expand(scores.shape[0], -1)
+
+
+def _odd(count: int | torch.SymInt) -> torch.Tensor:
+    """bool [N]: the odd places of N."""
+    return torch.arange(count) % 2 == 1  # type: ignore[arg-type]

@@ -115,7 +115,18 @@ class PrunedQuestionEncoder(QuestionEncoder):
             guidance = (hidden[:, 1:].float() @ self.get_buffer("guide")) * visible[:, 1:, None]
         maps = maps * visible[:, None, :, None]
         positions = torch.arange(hidden.shape[1] - 1).expand(hidden.shape[0], -1)
-        return after, TokenEvidence(index, keys, maps, maps[:, :, 0], outputs, guidance, positions)
+        return after, TokenEvidence(
+            layer=index,
+            layers=len(self.text_encoder.encoder.layer),
+            tokens=after[:, 1:],
+            keys=keys,
+            maps=maps,
+            cls_row=maps[:, :, 0],
+            head_outputs=outputs,
+            guidance=guidance,
+            scorer=None,
+            positions=positions,
+        )
 
 
 def graph(module: PrunedQuestionEncoder, model: BlipForQuestionAnswering) -> Graph:

@@ -14,6 +14,7 @@ tokens are merged into the nearest one, merged_into.{layer} int64 [B,N] has the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class PrunedVisionEncoder(torch.nn.Module):
     Args:
         layers: those that prune; none: a dense encoder, with fused attention.
         guide: `space_dict` float32 [T, W], for a rule that reads it.
+        scorers: float32 [L, W], a row for each layer, likewise.
         diagnostics: whether it outputs the positions that each layer leaves.
     """
 
@@ -42,6 +44,7 @@ class PrunedVisionEncoder(torch.nn.Module):
         layers: Sequence[int],
         form: Form,
         guide: torch.Tensor | None,
+        scorers: torch.Tensor | None = None,
         diagnostics: bool = False,
     ) -> None:
         super().__init__()
@@ -52,6 +55,9 @@ class PrunedVisionEncoder(torch.nn.Module):
             assert guide is not None, "checked when the checkpoint was read"
             # [W, T]: the product with it needs no transposition, and it stays float32 as scores do.
             self.register_buffer("guide", guide.float().t().contiguous())
+        if rule.reads_scorer:
+            assert scorers is not None, "likewise"
+            self.register_buffer("scorers", scorers.float().contiguous())
 
     def forward(self, pixel_values: torch.Tensor, control: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Args: `control`: kept_tokens int64 [P], or the temperature float32 [1]."""
@@ -66,7 +72,7 @@ class PrunedVisionEncoder(torch.nn.Module):
             attention = LayerAttention(layer, before, tokens.sizes)
             if index in self.layers:
                 number = self.layers.index(index)
-                after, evidence = attention.with_evidence(self.rule, index, before, tokens.positions, self._guide())
+                after, evidence = attention.with_evidence(self.rule, before, self._learned(index), tokens.positions)
                 scores = self.rule.scores(evidence)
                 count, merges_any = self._count(control, number, scores, evidence)
                 tokens = self._prune(after[:, 1:], tokens, scores, count, merges_any, attention.keys)
@@ -87,8 +93,14 @@ class PrunedVisionEncoder(torch.nn.Module):
             outputs += [*left[:-1], *(merged for merged in into if merged is not None)]
         return tuple(outputs)
 
-    def _guide(self) -> torch.Tensor | None:
-        return self.get_buffer("guide") if self.rule.reads_guidance else None
+    def _learned(self, index: int) -> LayerKnowledge:
+        """Everything that the rule knows of this layer before it sees a picture."""
+        return LayerKnowledge(
+            index,
+            len(self.vision_model.encoder.layers),
+            self.get_buffer("guide") if self.rule.reads_guidance else None,
+            self.get_buffer("scorers")[index] if self.rule.reads_scorer else None,
+        )
 
     def _count(
         self, control: torch.Tensor, number: int, scores: torch.Tensor, evidence: TokenEvidence
@@ -112,13 +124,23 @@ class PrunedVisionEncoder(torch.nn.Module):
         kept: Any = count.item()  # a symbolic int while tracing
         torch._check(kept >= 1)
         torch._check(kept <= scores.shape[1])
-        indices = operators.top_k(scores, count, kept, largest=True)
-        receivers = self.rule.receivers(scores.shape[1])
+        settled, receivers = self.rule.settle(scores, count)
+        indices = operators.top_k(settled, count, kept, largest=True)
         if receivers is not None:
             # The next layer asks for tokens at odd places: ties must not decide which these are. TopK sorts floats.
             indices = indices.gather(1, operators.top_k(indices.float(), count, kept, largest=False))
         chosen = Chosen(indices, scores, keys, receivers, merges_any)
         return self.merging(Tokens(embeds, tokens.positions, tokens.sizes), chosen)
+
+
+@dataclass(frozen=True)
+class LayerKnowledge:
+    """What a rule knows of a layer before it sees a picture."""
+
+    index: int  # of the encoder's layers, from 0
+    layers: int  # that the encoder has
+    guide: torch.Tensor | None  # float32 [W, T]
+    scorer: torch.Tensor | None  # float32 [W]
 
 
 class LayerAttention:
@@ -150,9 +172,14 @@ class LayerAttention:
         return self._close(heads)
 
     def with_evidence(
-        self, rule: ScoringRule, index: int, tokens: torch.Tensor, positions: torch.Tensor, guide: torch.Tensor | None
+        self, rule: ScoringRule, before: torch.Tensor, layer: LayerKnowledge, positions: torch.Tensor
     ) -> tuple[torch.Tensor, TokenEvidence]:
-        """[B, 1+N, W], and what the rule reads of this layer."""
+        """[B, 1+N, W], and what the rule reads of this layer.
+
+        Args:
+            before: [B, 1+N, W], the layer's input.
+            positions: int64 [B, N].
+        """
         maps = cls_row = outputs = None
         if rule.reads_maps:
             maps = self._probabilities(self.queries)
@@ -162,8 +189,18 @@ class LayerAttention:
             after = self.fused()
             if rule.reads_cls_row:
                 cls_row = self._probabilities(self.queries[:, :, :1])[:, :, 0]
-        guidance = None if guide is None else tokens[:, 1:].float() @ guide
-        return after, TokenEvidence(index, self.keys, maps, cls_row, outputs, guidance, positions)
+        return after, TokenEvidence(
+            layer=layer.index,
+            layers=layer.layers,
+            tokens=after[:, 1:],
+            keys=self.keys,
+            maps=maps,
+            cls_row=cls_row,
+            head_outputs=outputs,
+            guidance=None if layer.guide is None else before[:, 1:].float() @ layer.guide,
+            scorer=layer.scorer,
+            positions=positions,
+        )
 
     def _probabilities(self, queries: torch.Tensor) -> torch.Tensor:
         """float32 [B, H, queries, 1+N]: scores are computed in float32 whatever the graph's precision."""

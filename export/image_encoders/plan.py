@@ -18,6 +18,7 @@ from catp.runtime.bundle.encoder_pruning import (
     Form,
     Merge,
     QuestionPruningSpec,
+    TaughtSpec,
     dense_gflops,
 )
 from catp.runtime.bundle.encoder_schedules import CLOSE, even_schedule
@@ -31,13 +32,14 @@ QUESTION_TOKENS = 16
 class EncoderOptions:
     """Wishes for the pruning inside an encoder, as `catp-export` takes them."""
 
-    rule: str | None = None  # None: madtp where the checkpoint has a dictionary, or else cls
+    rule: str | None = None  # None: madtp where the checkpoint has a dictionary, taught with a scorer, or else cls
     flops: float | None = None  # share of the dense encoder's work that remains
     form: Form = "schedule"
     layers: str = "all"  # or numbers from 0 separated by commas
     kept_tokens: tuple[int, ...] | None = None  # instead of a share
     merge: Merge | None = None  # None: the rule's own
     temperature: float | None = None  # None: the checkpoint's
+    scorer: str | None = None  # folder or Hub id of a taught scorer; None: the checkpoint's own
     text_flops: float | None = None  # share of the question encoder's work that remains; None: it prunes nothing
 
     @property
@@ -63,7 +65,9 @@ class EncoderOptions:
                 "--encoder-temperature: it is for --encoder-form dynamic; a schedule takes --encoder-flops"
             )
         beside = [
-            name for name in ("layers", "merge", "text_flops") if getattr(self, name) != getattr(EncoderOptions, name)
+            name
+            for name in ("layers", "merge", "scorer", "text_flops")
+            if getattr(self, name) != getattr(EncoderOptions, name)
         ]
         if beside and self.rule is None and self.flops is None and self.kept_tokens is None and self.form == "schedule":
             given = "--text-encoder-flops" if beside[-1] == "text_flops" else f"--encoder-{beside[-1]}"
@@ -100,34 +104,54 @@ def encoder_sizes(config: Any) -> EncoderSizes:
 
 
 def plan_pruning(
-    options: EncoderOptions, config: Any, has_dictionary: bool, temperature: float | None
+    options: EncoderOptions,
+    config: Any,
+    has_dictionary: bool,
+    temperature: float | None,
+    taught: TaughtSpec | None = None,
 ) -> EncoderPruningSpec:
     """The pruning of a checkpoint's encoder, as the manifest has it.
 
     Args:
         config: the checkpoint's.
         has_dictionary, temperature: what the checkpoint brings of MADTP's.
+        taught: of a scorer, where there is one.
 
     Raises:
         UsageError: the checkpoint can't be pruned so.
     """
     options.check()
-    name = options.rule or ("madtp" if has_dictionary else "cls")
+    name = options.rule or ("madtp" if has_dictionary else "cls" if taught is None else "taught")
     rule = make_rule(name)
     if rule.reads_guidance and not has_dictionary:
         raise UsageError(
             f"--encoder-pruning {name}: the checkpoint has no space_dict, which MADTP trains (madtp.safetensors "
             f"beside its weights); accepted without: {', '.join(r for r in RULES if not RULES[r].reads_guidance)}"
         )
+    if rule.reads_scorer and taught is None:
+        raise UsageError(
+            f"--encoder-pruning {name}: the checkpoint has no scorer beside its weights (taught.safetensors); make one "
+            "with catp-calibrate scorer, or say with --encoder-scorer where it is"
+        )
     if options.form == "dynamic" and not rule.reads_guidance:
         raise UsageError(f"--encoder-form dynamic: {name} has no temperature to count by, madtp has; give a schedule")
     sizes = encoder_sizes(config)
     layers = _layers(options.layers, sizes.layers)
     merge = options.merge or rule.merge
-    if rule.receivers(2) is not None and merge != "nearest":
+    if rule.pairs and merge != "nearest":
         raise UsageError(f"--encoder-merge {merge}: {name} merges tokens into their likeness; accepted: nearest")
+    if merge == "one" and not rule.weighs:
+        raise UsageError(
+            f"--encoder-merge one: {name} has scores below 0, which weigh nothing; accepted: nearest, drop"
+        )
     spec = EncoderPruningSpec.model_construct(
-        rule=name, merge=merge, form=options.form, layers=layers, sizes=sizes, gflops_dense=dense_gflops(sizes)
+        rule=name,
+        merge=merge,
+        form=options.form,
+        layers=layers,
+        sizes=sizes,
+        gflops_dense=dense_gflops(sizes),
+        taught=taught if rule.reads_scorer else None,
     )
     if options.form == "dynamic":
         chosen = options.temperature if options.temperature is not None else temperature

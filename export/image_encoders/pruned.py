@@ -26,15 +26,22 @@ class PrunedEncoder:
         side: see `ImageEncoder.side`.
         spec: as the manifest will have it.
         space_dict: MADTP's, float32 [T, W], for a rule that reads it.
+        scorers: a taught rule's, float32 [L, W], likewise.
         diagnostics: whether the graph outputs what each layer keeps.
     """
 
     prunes = True
 
     def __init__(
-        self, side: str, spec: EncoderPruningSpec, space_dict: torch.Tensor | None, diagnostics: bool = False
+        self,
+        side: str,
+        spec: EncoderPruningSpec,
+        space_dict: torch.Tensor | None,
+        scorers: torch.Tensor | None = None,
+        diagnostics: bool = False,
     ) -> None:
-        self.side, self.spec, self.space_dict, self.diagnostics = side, spec, space_dict, diagnostics
+        self.side, self.spec, self.diagnostics = side, spec, diagnostics
+        self.space_dict, self.scorers = space_dict, scorers
 
     def set_dtype(self, model: Any, dtype: torch.dtype) -> None:
         set_parameters(model.vision_model, dtype)
@@ -51,6 +58,7 @@ class PrunedEncoder:
             spec.layers,
             spec.form,
             self.space_dict,
+            self.scorers,
             self.diagnostics,
         )
         yield graph(module, height, width)
@@ -72,6 +80,7 @@ class PrunedEncoder:
             spec.kept_tokens,
             spec.temperature,
             self.space_dict,
+            self.scorers,
         )
 
     @contextmanager

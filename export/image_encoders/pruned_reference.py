@@ -6,13 +6,20 @@ Nothing here shares code with the graphs: attention is computed by the checkpoin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from catp.export.encoder_pruning.reference import NEAR_TIE, LayerState, count_tokens, score_tokens, unit_keys
+from catp.export.encoder_pruning.reference import (
+    NEAR_TIE,
+    LayerState,
+    count_tokens,
+    merging_pairs,
+    score_tokens,
+    unit_keys,
+)
 from catp.runtime.bundle.encoder_pruning import Merge, Rule
 
 
@@ -37,6 +44,7 @@ def encode(
     kept_tokens: Sequence[int] | None,
     temperature: float | None,
     space_dict: torch.Tensor | None,
+    scorers: torch.Tensor | None = None,
 ) -> PrunedEmbeds:
     """Run the encoder.
 
@@ -54,6 +62,12 @@ def encode(
         state, output = _attend(layer, hidden, positions, sizes if merge == "nearest" else None)
         hidden = hidden + output
         if index in layers:
+            state = replace(
+                state,
+                after=hidden.double().numpy(),
+                depth=index / len(vision_model.encoder.layers),
+                scorer=None if scorers is None else scorers[index].double().numpy(),
+            )
             guide = None if space_dict is None else space_dict.double().numpy()
             scores = score_tokens(rule, state, guide)
             if kept_tokens is not None:
@@ -113,11 +127,16 @@ def _prune(
     rows, places, weights, unsure = [], [], [], []
     for b, of_row in enumerate(scores):
         order = np.argsort(-of_row, kind="stable")
-        kept, rest = order[:count], order[count:]
+        kept, rest, takes = order[:count], order[count:], np.arange(len(of_row))
+        if rule == "pitome":
+            rest, takes = merging_pairs(-of_row, count)
+            kept = np.setdiff1d(order, rest)
         if rule == "tome":  # in the order in which they came, as places decide in the next layer
-            kept = np.sort(kept)
-        last = of_row[order[count - 1]]
-        unsure.append(last - of_row[rest[0]] <= NEAR_TIE * abs(last))
+            kept, takes = np.sort(kept), np.arange(1, len(of_row), 2)
+        ranked = of_row[order]
+        # Of pairs, the order of all that merge decides; of others, the last that is kept and the first that is not.
+        gaps = np.diff(ranked[::-1][: 2 * len(rest) + 1]) if rule == "pitome" else ranked[count - 1] - ranked[count]
+        unsure.append(np.min(gaps) <= NEAR_TIE * max(abs(ranked[count - 1]), of_row.std()))
         tokens = hidden[b, 1:].double().numpy()
         of_kept, position, size = tokens[kept], state.positions[b, kept], sizes[b, kept]
         if merge == "one":
@@ -127,9 +146,9 @@ def _prune(
         if merge == "nearest":
             of_kept, size = of_kept * size[:, None], size.copy()
             keys = unit_keys(state)[b]
-            takes = [i for i, place in enumerate(kept) if rule != "tome" or place % 2 == 1]
+            receiving = [i for i, place in enumerate(kept) if place in takes]
             for token in rest:
-                into = max(takes, key=lambda i: keys[kept[i]] @ keys[token])
+                into = max(receiving, key=lambda i: keys[kept[i]] @ keys[token])
                 of_kept[into] += sizes[b, token] * tokens[token]
                 size[into] += sizes[b, token]
             of_kept = of_kept / size[:, None]

@@ -13,8 +13,11 @@ from catp.runtime.bundle.strict import Strict
 from catp.runtime.errors import UsageError
 from catp.runtime.limits import COUNT, ENCODER_LAYERS, ENCODER_PATCHES, ENCODER_SIDE, ENCODER_WIDTH, PATH_CHARACTERS
 
-Rule = Literal["madtp", "self-cls", "cls", "tome", "random"]
+Rule = Literal["madtp", "self-cls", "cls", "tome", "pitome", "norm", "taught", "random"]
 """How image tokens are scored."""
+
+PAIRS: tuple[Rule, ...] = ("tome", "pitome")
+"""Rules that say which token merges into which: at most every second one of a layer merges."""
 
 Merge = Literal["one", "nearest", "drop"]
 """The fate of tokens that are not kept: averaged into one more, each into the nearest kept one, or nothing."""
@@ -95,6 +98,18 @@ class ScheduleConfirmation(Strict):
     interval_95: tuple[Share, Share] = Field(description="of the difference")
 
 
+class TaughtSpec(Strict):
+    """How a scorer was taught: patches hidden from the Q-Former, and how well their tokens tell what that changes."""
+
+    data: str = Field(max_length=PATH_CHARACTERS)
+    pictures: int = Field(ge=1, le=COUNT)
+    toggles: int = Field(ge=1, le=COUNT, description="patches hidden in each picture")
+    seed: int = Field(ge=0, le=COUNT)
+    explained: tuple[Share, ...] = Field(
+        max_length=ENCODER_LAYERS, description="by layer, share of the variance on pictures that were held back"
+    )
+
+
 class EncoderPruningSpec(Strict):
     """Which image tokens the layers of a vision encoder keep."""
 
@@ -112,6 +127,7 @@ class EncoderPruningSpec(Strict):
     )
     source: str = Field(max_length=PATH_CHARACTERS, description="where the schedule or the temperature comes from")
     confirmed: ScheduleConfirmation | None = None
+    taught: TaughtSpec | None = Field(default=None, description="of the rule of that name")
     sizes: EncoderSizes
     gflops_dense: float = Field(
         gt=0, allow_inf_nan=False, description="of the encoder for one image, a multiply-add being two"
@@ -150,8 +166,8 @@ class EncoderPruningSpec(Strict):
         return 1 if self.merge == "one" else 0
 
     def least_kept(self, tokens: int) -> int:
-        """The fewest of so many tokens that a layer can keep: ToMe merges at most every second one."""
-        return tokens - tokens // 2 if self.rule == "tome" else 1
+        """The fewest of so many tokens that a layer can keep."""
+        return tokens - tokens // 2 if self.rule in PAIRS else 1
 
     def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The smallest and the largest schedule that the layers can keep, one after the other."""
@@ -159,7 +175,7 @@ class EncoderPruningSpec(Strict):
         fewest = tokens = self.sizes.patches
         for later in reversed(range(len(self.layers))):
             # What a layer leaves must be enough for every later one to leave something out.
-            end = 2 if self.rule == "tome" else 1
+            end = 2 if self.rule in PAIRS else 1
             least.append(max(self.least_kept(fewest), end + later * (CAN_SKIP - self.added)))
             most.append(tokens - CAN_SKIP)
             fewest, tokens = least[-1] + self.added, most[-1] + self.added

@@ -25,7 +25,7 @@ class Chosen:
     indices: torch.Tensor  # int64 [B, k], places among its N
     scores: torch.Tensor  # float32 [B, N]
     keys: torch.Tensor  # [B, H, 1+N, d] of its attention
-    receivers: torch.Tensor | None  # bool [N], see `ScoringRule.receivers`
+    receivers: torch.Tensor | None  # bool [B, N], see `ScoringRule.settle`
     merges_any: torch.Tensor | None  # int64 [1], 0 where nothing was pruned; None: something always is
 
     @property

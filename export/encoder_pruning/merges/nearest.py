@@ -29,7 +29,7 @@ class Nearest:
         keys = unit_keys(chosen.keys)
         likeness = chosen.of(keys) @ keys.transpose(1, 2)  # [B, k, N]
         if chosen.receivers is not None:
-            takes = chosen.of(chosen.receivers[None].expand(keys.shape[0], -1).to(likeness.dtype))
+            takes = chosen.of(chosen.receivers.to(likeness.dtype))
             likeness = torch.where(takes[:, :, None] > 0, likeness, UNLIKE)
         itself = chosen.indices[:, :, None] == places
         nearest = likeness.argmax(1)[:, None] == torch.arange(chosen.indices.shape[1])[:, None]

@@ -26,11 +26,14 @@ def evidence() -> TokenEvidence:
     tokens, guide = draw(B, 1 + N, W), draw(T, W)
     return TokenEvidence(
         layer=1,
+        layers=6,
+        tokens=draw(B, N, W),
         keys=draw(B, H, 1 + N, D),
         maps=maps,
         cls_row=maps[:, :, 0],
         head_outputs=maps @ draw(B, H, 1 + N, D),
         guidance=tokens[:, 1:] @ guide.t(),
+        scorer=draw(W),
         positions=torch.stack([torch.randperm(40, generator=generator)[:N] for _ in range(B)]),
     )
 
@@ -40,7 +43,15 @@ def state_of(evidence: TokenEvidence) -> LayerState:
     # The products with the dictionary stand for tokens, and the dictionary for the identity: M is what both read.
     guidance = torch.cat([torch.zeros(B, 1, T), evidence.guidance], 1)
     parts = (evidence.maps, evidence.head_outputs, evidence.keys, guidance)
-    return LayerState(*(part.double().numpy() for part in parts), evidence.positions.numpy())
+    assert evidence.scorer is not None
+    after = torch.cat([torch.zeros(B, 1, W), evidence.tokens], 1).double().numpy()
+    return LayerState(
+        *(part.double().numpy() for part in parts),
+        evidence.positions.numpy(),
+        after,
+        evidence.layer / evidence.layers,
+        evidence.scorer.double().numpy(),
+    )
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -55,11 +66,14 @@ def test_madtp_by_hand() -> None:
     third = torch.full((1, 1, 3, 3), 1 / 3)
     evidence = TokenEvidence(
         layer=0,
+        layers=1,
+        tokens=torch.zeros(1, 2, 1),
         keys=torch.zeros(1, 1, 3, 1),
         maps=third,
         cls_row=None,
         head_outputs=torch.ones(1, 1, 3, 1),
         guidance=torch.tensor([[[3.0], [1.0]]]),
+        scorer=None,
         positions=torch.tensor([[0, 1]]),
     )
     scores = make_rule("madtp").scores(evidence)
@@ -94,8 +108,9 @@ def merged(name: str, evidence: TokenEvidence, rule: str = "cls", kept: int = 6)
     sizes = torch.randint(1, 4, (B, N), generator=generator).float() if name == "nearest" else None
     tokens = Tokens(torch.randn(B, N, W, generator=generator), evidence.positions, sizes)
     scores = make_rule(rule).scores(evidence)
-    indices = scores.topk(kept).indices
-    chosen = Chosen(indices, scores, evidence.keys, make_rule(rule).receivers(N), None)
+    settled, receivers = make_rule(rule).settle(scores, torch.tensor([kept]))
+    indices = settled.topk(kept).indices
+    chosen = Chosen(indices, scores, evidence.keys, receivers, None)
     return tokens, MERGES[name](tokens, chosen), chosen  # type: ignore[index]
 
 
@@ -110,16 +125,21 @@ def test_one_token_is_the_average_by_scores(evidence: TokenEvidence) -> None:
         assert found.positions[row].tolist() == [*tokens.positions[row, kept].tolist(), -1]
 
 
-@pytest.mark.parametrize("rule", ["cls", "tome"])
+@pytest.mark.parametrize("rule", ["cls", "tome", "pitome"])
 def test_nearest_is_the_average_by_sizes(rule: str, evidence: TokenEvidence) -> None:
     tokens, found, chosen = merged("nearest", evidence, rule, kept=7)
     assert tokens.sizes is not None and found.sizes is not None
     keys = torch.nn.functional.normalize(evidence.keys[:, :, 1:].mean(1), dim=-1)
     for row in range(B):
         kept = chosen.indices[row].tolist()
+        receivers = {"cls": kept, "tome": list(range(1, N, 2)), "pitome": []}[rule]
+        if rule == "pitome":  # the 2 x 4 of highest energy, which is the opposite of the score, alternate
+            crowd = chosen.scores[row].argsort().tolist()[: 2 * (N - 7)]
+            assert set(crowd[0::2]) == set(range(N)) - set(kept)
+            receivers = crowd[1::2]
         groups = {token: [token] for token in kept}
         for token in set(range(N)) - set(kept):
-            takers = [other for other in kept if rule == "cls" or other % 2 == 1]
+            takers = [other for other in kept if other in receivers]
             groups[max(takers, key=lambda other: float(keys[row, other] @ keys[row, token]))].append(token)
         for place, token in enumerate(kept):
             weights = tokens.sizes[row, groups[token]]
@@ -136,5 +156,7 @@ def test_dropped_tokens_are_gone(evidence: TokenEvidence) -> None:
 
 
 def test_unknown_rule() -> None:
-    with pytest.raises(UsageError, match=r"unknown; accepted: none, madtp, self-cls, cls, tome, random"):
+    with pytest.raises(
+        UsageError, match=r"unknown; accepted: none, madtp, self-cls, cls, tome, pitome, norm, taught, random"
+    ):
         make_rule("best")
