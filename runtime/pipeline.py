@@ -315,13 +315,20 @@ class Pipeline:
             )
         return candidates
 
-    def match(self, images: Sequence[ImageSource], texts: Sequence[str], ratio: float | None = None) -> list[Match]:
+    def match(
+        self,
+        images: Sequence[ImageSource],
+        texts: Sequence[str],
+        ratio: float | None = None,
+        encoder: EncoderWish = DEFAULT,
+    ) -> list[Match]:
         """How well each text fits its image, by a bundle of a retrieval model.
 
         Args:
             images: as in `generate`.
             texts: as many.
             ratio: fraction of query tokens removed, before the text is read and of those that are compared with it.
+            encoder: what an encoder that prunes keeps.
 
         Raises:
             UsageError: the bundle generates text instead, an argument is out of range, or a text is too long.
@@ -331,14 +338,18 @@ class Pipeline:
             raise UsageError(f"{len(images)} images and {len(texts)} texts: give one text per image, at least one")
         _, _ = self.matching, self.num_kept(ratio)  # refuses before any work
         ids = [self._text.encode(text) for text in texts]
-        return self.match_pixels(self.preprocess(images), ids, ratio)
+        return self.match_pixels(self.preprocess(images), ids, ratio, encoder)
 
     def match_pixels(
-        self, pixel_values: np.ndarray, texts: Sequence[Sequence[int]], ratio: float | None = None
+        self,
+        pixel_values: np.ndarray,
+        texts: Sequence[Sequence[int]],
+        ratio: float | None = None,
+        encoder: EncoderWish = DEFAULT,
     ) -> list[Match]:
         """As `match`, from pixel_values float32 [B, 3, H, W] and token ids of B texts, or of any number about one."""
         matching, kept, images = self.matching, self.num_kept(ratio), len(pixel_values)
-        encoded = self.encode(pixel_values)
+        encoded = self.encode(pixel_values, encoder=encoder)
         pruned = self.prune(encoded, kept)
         pruned.check(images, kept, self.manifest.pruning.num_query_tokens)
         embeds, indices, kept_embeds = encoded["image_embeds"], pruned.kept_indices, pruned.kept_embeds

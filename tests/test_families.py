@@ -23,9 +23,12 @@ from catp.calibration.commands.eval import app as eval_command
 from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
 from catp.export.commands.build import app as build_command
 from catp.export.demo import CHECKPOINT, scenes
+from catp.export.exporter import export_bundle
+from catp.export.image_encoders.plan import EncoderOptions
 from catp.export.verification.reference import Reference
 from catp.runtime import Pipeline, UsageError
 from catp.runtime.bundle.manifest import Positions
+from catp.runtime.image_sides.pruned_encoder import EncoderWish
 
 NEW_TOKENS = 6
 YES = "yes"
@@ -217,6 +220,32 @@ def evaluated(family: Family) -> str:
     return YES
 
 
+def inside(family: Family) -> str:
+    """Exported anew with a vision encoder that prunes, against Hugging Face's model that sees what it leaves."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = export_bundle(str(family.checkpoint), Path(folder) / "bundle", encoder=EncoderOptions("norm", 0.85))
+        assert all(check.passed for check in bundle.manifest.parity if not check.advisory)
+        spec, pipeline = bundle.manifest.encoder_pruning, Pipeline.load(bundle.path)
+        assert spec is not None and spec.kept_tokens is not None
+        wishes = [EncoderWish(), EncoderWish(kept_tokens=(spec.kept_tokens[0] - 1, *spec.kept_tokens[1:]))]
+        for wish in wishes:
+            ratio = 0.5 if family.votes else None
+            if pipeline.manifest.model.language == "none":
+                found = pipeline.match(family.images, family.prompts, ratio, wish)
+                pair = pipeline.match(family.images[:1], family.prompts[:1], ratio, wish)[0]
+                assert found[0].kept_indices == pair.kept_indices
+                assert found[0].probability == pytest.approx(pair.probability, abs=1e-5)
+            else:
+                options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "encoder": wish}
+                together = pipeline.generate(family.images, family.prompts, ratio, **options)
+                pairs = zip(family.images, family.prompts)
+                alone = [pipeline.generate([image], [text], ratio, **options)[0] for image, text in pairs]
+                assert [(a.token_ids, a.kept_indices) for a in together] == [
+                    (a.token_ids, a.kept_indices) for a in alone
+                ]
+    return YES
+
+
 def matches(family: Family) -> str:
     """What retrieval has in place of tokens; tests/runtime/test_matching.py compares them with Hugging Face's."""
     for ratio in (0.0, 0.5):
@@ -236,6 +265,7 @@ CHECKS: dict[str, Callable[[Family], str]] = {
     "3 beams": beams,
     "pruned, original positions": original,
     "pruned, compact": compact,
+    "prunes inside": inside,
     "TensorRT-RTX": engines,
     "`catp-eval`": evaluated,
 }
@@ -273,13 +303,15 @@ COMBINED = ("InstructBLIP with Flan-T5", "InstructBLIP on videos, with Vicuna", 
 """Families whose parts are also those of others, or differ from them in one thing, such as frames."""
 
 
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    "check", [pytest.param(name, marks=pytest.mark.heavy) if CHECKS[name] is inside else name for name in CHECKS]
+)
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=pytest.mark.heavy) if name in COMBINED else name for name in FAMILIES]
 )
 def test_family(families: Callable[[str], Family], family: str, check: str) -> None:
     found = families(family)
-    if found.pipeline.manifest.model.language == "none" and CHECKS[check] not in (graphs, engines, evaluated):
+    if found.pipeline.manifest.model.language == "none" and CHECKS[check] not in (graphs, inside, engines, evaluated):
         cell = matches(found) if CHECKS[check] is batches else NO_TOKENS
     else:
         cell = CHECKS[check](found)

@@ -16,13 +16,12 @@ from catp.runtime.bundle.encoder_pruning import Form, Merge, Rule
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import Method, Positions, Precision
 from catp.runtime.commands.console import busy, console, make_app, print_json_line, print_line
-from catp.runtime.commands.encoder_options import KeptOption, parse_counts
+from catp.runtime.commands.encoder_options import ENCODER_PANEL, KeptOption, parse_counts
 from catp.runtime.commands.inspect import describe_encoder
 from catp.runtime.errors import UsageError
 from catp.runtime.pruning import check_ratio, describe_default
 from catp.runtime.system.optional_imports import reason_of
 
-_ENCODER = "In a vision encoder that prunes"
 EXAMPLE_MODEL = "Salesforce/blip2-opt-2.7b"
 
 
@@ -91,12 +90,14 @@ def export(
             help="How image tokens are scored inside the vision encoder. Default: none; with --encoder-flops, "
             "--encoder-kept or --encoder-form dynamic, madtp where the checkpoint was trained with it, taught where it "
             "has a scorer, or else cls.",
-            rich_help_panel=_ENCODER,
+            rich_help_panel=ENCODER_PANEL,
         ),
     ] = None,
     encoder_flops: Annotated[
         float | None,
-        typer.Option(help="Share of the dense encoder's work that remains, such as 0.5.", rich_help_panel=_ENCODER),
+        typer.Option(
+            help="Share of the dense encoder's work that remains, such as 0.5.", rich_help_panel=ENCODER_PANEL
+        ),
     ] = None,
     encoder_kept: KeptOption = None,
     encoder_scorer: Annotated[
@@ -104,35 +105,35 @@ def export(
         typer.Option(
             metavar="FOLDER",
             help="taught: where catp-calibrate scorer wrote it. Default: beside the checkpoint's weights.",
-            rich_help_panel=_ENCODER,
+            rich_help_panel=ENCODER_PANEL,
         ),
     ] = None,
     encoder_layers: Annotated[
-        str, typer.Option(help="Layers that prune: all, or numbers such as 2,5,8.", rich_help_panel=_ENCODER)
+        str, typer.Option(help="Layers that prune: all, or numbers such as 2,5,8.", rich_help_panel=ENCODER_PANEL)
     ] = "all",
     encoder_merge: Annotated[
         Merge | None,
         typer.Option(
             help="Tokens that are not kept: averaged into one more, each into the nearest, or dropped. Default: the "
             "rule's own.",
-            rich_help_panel=_ENCODER,
+            rich_help_panel=ENCODER_PANEL,
         ),
     ] = None,
     encoder_form: Annotated[
         Form,
         typer.Option(
-            help="Whether counts are the graph's input, or it counts for itself (madtp).", rich_help_panel=_ENCODER
+            help="Whether counts are the graph's input, or it counts for itself (madtp).", rich_help_panel=ENCODER_PANEL
         ),
     ] = "schedule",
     encoder_temperature: Annotated[
         float | None,
-        typer.Option(help="Default of the dynamic form. Default: the checkpoint's.", rich_help_panel=_ENCODER),
+        typer.Option(help="Default of the dynamic form. Default: the checkpoint's.", rich_help_panel=ENCODER_PANEL),
     ] = None,
     text_encoder_flops: Annotated[
         float | None,
         typer.Option(
             help="Share of the question encoder's work that remains (little is saved). Default: all of it.",
-            rich_help_panel=_ENCODER,
+            rich_help_panel=ENCODER_PANEL,
         ),
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle.")] = Path("catp-bundle"),

@@ -39,7 +39,7 @@ class ProtectInformative(ScoringRule):
         places = torch.arange(scores.shape[1])
         lower = scores[:, None] < scores[:, :, None]
         tied_before = (scores[:, None] == scores[:, :, None]) & (places[None, :] < places[:, None])
-        rank = (lower | tied_before).to(torch.int64).sum(2)  # 0: of the highest energy
+        rank = (lower.to(torch.int64) + tied_before.to(torch.int64)).sum(2)  # 0: of the highest energy
         crowded = rank < 2 * (scores.shape[1] - kept)
         merging = crowded & (rank % 2 == 0)
         return torch.where(merging, -1.0, 1.0), crowded & (rank % 2 == 1)

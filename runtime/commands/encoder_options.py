@@ -1,4 +1,4 @@
-"""The option by which commands take a schedule of a vision encoder that prunes."""
+"""The options by which commands take what a vision encoder that prunes keeps."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ import typer
 
 from catp.runtime.errors import UsageError
 
+ENCODER_PANEL = "In a vision encoder that prunes"
+
+FlopsOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the dense encoder's work that remains, such as 0.5. Default: the bundle's.",
+        rich_help_panel=ENCODER_PANEL,
+    ),
+]
+
 KeptOption = Annotated[
     str | None,
     typer.Option(
         help="Instead of a share: tokens that each pruning layer keeps, such as 120,90,60.",
-        rich_help_panel="In a vision encoder that prunes",
+        rich_help_panel=ENCODER_PANEL,
     ),
 ]
 

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from catp.runtime.commands.console import busy, make_app, print_json_line, print_line
+from catp.runtime.commands.encoder_options import FlopsOption, KeptOption, parse_counts
 from catp.runtime.errors import UsageError
+from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
 
@@ -21,6 +23,8 @@ def match(
     ratio: Annotated[
         float | None, typer.Option(help="Fraction of query tokens removed, 0 <= ratio < 1. Default: the bundle's.")
     ] = None,
+    encoder_flops: FlopsOption = None,
+    encoder_kept: KeptOption = None,
     provider: Annotated[str, typer.Option(help=f"What executes the graphs: {', '.join(PROVIDERS)}.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads within an operator.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="ONNX Runtime's log on standard error.")] = False,
@@ -35,10 +39,11 @@ def match(
     images = image * len(text) if len(image) == 1 else image
     if len(images) != len(text):
         raise UsageError(f"{len(image)} --image and {len(text)} --text: give one text per image, or one image for all")
+    encoder = EncoderWish(parse_counts(encoder_kept), encoder_flops)
     with busy("load the bundle"):
         pipeline = Pipeline.load(bundle, provider, threads=threads, verbose=verbose)
     with busy("score"):
-        matches = pipeline.match(images, text, ratio)
+        matches = pipeline.match(images, text, ratio, encoder)
     for path, words, found in zip(images, text, matches):
         if json_output:
             print_json_line(json.dumps({"image": str(path), "text": words, **found.to_dict()}))

@@ -11,14 +11,13 @@ import typer
 from catp.runtime.bundle.generation_settings import Overrides
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.console import busy, make_app, print_json_line, print_line, print_result
-from catp.runtime.commands.encoder_options import KeptOption, parse_counts
+from catp.runtime.commands.encoder_options import ENCODER_PANEL, FlopsOption, KeptOption, parse_counts
 from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
 from catp.runtime.system.printable import printable
 
-_ENCODER = "In a vision encoder that prunes"
 _CHOICE = "How tokens are chosen (default: as in generate() of Hugging Face)"
 
 
@@ -59,17 +58,11 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="ONNX Runtime's log on standard error.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer to one prompt while it grows.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object per prompt on standard output.")] = False,
-    encoder_flops: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the dense encoder's work that remains, such as 0.5. Default: the bundle's.",
-            rich_help_panel=_ENCODER,
-        ),
-    ] = None,
+    encoder_flops: FlopsOption = None,
     encoder_kept: KeptOption = None,
     encoder_temperature: Annotated[
         float | None,
-        typer.Option(help="Of an encoder in the dynamic form; 0 prunes nothing.", rich_help_panel=_ENCODER),
+        typer.Option(help="Of an encoder in the dynamic form; 0 prunes nothing.", rich_help_panel=ENCODER_PANEL),
     ] = None,
     answers: Annotated[
         str | None,
