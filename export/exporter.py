@@ -130,8 +130,13 @@ def export_bundle(
         with step(f"load {model}"):
             checkpoint = load_checkpoint(model, revision, None, adapter)
         pruning = question_pruning = None
+        if _image_weights(voting) == "patches" and not encoder.any:
+            raise UsageError(
+                "--image-weights patches: every token of this encoder is one patch; leave it out, or give "
+                "--encoder-flops"
+            )
         if encoder.any:
-            pruning, question_pruning = _prune_encoders(checkpoint, encoder, [voting, *(compared or ())], diagnostics)
+            pruning, question_pruning = _prune_encoders(checkpoint, encoder, voting, diagnostics)
         family = checkpoint.family
         if keep_mass is not None and not family.generates_text:
             raise UsageError(f"keep mass {keep_mass}: texts are scored after equally many tokens each; give a --ratio")
@@ -211,24 +216,29 @@ def export_bundle(
 
 
 def _prune_encoders(
-    checkpoint: Checkpoint, options: EncoderOptions, voting: Sequence[VotingMethod], diagnostics: bool
+    checkpoint: Checkpoint, options: EncoderOptions, voting: VotingMethod, diagnostics: bool
 ) -> tuple[EncoderPruningSpec, QuestionPruningSpec | None]:
     """The pruning inside a checkpoint's encoders, which its family exports from here on."""
     family, config = checkpoint.family, checkpoint.model.config
     reads_questions = family.language.kind in READ_IMAGE_TOKENS
     if options.text_flops is not None and not reads_questions:
         raise UsageError(f"--text-encoder-flops: {family.name} has no question encoder; leave it out")
-    if any(method.reads_image_weights for method in voting):
-        raise UsageError(
-            "--image-weights attention: an encoder that prunes outputs no weights of what it keeps; leave it out, or "
-            "the --encoder options"
-        )
     madtp = read_madtp(checkpoint.id, config.vision_config.hidden_size, checkpoint.revision)
     layers, width = config.vision_config.num_hidden_layers, config.vision_config.hidden_size
     taught = read_taught(options.scorer or checkpoint.id, layers, width, checkpoint.revision)
     record = None if taught is None else taught.record
     spec = plan_pruning(options, config, madtp.space_dict is not None, madtp.temperature, record)
     scorers = None if taught is None else taught.scorers
+    if (weights := _image_weights(voting)) == "attention":
+        raise UsageError(
+            "--image-weights attention: an encoder that prunes does not tell what its last layer attends to; accepted: "
+            "patches, or leave it out"
+        )
+    if weights == "patches" and spec.merge != "nearest":
+        raise UsageError(
+            f"--image-weights patches: the merge {spec.merge!r} counts none; leave it out, or give --encoder-merge "
+            "nearest"
+        )
     encoder = PrunedEncoder(family.image_encoder.side, spec, madtp.space_dict, scorers, diagnostics)
     family = family.with_encoder(encoder)
     question = None
@@ -238,6 +248,11 @@ def _prune_encoders(
         family = family.with_language(PrunedQuestionAnswering(question, madtp.space_dict))
     checkpoint.family = family
     return spec, question
+
+
+def _image_weights(voting: VotingMethod) -> str | None:
+    """What weighs an image token's vote; None: the method asks for nothing."""
+    return getattr(voting, "image_weights", None)
 
 
 def _asked_of_votes(

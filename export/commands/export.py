@@ -55,7 +55,8 @@ def export(
         str | None,
         typer.Option(
             help="What an image token's vote weighs. catp: uniform (default) or attention, which it receives in the "
-            "ViT's last layer; coverage: distinctness (default), attention or uniform."
+            "ViT's last layer; coverage: distinctness (default), attention or uniform. After an encoder that prunes, "
+            "patches in place of attention: those that were averaged into it."
         ),
     ] = None,
     layers: Annotated[

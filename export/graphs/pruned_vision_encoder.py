@@ -2,7 +2,8 @@
 
     schedule form: pixel_values float32 [B,3,H,W], kept_tokens int64 [P]
     dynamic form:  pixel_values float32 [B,3,H,W], encoder_temperature float32 [1]
-      -> image_embeds [B,I,Dv], kept_positions int64 [B,I-1], in the dynamic form also kept_counts int64 [P]
+      -> image_embeds [B,I,Dv], kept_positions int64 [B,I-1], in the dynamic form also kept_counts int64 [P]; where the
+         vote reads them, image_weights float32 [B,I]: the patches in each token
 
 P layers prune, between attention and MLP. `kept_tokens` has a count for each; in the dynamic form the graph counts for
 itself, and says how many it kept: all that came in where it pruned nothing. CLS comes first and always stays;
@@ -33,6 +34,7 @@ class PrunedVisionEncoder(torch.nn.Module):
         layers: those that prune; none: a dense encoder, with fused attention.
         guide: `space_dict` float32 [T, W], for a rule that reads it.
         scorers: float32 [L, W], a row for each layer, likewise.
+        image_weights: whether it outputs how many patches were averaged into each token; the merge "nearest" counts.
         diagnostics: whether it outputs the positions that each layer leaves.
     """
 
@@ -45,12 +47,13 @@ class PrunedVisionEncoder(torch.nn.Module):
         form: Form,
         guide: torch.Tensor | None,
         scorers: torch.Tensor | None = None,
+        image_weights: bool = False,
         diagnostics: bool = False,
     ) -> None:
         super().__init__()
         self.vision_model = vision_model
         self.rule, self.merging, self.layers, self.form = rule, MERGES[merge], tuple(layers), form
-        self.diagnostics = diagnostics
+        self.image_weights, self.diagnostics = image_weights, diagnostics
         if rule.reads_guidance:
             assert guide is not None, "checked when the checkpoint was read"
             # [W, T]: the product with it needs no transposition, and it stays float32 as scores do.
@@ -87,6 +90,9 @@ class PrunedVisionEncoder(torch.nn.Module):
             cls, tokens = hidden[:, :1], Tokens(hidden[:, 1:], tokens.positions, tokens.sizes)
         embeds = self.vision_model.post_layernorm(torch.cat([cls, tokens.embeds], 1))
         outputs = [embeds.to(interface_dtype(embeds.dtype)), tokens.positions]
+        if self.image_weights:
+            assert tokens.sizes is not None, "checked by the exporter"
+            outputs.append(torch.cat([torch.ones_like(tokens.sizes[:, :1]), tokens.sizes], 1))
         if self.form == "dynamic":
             outputs.append(torch.cat(counts))
         if self.diagnostics:
@@ -215,7 +221,7 @@ class LayerAttention:
 
 def graph(module: PrunedVisionEncoder, height: int, width: int) -> Graph:
     pruning = len(module.layers)
-    outputs = ["image_embeds", "kept_positions"]
+    outputs = ["image_embeds", "kept_positions", *(["image_weights"] if module.image_weights else [])]
     if module.form == "schedule":
         control, name = torch.arange(pruning, 0, -1) + 1, "kept_tokens"
     else:

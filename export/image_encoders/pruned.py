@@ -47,8 +47,7 @@ class PrunedEncoder:
         set_parameters(model.vision_model, dtype)
 
     def graphs(self, model: Any, image_weights: bool) -> Iterator[Graph]:
-        """One graph, without image weights."""
-        assert not image_weights, "a vote that reads them is refused before"
+        """One graph; the weight of an image token is how many patches were averaged into it."""
         height, width = pair(model.config.vision_config.image_size)
         spec = self.spec
         module = PrunedVisionEncoder(
@@ -59,14 +58,15 @@ class PrunedEncoder:
             spec.form,
             self.space_dict,
             self.scorers,
+            image_weights,
             self.diagnostics,
         )
         yield graph(module, height, width)
 
     def embed(self, model: Any, pixel_values: torch.Tensor) -> ImageEmbeds:
-        """Every image token weighs the same."""
+        """The weight of an image token is how many patches were averaged into it."""
         found = self.encode(model, pixel_values)
-        return ImageEmbeds(found.embeds, torch.ones(found.embeds.shape[:2]), found)
+        return ImageEmbeds(found.embeds, torch.nn.functional.pad(found.sizes, (1, 0), value=1.0), found)
 
     def encode(self, model: Any, pixel_values: torch.Tensor) -> PrunedEmbeds:
         """The encoder with the default schedule or temperature, by plain PyTorch and numpy."""

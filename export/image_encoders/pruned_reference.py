@@ -29,6 +29,7 @@ class PrunedEmbeds:
 
     embeds: torch.Tensor  # float32 [B, I, W], CLS first
     positions: np.ndarray  # int64 [B, I-1]: patch of each other token, -1 for merged ones
+    sizes: torch.Tensor  # float32 [B, I-1]: patches averaged into each, by the merge "nearest"; else 1
     counts: tuple[int, ...]  # by pruning layer, how many tokens were kept: all that came in where nothing was pruned
     left: tuple[np.ndarray, ...]  # int64 [B, N'] by pruning layer: patches after it, -1 for merged ones
     in_doubt: np.ndarray  # bool [B]: rounding may keep other tokens of this picture
@@ -82,7 +83,8 @@ def encode(
                 in_doubt |= unsure
             left.append(positions)
         hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
-    return PrunedEmbeds(vision_model.post_layernorm(hidden), positions, tuple(counts), tuple(left), in_doubt)
+    embeds, counted = vision_model.post_layernorm(hidden), torch.from_numpy(sizes).float()
+    return PrunedEmbeds(embeds, positions, counted, tuple(counts), tuple(left), in_doubt)
 
 
 def _attend(

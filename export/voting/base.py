@@ -22,7 +22,7 @@ class Evidence:
     self_attention: list[torch.Tensor]  # probabilities [B, H, N, N] of all Q-Former layers, where asked for
     query_embeds: torch.Tensor  # [B, N, D], the Q-Former's output
     image_embeds: torch.Tensor  # [B, I, Dv]
-    image_weights: torch.Tensor | None  # [B, I], mean about 1, where asked for
+    image_weights: torch.Tensor | None  # [B, I], where asked for: attention, mean about 1, or patches in a token
 
 
 class VotingMethod(ABC):

@@ -29,7 +29,7 @@ class RankPoints(VotingMethod):
     name: ClassVar[str] = "catp"
 
     points: Literal["rank", "probability"] = "rank"
-    image_weights: Literal["uniform", "attention"] = "uniform"
+    image_weights: Literal["uniform", "attention", "patches"] = "uniform"
     layers: str = "all"
     layer_weights: tuple[float, ...] = ()
 
@@ -42,7 +42,7 @@ class RankPoints(VotingMethod):
 
     @property
     def reads_image_weights(self) -> bool:
-        return self.image_weights == "attention"
+        return self.image_weights != "uniform"
 
     def cross_layers(self, available: int) -> tuple[int, ...]:
         return tuple(choose_layers(self.layers, self.layer_weights, available))
@@ -70,7 +70,7 @@ def _rank_points(maps: list[tuple[torch.Tensor, float]], image_weights: torch.Te
         columns: float | torch.Tensor = total * image_tokens
         points = torch.full((1, queries), total * image_tokens)
     else:
-        voices = image_weights.repeat(1, heads)
+        voices = image_weights[:, None].expand(-1, heads, -1).flatten(1)
         columns = (total * image_weights.sum(1))[:, None, None]
         points = columns[:, :, 0].expand(-1, queries)
     groups, size = 1, queries

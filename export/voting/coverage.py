@@ -27,13 +27,13 @@ class Coverage(VotingMethod):
 
     name: ClassVar[str] = "coverage"
 
-    image_weights: Literal["distinctness", "attention", "uniform"] = "distinctness"
+    image_weights: Literal["distinctness", "attention", "patches", "uniform"] = "distinctness"
     layers: str = "all"
     layer_weights: tuple[float, ...] = ()
 
     @property
     def reads_image_weights(self) -> bool:
-        return self.image_weights == "attention"
+        return self.image_weights in ("attention", "patches")
 
     def cross_layers(self, available: int) -> tuple[int, ...]:
         return tuple(choose_layers(self.layers, self.layer_weights, available))
@@ -57,7 +57,7 @@ class Coverage(VotingMethod):
         """[B, I]; None: every image token is worth the same."""
         if self.image_weights == "uniform":
             return None
-        if self.image_weights == "attention":
+        if self.reads_image_weights:
             return evidence.image_weights
         centred = evidence.image_embeds - evidence.image_embeds.mean(1, keepdim=True)
         return (centred * centred).sum(2).sqrt()

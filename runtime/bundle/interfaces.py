@@ -51,7 +51,7 @@ OPTIONAL: Final[dict[str, Tensors]] = {
     "question_encoder": {"encoder_temperature": ("float32", "n")},
     "vision_encoder": {"kept_tokens": ("int64", "n"), "encoder_temperature": ("float32", "n")},
     "qformer_voting": {
-        "image_weights": ("float", "?n"),
+        "image_weights": ("float", "?."),
         "instruction_ids": ("int64", "??"),
         "instruction_mask": ("int64", "??"),
     },
@@ -77,7 +77,7 @@ OUTPUTS: Final[dict[str, Tensors]] = {
 
 OPTIONAL_OUTPUTS: Final[dict[str, Tensors]] = {
     "vision_encoder": {
-        "image_weights": ("float", "?n"),
+        "image_weights": ("float", "?."),
         "kept_positions": ("int64", "??"),
         "kept_counts": ("int64", "n"),
         "positions.": ("int64", "??"),
