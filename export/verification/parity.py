@@ -142,16 +142,20 @@ def _pruned_vision(
         ("kept_positions", positions, wanted.positions),
     ]:
         others = sum(len(np.setdiff1d(ours[row], theirs[row])) for row in rows)
-        yield check(subject, f"{name}: share of other patches, beyond near ties", others / theirs[rows].size, allowed)
+        yield check(
+            subject, f"{name}: share of other patches, beyond near ties", miscounted / theirs[rows].size, allowed
+        )
     if "image_weights" in found:
-        # Where both sides keep the same patches; elsewhere others were averaged.
+        # Where both sides keep the same patches; elsewhere miscounted were averaged.
         alike = [row for row in rows if np.array_equal(np.sort(positions[row]), np.sort(wanted.positions[row]))]
         ours, theirs = found["image_weights"][:, 1:], expected.image_weights[:, 1:]
-        others = 0
+        miscounted = 0
         for row in alike:
             order, wanted_order = np.argsort(positions[row]), np.argsort(wanted.positions[row])
-            others += int((ours[row][order] != theirs[row][wanted_order]).sum())
-        yield check(subject, "image_weights: tokens of other numbers of patches", others / theirs[rows].size, allowed)
+            miscounted += int((ours[row][order] != theirs[row][wanted_order]).sum())
+        yield check(
+            subject, "image_weights: tokens of other numbers of patches", miscounted / theirs[rows].size, allowed
+        )
     # Tokens that both sides kept; with merged ones where nothing else was kept, and so merged, on either side.
     errors = []
     for row in range(len(positions)):
@@ -314,7 +318,7 @@ def _unpruned(
     images = [sample.image for sample in expected.samples]
     prompts = [sample.prompt for sample in expected.samples]
     for how, groups in _groups(pipeline.manifest, len(prompts)):
-        others = 0
+        wrong = 0
         for group in groups:
             answers = pipeline.generate(
                 [images[row] for row in group],
