@@ -142,11 +142,9 @@ def _pruned_vision(
         ("kept_positions", positions, wanted.positions),
     ]:
         others = sum(len(np.setdiff1d(ours[row], theirs[row])) for row in rows)
-        yield check(
-            subject, f"{name}: share of other patches, beyond near ties", miscounted / theirs[rows].size, allowed
-        )
+        yield check(subject, f"{name}: share of other patches, beyond near ties", others / theirs[rows].size, allowed)
     if "image_weights" in found:
-        # Where both sides keep the same patches; elsewhere miscounted were averaged.
+        # Where both sides keep the same patches; elsewhere others were averaged.
         alike = [row for row in rows if np.array_equal(np.sort(positions[row]), np.sort(wanted.positions[row]))]
         ours, theirs = found["image_weights"][:, 1:], expected.image_weights[:, 1:]
         miscounted = 0
