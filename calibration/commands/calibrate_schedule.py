@@ -23,7 +23,6 @@ from catp.calibration.encoder.counting import find_schedule
 from catp.calibration.encoder.reference import check_reference, check_votes_alike
 from catp.calibration.encoder.report import (
     EncoderReport,
-    EncoderScore,
     EncoderSetting,
     ScheduleReport,
     describe_kept,
@@ -117,8 +116,12 @@ def calibrate_schedule(
     found = None
     if reference.manifest.encoder_pruning is None:
         found = _search(pipeline, reference, asked, wanted, seed, batch_size)
-        chosen = _choose(found, asked, max_accuracy_drop)
-        settings, compared = _against_even(pipeline, reference, wanted, found, chosen)
+        chosen = found.cheapest(max_accuracy_drop)
+        console.print(score_table(found.report, "searching", chosen))
+        if chosen is None:
+            _keep(ScheduleReport.without_confirmation(found.report), report, json_output)
+            raise _nothing_within(found, max_accuracy_drop)
+        settings, compared = _against_even(pipeline, reference, wanted, found, chosen.setting)
         source_text = f"{chosen.setting.name}, the most accurate of its work on half of {asked.name}"
         if wanted.pairs > 1:
             source_text += f"; the cheapest of {wanted.pairs} pairs of share and ratio within {max_accuracy_drop:g}"
@@ -136,11 +139,8 @@ def calibrate_schedule(
     result = ScheduleReport(**dict(confirming), search=None if found is None else found.report)
     console.print(score_table(result, "confirming"))
     if result.skipped:
-        console.print(f"[yellow]warning:[/] {result.skipped:,} questions could not be asked; catp-eval says why")
-    if report is not None:
-        write_file(report, lambda file: file.write_text(result.model_dump_json(indent=1) + "\n"))
-    if json_output:
-        print_json_line(result.model_dump_json())
+        console.print(f"[yellow]warning:[/] {result.skipped:,} questions could not be asked")
+    _keep(result, report, json_output)
     _check(result, max_accuracy_drop)
     _apply(source, pipeline.manifest, source_text, result, ratios is not None)
 
@@ -192,28 +192,29 @@ def _search(
         )
 
 
-def _choose(found: Searched, asked: DataSet, budget: float) -> EncoderScore:
-    """Raises CatpError where nothing stays within the budget."""
-    chosen = found.cheapest(budget)
-    console.print(score_table(found.report, "searching", chosen))
-    if chosen is None:
-        best = max(found.pairs, key=lambda pair: pair.low)
-        raise CatpError(
-            f"no pair of encoder share and ratio stays within {budget:g} of the accuracy "
-            f"{found.report.scores[0].accuracy:.3f}: the best one may cost {-100 * best.low:.1f} points; nothing was "
-            f"changed. {_few(found.report, budget)}Try larger --flops, smaller --ratios, or a larger "
-            "--max-accuracy-drop"
-        )
-    return chosen
+def _keep(found: ScheduleReport, report: Path | None, json_output: bool) -> None:
+    if report is not None:
+        write_file(report, lambda file: file.write_text(found.model_dump_json(indent=1) + "\n"))
+    if json_output:
+        print_json_line(found.model_dump_json())
+
+
+def _nothing_within(found: Searched, budget: float) -> CatpError:
+    best = max(found.pairs, key=lambda pair: pair.low)
+    return CatpError(
+        f"no pair of encoder share and ratio stays within {budget:g} of the accuracy "
+        f"{found.report.scores[0].accuracy:.3f}: the best one may cost {-100 * best.low:.1f} points; nothing was "
+        f"changed. {_few(found.report, budget)}Try larger --flops, smaller --ratios, or a larger --max-accuracy-drop"
+    )
 
 
 def _against_even(
-    pipeline: Pipeline, reference: Pipeline, wanted: Wanted, found: Searched, chosen: EncoderScore
+    pipeline: Pipeline, reference: Pipeline, wanted: Wanted, found: Searched, chosen: EncoderSetting
 ) -> tuple[list[EncoderSetting], list[Asked]]:
-    """What is asked on the confirming half: the dense encoder, the even schedule of that work, and the chosen one."""
-    settings = [dense_setting(wanted), chosen.setting]
-    even = found.even_beside(chosen.setting)
-    if even.kept_tokens != chosen.setting.kept_tokens:
+    """Settings for the confirming half: the dense encoder, the even schedule of that work, and the chosen one."""
+    settings = [dense_setting(wanted), chosen]
+    even = found.even_beside(chosen)
+    if even.kept_tokens != chosen.kept_tokens:
         settings.insert(1, even)
     pruned = [Asked(pipeline, EncoderWish(kept_tokens=one.kept_tokens), one.ratio) for one in settings[1:]]
     return settings, [Asked(reference, EncoderWish(), wanted.dense_ratio), *pruned]

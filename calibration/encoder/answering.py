@@ -107,7 +107,7 @@ def answer_all(
 
 
 def _by_encoder(settings: Sequence[Asked]) -> list[tuple[Work, list[int]]]:
-    """What encodes alike, with the places of its settings."""
+    """Settings that encode alike, and their places."""
     alike: defaultdict[tuple[int, EncoderWish], list[int]] = defaultdict(list)
     for place, asked in enumerate(settings):
         alike[id(asked.pipeline), asked.wish].append(place)

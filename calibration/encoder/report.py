@@ -62,9 +62,15 @@ class EncoderReport(Strict):
 
 
 class ScheduleReport(EncoderReport):
-    """What confirmed a schedule, or did not, and the search before it on other images."""
+    """The confirmation of a schedule, or its failure, and the search before it on other images."""
 
     search: EncoderReport | None = Field(default=None, description="every candidate; none where tokens were counted")
+
+    @classmethod
+    def without_confirmation(cls, search: EncoderReport) -> ScheduleReport:
+        """The report of a search that found nothing to confirm: no question of the other half was asked."""
+        nothing = {"questions": 0, "images": 0, "skipped": 0, "prompt_tokens": 0.0, "scores": ()}
+        return cls(**{**dict(search), **nothing}, search=search)
 
 
 def make_report(

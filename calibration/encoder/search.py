@@ -18,7 +18,7 @@ from catp.runtime.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is chosen among."""
+    """The shares and ratios that are chosen among."""
 
     shares: tuple[float, ...]  # of the dense encoder's work
     ratios: tuple[float | None, ...]  # ascending, of query tokens left out; None: the bundle's default
@@ -43,7 +43,7 @@ class Searched:
         return self.even[setting.kept_tokens].model_copy(update={"ratio": setting.ratio})
 
     def cheapest(self, budget: float) -> EncoderScore | None:
-        """Of the pairs that lose at most `budget`, of 1, with confidence, the one with the least work in all.
+        """The pair with the least work in all, of those that lose at most `budget`, of 1, with confidence.
 
         A single pair is not chosen, and so it is never left out: the other half judges it.
         """
@@ -118,7 +118,7 @@ def setting_of(share: float, shape: Shape, ratio: float | None) -> EncoderSettin
 
 
 def answers_gflops(pipeline: Pipeline, settings: Sequence[EncoderSetting], prompt_tokens: float) -> list[float]:
-    """Of each setting, the work of an answer to a prompt of that length, up to its first token."""
+    """Work of an answer to a prompt of that length, up to its first token, in GFLOPs for each setting."""
     manifest, geometry = pipeline.manifest, read_geometry(pipeline.bundle)
     default = manifest.vote.ratio if manifest.vote else 0.0
     return [
