@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +12,23 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from catp.calibration.accuracy.evaluation import BATCH_SIZE
+from catp.calibration.accuracy.statistics import images_needed
 from catp.calibration.commands.source import is_bundle
 from catp.calibration.data import open_data
+from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.data.halves import half
-from catp.calibration.encoder.answering import Asked, answer_all, check_encoder
+from catp.calibration.encoder.answering import Asked, answer_all
 from catp.calibration.encoder.counting import find_schedule
-from catp.calibration.encoder.report import EncoderReport, EncoderSetting, describe_kept, make_report
+from catp.calibration.encoder.reference import check_reference, check_votes_alike
+from catp.calibration.encoder.report import (
+    EncoderReport,
+    EncoderSetting,
+    ScheduleReport,
+    describe_kept,
+    make_report,
+)
+from catp.calibration.encoder.search import Searched, Wanted, answers_gflops, dense_setting, search
 from catp.calibration.encoder.tables import score_table
 from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, ScheduleConfirmation
 from catp.runtime.bundle.encoder_schedules import even_schedule
@@ -29,20 +41,25 @@ from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
 
-_CHECKPOINT_FILES = ("config.json", "tokenizer.json", "preprocessor_config.json")
-
 
 def calibrate_schedule(
     source: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="A bundle in the schedule form, whose manifest gets the schedule.")
     ],
-    flops: Annotated[float, typer.Option(help="Share of the dense encoder's work that remains, such as 0.5.")],
+    flops: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE[,SHARE]",
+            help="Share of the dense encoder's work that remains, such as 0.5; of several, the cheapest is chosen "
+            "that stays within the budget.",
+        ),
+    ],
     against: Annotated[
         Path,
         typer.Option(
             metavar="BUNDLE",
             help="The same checkpoint, for comparison: dense, or in the dynamic form (madtp), which then also says how "
-            "many tokens each layer keeps. Otherwise every layer keeps the same share.",
+            "many tokens each layer keeps. Otherwise schedules of the same work are compared.",
         ),
     ],
     data: Annotated[str, typer.Option(metavar="demo|easy-vqa|FOLDER|JSONL", help="What to ask, as for catp-eval.")] = (
@@ -51,6 +68,16 @@ def calibrate_schedule(
     max_accuracy_drop: Annotated[
         float, typer.Option(help="What pruning may cost, of 1, at the worse end of the 95 % interval.")
     ] = 0.02,
+    ratio: Annotated[
+        float | None,
+        typer.Option(help="Ratio of query tokens left out, with both encoders. Default: the bundle's."),
+    ] = None,
+    ratios: Annotated[
+        str | None,
+        typer.Option(
+            help="Ratios to try with each share, such as 0,0.25,0.5; the budget is then for both prunings together."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Number of questions, both halves together. Default: all.")] = None,
     fraction: Annotated[float | None, typer.Option(help="Instead of a number: this part of the questions.")] = None,
     pictures: Annotated[int, typer.Option(min=1, help="Pictures whose tokens are counted, at most.")] = 100,
@@ -64,15 +91,18 @@ def calibrate_schedule(
 ) -> None:
     """Choose how many image tokens each layer keeps, for a share of the vision encoder's work.
 
-    Tokens are counted on one half of the images; the other half confirms that accuracy falls by no more than allowed.
-    What is not confirmed changes nothing and exits 1.
+    Schedules are chosen on one half of the images; the other half confirms that accuracy falls by no more than
+    allowed. What is not confirmed changes nothing and exits 1.
 
-    catp-calibrate schedule catp-bundle --flops 0.5 --against dynamic-bundle --data vqav2 --fraction 0.1
+    catp-calibrate schedule catp-bundle --flops 0.5 --against dense-bundle --data vqav2 --fraction 0.1
     """
     if not 0 < max_accuracy_drop < 1:
         raise UsageError(f"max accuracy drop {max_accuracy_drop}: of 1, so 0 < drop < 1, such as 0.02 for two points")
-    if not 0 < flops < 1:
-        raise UsageError(f"flops {flops:g}: a share of the encoder's work, above 0 and below 1")
+    shares = tuple(sorted(_numbers("flops", flops, "0.8,0.5"), reverse=True))
+    if wrong := [share for share in shares if not 0 < share < 1]:
+        raise UsageError(f"flops {wrong[0]:g}: a share of the encoder's work, above 0 and below 1")
+    if ratio is not None and ratios is not None:
+        raise UsageError("--ratio and --ratios: give one ratio for both encoders, or several to choose among")
     check_file_output("--report", report)
     for given in (source, against):
         if not is_bundle(str(given)):
@@ -80,90 +110,147 @@ def calibrate_schedule(
     asked = open_data(data).subset(limit, fraction, seed)
     with busy("load the bundles"):
         pipeline, reference = Pipeline.load(source, provider), Pipeline.load(against, provider)
-    spec = _check(pipeline, reference)
-    dense = Asked(reference, EncoderWish())
-    settings, compared = [EncoderSetting(name="dense")], [dense]
-    counted = f"each layer keeps the same share ({flops:g} of the work)"
-    kept = even_schedule(spec, flops)
-    if reference.manifest.encoder_pruning is not None:
-        compared[0] = Asked(reference, EncoderWish(temperature=0.0))
-        with busy("count tokens"):
-            found = find_schedule(reference, half(asked, seed, "search"), flops, pictures)
-        counted = f"mean counts of {found.pictures} pictures of {asked.name} at temperature {found.temperature:.4g}"
-        settings += [
-            EncoderSetting(name="dynamic", temperature=found.temperature),
-            EncoderSetting(name="schedule, same share in each layer", kept_tokens=kept),
-        ]
-        compared += [
-            Asked(reference, EncoderWish(temperature=found.temperature)),
-            Asked(pipeline, EncoderWish(kept_tokens=kept)),
-        ]
-        kept = found.kept_tokens
-    settings.append(EncoderSetting(name="schedule", kept_tokens=kept))
-    compared.append(Asked(pipeline, EncoderWish(kept_tokens=kept)))
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("confirmation", total=len(asked) // 2)
-        answered = answer_all(
-            half(asked, seed, "confirmation"),
-            compared,
-            asked.metric,
-            batch_size,
-            lambda done: progress.advance(task, done),
-        )
-    result = make_report(pipeline.manifest, asked, seed, settings, answered)
-    console.print(score_table(result))
+    spec = check_reference(pipeline, reference)
+    wanted = _wanted(pipeline, shares, ratio, None if ratios is None else _numbers("ratios", ratios, "0,0.25,0.5"))
+    check_votes_alike(pipeline, reference, wanted)
+    found = None
+    if reference.manifest.encoder_pruning is None:
+        found = _search(pipeline, reference, asked, wanted, seed, batch_size)
+        chosen = found.cheapest(max_accuracy_drop)
+        console.print(score_table(found.report, "searching", chosen))
+        if chosen is None:
+            _keep(ScheduleReport.without_confirmation(found.report), report, json_output)
+            raise _nothing_within(found, max_accuracy_drop)
+        settings, compared = _against_even(pipeline, reference, wanted, found, chosen.setting)
+        source_text = f"{chosen.setting.name}, the most accurate of its work on half of {asked.name}"
+        if wanted.pairs > 1:
+            source_text += f"; the cheapest of {wanted.pairs} pairs of share and ratio within {max_accuracy_drop:g}"
+    else:
+        if wanted.pairs > 1:
+            raise UsageError(
+                f"--against {against}: it counts tokens for one share of the work; give one --flops and no --ratios, "
+                "or a dense bundle"
+            )
+        settings, compared, source_text = _count(pipeline, reference, spec, asked, wanted, seed, pictures)
+    with _progress("confirmation", len(asked) // 2) as advance:
+        answered = answer_all(half(asked, seed, "confirmation"), compared, asked.metric, batch_size, advance)
+    work = answers_gflops(pipeline, settings, answered.prompt_tokens) if wanted.pairs > 1 else None
+    confirming = make_report(pipeline.manifest, asked, seed, settings, answered, work)
+    result = ScheduleReport(**dict(confirming), search=None if found is None else found.report)
+    console.print(score_table(result, "confirming"))
     if result.skipped:
-        console.print(f"[yellow]warning:[/] {result.skipped:,} questions could not be asked; catp-eval says why")
+        console.print(f"[yellow]warning:[/] {result.skipped:,} questions could not be asked")
+    _keep(result, report, json_output)
+    _check(result, max_accuracy_drop)
+    _apply(source, pipeline.manifest, source_text, result, ratios is not None)
+
+
+def _numbers(name: str, text: str, example: str) -> tuple[float, ...]:
+    try:
+        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        raise UsageError(f"{name} {text!r}: give numbers separated by commas, such as {example}") from None
+
+
+def _wanted(
+    pipeline: Pipeline, shares: tuple[float, ...], ratio: float | None, ratios: Sequence[float] | None
+) -> Wanted:
+    """Raises UsageError where this bundle can't leave out query tokens so."""
+    vote = pipeline.manifest.vote
+    for one in (*([] if ratio is None else [ratio]), *(ratios or ())):
+        pipeline.num_kept(one)
+    if vote is None:
+        # It was refused above unless it is 0, which leaves out nothing where there is nothing.
+        return Wanted(shares, (None,), None)
+    if ratios is not None:
+        return Wanted(shares, tuple(sorted(ratios)), 0.0)
+    if ratio is None and vote.keep_mass is not None:
+        if len(shares) > 1:
+            raise UsageError(
+                f"flops {','.join(f'{share:g}' for share in shares)}: this bundle keeps a share of the votes "
+                f"({vote.keep_mass:g}), so many tokens have no cost that could be compared; give --ratio or --ratios"
+            )
+        return Wanted(shares, (None,), None)
+    fixed = vote.ratio if ratio is None else ratio
+    return Wanted(shares, (fixed,), fixed)
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+def _search(
+    pipeline: Pipeline, reference: Pipeline, asked: DataSet, wanted: Wanted, seed: int, batch_size: int
+) -> Searched:
+    passes = 2 if len(wanted.ratios) > 1 else 1
+    with _progress("search", passes * len(asked) // 2) as advance:
+        return search(
+            pipeline, reference, asked, lambda: half(asked, seed, "search"), wanted, seed, batch_size, advance
+        )
+
+
+def _keep(found: ScheduleReport, report: Path | None, json_output: bool) -> None:
     if report is not None:
-        write_file(report, lambda file: file.write_text(result.model_dump_json(indent=1) + "\n"))
+        write_file(report, lambda file: file.write_text(found.model_dump_json(indent=1) + "\n"))
     if json_output:
-        print_json_line(result.model_dump_json())
-    _apply(source, pipeline.manifest, kept, counted, result, max_accuracy_drop)
+        print_json_line(found.model_dump_json())
 
 
-def _check(pipeline: Pipeline, reference: Pipeline) -> EncoderPruningSpec:
-    """The bundle's pruning; raises UsageError where it has none, or the reference can't stand beside it."""
-    check_encoder(pipeline, "catp-calibrate schedule")
-    spec, other = pipeline.manifest.encoder_pruning, reference.manifest.encoder_pruning
-    assert spec is not None
-    if spec.form != "schedule":
-        raise UsageError(
-            f"{pipeline.bundle.path}: its encoder counts tokens for itself (dynamic form); give one that was exported "
-            "with --encoder-flops, and this one with --against"
-        )
-    if other is not None and (other.form != "dynamic" or other.layers != spec.layers):
-        raise UsageError(
-            f"--against {reference.bundle.path}: it has a schedule, or prunes in other layers; give a dense bundle, or "
-            f"one in the dynamic form that prunes in layers {', '.join(map(str, spec.layers))}"
-        )
-    if other is not None and (other.rule, other.merge) != (spec.rule, spec.merge):
-        raise UsageError(
-            f"--against {reference.bundle.path}: it prunes by {other.rule} ({other.merge}), not by {spec.rule} "
-            f"({spec.merge}); export both with the same rule"
-        )
-    if _identity(pipeline.manifest) != _identity(reference.manifest):
-        raise UsageError(
-            f"--against {reference.bundle.path}: it is another checkpoint, or in another precision; export the same one"
-        )
-    return spec
+def _nothing_within(found: Searched, budget: float) -> CatpError:
+    best = max(found.pairs, key=lambda pair: pair.low)
+    return CatpError(
+        f"no pair of encoder share and ratio stays within {budget:g} of the accuracy "
+        f"{found.report.scores[0].accuracy:.3f}: the best one may cost {-100 * best.low:.1f} points; nothing was "
+        f"changed. {_few(found.report, budget)}Try larger --flops, smaller --ratios, or a larger --max-accuracy-drop"
+    )
 
 
-def _identity(manifest: Manifest) -> tuple[object, ...]:
-    """The marks that two bundles of one checkpoint share: its files, and the weights that nothing prunes."""
-    files = {file.path: file.sha256 for file in manifest.files}
-    last = manifest.graphs[manifest.chain.graphs[-1]]
-    weights = (last.external_data or last.file).sha256
-    return manifest.precision, weights, *(files.get(name) for name in _CHECKPOINT_FILES)
+def _against_even(
+    pipeline: Pipeline, reference: Pipeline, wanted: Wanted, found: Searched, chosen: EncoderSetting
+) -> tuple[list[EncoderSetting], list[Asked]]:
+    """Settings for the confirming half: the dense encoder, the even schedule of that work, and the chosen one."""
+    settings = [dense_setting(wanted), chosen]
+    even = found.even_beside(chosen)
+    if even.kept_tokens != chosen.kept_tokens:
+        settings.insert(1, even)
+    pruned = [Asked(pipeline, EncoderWish(kept_tokens=one.kept_tokens), one.ratio) for one in settings[1:]]
+    return settings, [Asked(reference, EncoderWish(), wanted.dense_ratio), *pruned]
 
 
-def _apply(
-    source: Path, manifest: Manifest, kept: tuple[int, ...], counted: str, found: EncoderReport, budget: float
-) -> None:
-    """The schedule in the manifest.
+def _count(
+    pipeline: Pipeline,
+    reference: Pipeline,
+    spec: EncoderPruningSpec,
+    asked: DataSet,
+    wanted: Wanted,
+    seed: int,
+    pictures: int,
+) -> tuple[list[EncoderSetting], list[Asked], str]:
+    """A schedule of mean counts, what is asked on the confirming half, and where the schedule comes from."""
+    (share,), (ratio,) = wanted.shares, wanted.ratios
+    even = even_schedule(spec, share)
+    with busy("count tokens"):
+        found = find_schedule(reference, half(asked, seed, "search"), share, pictures)
+    settings = [
+        dense_setting(wanted),
+        EncoderSetting(name="dynamic", temperature=found.temperature, ratio=ratio),
+        EncoderSetting(name="schedule, same share in each layer", kept_tokens=even, ratio=ratio),
+        EncoderSetting(name="schedule", kept_tokens=found.kept_tokens, ratio=ratio),
+    ]
+    compared = [
+        Asked(reference, EncoderWish(temperature=0.0), wanted.dense_ratio),
+        Asked(reference, EncoderWish(temperature=found.temperature), ratio),
+        *(Asked(pipeline, EncoderWish(kept_tokens=kept), ratio) for kept in (even, found.kept_tokens)),
+    ]
+    counted = f"mean counts of {found.pictures} pictures of {asked.name} at temperature {found.temperature:.4g}"
+    return settings, compared, counted
 
-    Raises:
-        CatpError: accuracy may fall by more than the budget; nothing is changed.
-    """
+
+def _check(found: EncoderReport, budget: float) -> None:
+    """Raises CatpError where accuracy may fall by more than the budget."""
     before, after = found.scores[0], found.scores[-1]
     if not before.accuracy:
         raise CatpError(
@@ -171,13 +258,29 @@ def _apply(
             "nothing can be lost; nothing was changed. Give questions that this model can answer (--data)"
         )
     if after.low < -budget:
+        kept = after.setting.kept_tokens
+        assert kept is not None
+        at = "" if after.setting.ratio is None else f" at ratio {after.setting.ratio:g}"
         raise CatpError(
-            f"schedule {describe_kept(kept)} is not confirmed: it costs {-100 * after.difference:.1f} points and may "
-            f"cost {-100 * after.low:.1f}, the budget is {100 * budget:g}; nothing was changed. Try a larger --flops, "
-            "more questions, or a larger --max-accuracy-drop"
+            f"schedule {describe_kept(kept)}{at} is not confirmed: it costs {-100 * after.difference:.1f} points and "
+            f"may cost {-100 * after.low:.1f}, the budget is {100 * budget:g}; nothing was changed. "
+            f"{_few(found, budget)}Try a larger --flops, more questions, or a larger --max-accuracy-drop"
         )
-    spec = manifest.encoder_pruning
-    assert spec is not None
+
+
+def _few(found: EncoderReport, budget: float) -> str:
+    needed = images_needed(budget)
+    if found.images >= needed:
+        return ""
+    return f"{found.images} pictures can't show that so little is lost: give {2 * needed} or more, for both halves. "
+
+
+def _apply(source: Path, manifest: Manifest, source_text: str, found: EncoderReport, with_ratio: bool) -> None:
+    """The schedule in the manifest, and the ratio where that was chosen too."""
+    before, after = found.scores[0], found.scores[-1]
+    spec, kept, ratio = manifest.encoder_pruning, after.setting.kept_tokens, after.setting.ratio
+    assert spec is not None and kept is not None
+    of_dense = before.setting.ratio
     confirmed = ScheduleConfirmation(
         data=found.data,
         metric=found.metric,
@@ -187,18 +290,24 @@ def _apply(
         after=after.accuracy,
         difference=after.difference,
         interval_95=after.difference_95,
+        ratios=None if of_dense is None or ratio is None else (of_dense, ratio),
     )
     changed = spec.model_copy(
         update={
             "kept_tokens": kept,
             "gflops_pruned": spec.gflops(kept),
-            "source": f"catp-calibrate schedule: {counted}",
+            "source": f"catp-calibrate schedule: {source_text}",
             "confirmed": confirmed,
         }
     )
-    write_manifest(source, manifest.model_copy(update={"encoder_pruning": changed}), replaces=manifest)
+    update: dict[str, object] = {"encoder_pruning": changed}
+    also = ""
+    if with_ratio and manifest.vote is not None:
+        update["vote"] = manifest.vote.model_copy(update={"ratio": ratio, "keep_mass": None})
+        also = f", and query tokens are left out at ratio {ratio:g}"
+    write_manifest(source, manifest.model_copy(update=update), replaces=manifest)
     console.print(
         f"{escape(str(source))}: by default its vision encoder now keeps {describe_kept(kept)} image tokens, "
-        f"{after.share:.0%} of the work",
+        f"{after.share:.0%} of the work{also}",
         soft_wrap=True,
     )

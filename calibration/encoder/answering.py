@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,23 +13,18 @@ from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.metrics import JUDGES, Metric
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
-from catp.runtime.image_sides.query_tokens import Encoded
+from catp.runtime.image_sides.query_tokens import Encoded, Pruned
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers.base import to_host
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A pipeline, and what its vision encoder keeps."""
+    """A pipeline, what its vision encoder keeps, and what is left out of the query tokens after it."""
 
     pipeline: Pipeline
     wish: EncoderWish
-
-    @property
-    def one_by_one(self) -> bool:
-        """In the dynamic form, pictures of a batch would decide how many tokens each other keeps."""
-        pruning = self.pipeline.manifest.encoder_pruning
-        return pruning is not None and pruning.form == "dynamic"
+    ratio: float | None = None  # None: the bundle's default, which may also be a share of the votes
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,23 @@ class Answered:
     images: tuple[str, ...]  # of each question
     gflops: np.ndarray  # float64 [S], of the vision encoder, mean over pictures
     skipped: int
+    prompt_tokens: float = 0.0  # mean over the questions
+
+    def beside(self, other: Answered) -> Answered:
+        """The same questions in the settings of both."""
+        assert self.images == other.images, "the same questions, of which the same ones can be asked"
+        return replace(
+            self, right=np.hstack([self.right, other.right]), gflops=np.concatenate([self.gflops, other.gflops])
+        )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question about a picture, ready to be asked."""
+
+    image: int  # row of the batch's pictures
+    text: str  # for a Q-Former that reads it
+    token_ids: list[int]
 
 
 def answer_all(
@@ -48,7 +61,7 @@ def answer_all(
     batch_size: int,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Answered:
-    """Ask every question in every setting, greedily; a picture is encoded once in each.
+    """Ask every question in every setting, greedily; a picture is encoded once for all settings of an encoder.
 
     Args:
         advance: called with the number of questions just done.
@@ -60,83 +73,148 @@ def answer_all(
     judge = JUDGES[metric]
     rows: list[list[float]] = []
     images: list[str] = []
-    skipped = 0
-    work = [Work(asked) for asked in settings]
+    lengths: list[int] = []
+    reasons: list[str] = []
+    work = _by_encoder(settings)
     for batch in in_batches(questions, batch_size):
-        first = settings[0].pipeline
-        pixels, errors = read_images(first, batch)
-        prompts, unread = zip(*(read_prompt(first, question) for question in batch))
-        sound = [row for row, question in enumerate(batch) if question.image_key not in errors and unread[row] is None]
-        skipped += len(batch) - len(sound)
-        columns = []
-        for of_setting in work:
-            texts = of_setting.answer(
-                np.concatenate(list(pixels.values())) if pixels else np.empty(0),
-                [list(pixels).index(batch[row].image_key) for row in sound],
-                [prompts[row] for row in sound],
-                batch_size,
-            )
-            columns.append([judge(text, batch[row].answers) for text, row in zip(texts, sound)])
-        rows += [list(row) for row in zip(*columns)]
-        images += [batch[row].image_key for row in sound]
+        pixels, errors = read_images(settings[0].pipeline, batch)
+        keys = list(pixels)
+        sound, prompts = [], []
+        for question in batch:
+            token_ids, reason = _read(settings[0].pipeline, question)
+            if reason := errors.get(question.image_key) or reason:
+                reasons.append(reason)
+                continue
+            sound.append(question)
+            prompts.append(Prompt(keys.index(question.image_key), question.prompt, token_ids))
+        if sound:
+            columns = np.empty((len(sound), len(settings)))
+            for of_encoder, places in work:
+                texts = of_encoder.answer(np.concatenate(list(pixels.values())), prompts, batch_size)
+                for place, column in zip(places, texts):
+                    columns[:, place] = [judge(text, question.answers) for text, question in zip(column, sound)]
+            rows += columns.tolist()
+            images += [question.image_key for question in sound]
+            lengths += [len(prompt.token_ids) for prompt in prompts]
         advance(len(batch))
     if not rows:
-        raise CatpError(f"none of {skipped} questions could be asked; catp-eval on the same data says why")
-    return Answered(np.array(rows), tuple(images), np.array([of.gflops for of in work]), skipped)
+        why = f"the first: {reasons[0]}" if reasons else "halves share no image: ask about more pictures"
+        raise CatpError(f"none of {len(reasons)} questions could be asked; {why}")
+    gflops = np.zeros(len(settings))
+    for of_encoder, places in work:
+        gflops[places] = of_encoder.gflops
+    return Answered(np.array(rows), tuple(images), gflops, len(reasons), float(np.mean(lengths)))
+
+
+def _by_encoder(settings: Sequence[Asked]) -> list[tuple[Work, list[int]]]:
+    """Settings that encode alike, and their places."""
+    alike: defaultdict[tuple[int, EncoderWish], list[int]] = defaultdict(list)
+    for place, asked in enumerate(settings):
+        alike[id(asked.pipeline), asked.wish].append(place)
+    return [
+        (Work(settings[places[0]].pipeline, wish, [settings[place].ratio for place in places]), places)
+        for (_, wish), places in alike.items()
+    ]
+
+
+def _read(pipeline: Pipeline, question: VqaExample) -> tuple[list[int], str | None]:
+    """Token ids of a question's prompt, and why it can't be asked; None where it can."""
+    token_ids, reason = read_prompt(pipeline, question)
+    if reason is None:
+        try:
+            pipeline.instruct([question.prompt])
+        except UsageError as error:
+            return [], str(error)
+    return token_ids, reason
 
 
 class Work:
-    """One setting on its way: its answers, and what its encoder has done."""
+    """One encoder on its way: the answers after it at each of several ratios, and what it has done.
 
-    def __init__(self, asked: Asked) -> None:
-        self.asked = asked
+    Args:
+        ratios: of query tokens left out; None: what the bundle says.
+    """
+
+    def __init__(self, pipeline: Pipeline, wish: EncoderWish, ratios: Sequence[float | None]) -> None:
+        self._pipeline = pipeline
+        self._wish = wish
+        self._ratios = ratios
         self._gflops: list[float] = []
+        pruning = pipeline.manifest.encoder_pruning
+        # In the dynamic form, pictures of a batch would decide how many tokens each other keeps.
+        self._one_by_one = pruning is not None and pruning.form == "dynamic"
 
     @property
     def gflops(self) -> float:
         """Work of the encoder, mean over the pictures so far; 0 of one that prunes nothing."""
         return float(np.mean(self._gflops)) if self._gflops else 0.0
 
-    def answer(
-        self, pixels: np.ndarray, image_of: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int
-    ) -> list[str]:
-        """Answers in the order of the prompts.
+    def answer(self, pixels: np.ndarray, prompts: Sequence[Prompt], batch_size: int) -> list[list[str]]:
+        """For each ratio, answers in the order of the prompts.
 
         Args:
             pixels: float32 [B, 3, H, W].
-            image_of: of each prompt, its row of `pixels`.
         """
-        pipeline = self.asked.pipeline
-        found: dict[int, str] = {}
-        size = 1 if self.asked.one_by_one else batch_size
-        for start in range(0, len(pixels), size):
-            part = range(start, min(start + size, len(pixels)))
-            encoded = pipeline.encode(pixels[part.start : part.stop], encoder=self.asked.wish)
-            self._count(encoded, len(part))
-            pruned = pipeline.prune(encoded, pipeline.num_kept())
-            rows = [row for row, image in enumerate(image_of) if image in part]
-            for first in range(0, len(rows), batch_size):
-                asked = rows[first : first + batch_size]
-                generation = pipeline.decode(
-                    pruned, [prompts[row] for row in asked], images=[image_of[row] - start for row in asked]
-                )
-                found.update((row, pipeline.detokenize(ids)) for row, ids in zip(asked, generation.token_ids))
-        return [found[row] for row in range(len(prompts))]
+        pipeline = self._pipeline
+        found: list[dict[int, str]] = [{} for _ in self._ratios]
+        for rows, asked in self._calls(len(pixels), prompts, batch_size):
+            texts = [prompts[number].text for number, _ in asked] if pipeline.manifest.reads_instruction else ()
+            encoded = pipeline.encode(pixels[rows], texts, self._wish)
+            self._count(encoded, len(rows))
+            for answers, ratio in zip(found, self._ratios):
+                for group, pruned in self._prune(encoded, len(rows), ratio):
+                    place = {row: number for number, row in enumerate(group)}
+                    mine = [(number, place[row]) for number, row in asked if row in place]
+                    for first in range(0, len(mine), batch_size):
+                        numbers, of_images = zip(*mine[first : first + batch_size])
+                        ids = [prompts[number].token_ids for number in numbers]
+                        generation = pipeline.decode(pruned, ids, images=of_images)
+                        answers.update(zip(numbers, map(pipeline.detokenize, generation.token_ids)))
+        return [[answers[number] for number in range(len(prompts))] for answers in found]
+
+    def _calls(
+        self, pictures: int, prompts: Sequence[Prompt], batch_size: int
+    ) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+        """Pictures that are encoded at a time, and what is asked about them: numbers of prompts, rows of the call.
+
+        Where votes depend on the question, a picture is encoded once for each.
+        """
+        if self._pipeline.manifest.reads_instruction:
+            for start in range(0, len(prompts), batch_size):
+                numbers = range(start, min(start + batch_size, len(prompts)))
+                yield [prompts[number].image for number in numbers], [(number, number - start) for number in numbers]
+            return
+        size = 1 if self._one_by_one else batch_size
+        for start in range(0, pictures, size):
+            rows = list(range(start, min(start + size, pictures)))
+            yield rows, [(n, prompt.image - start) for n, prompt in enumerate(prompts) if prompt.image in rows]
+
+    def _prune(self, encoded: Encoded, images: int, ratio: float | None) -> list[tuple[list[int], Pruned]]:
+        """Rows that keep equally many tokens, together."""
+        vote = self._pipeline.manifest.vote
+        if ratio is None and vote is not None and vote.keep_mass is not None:
+            return self._pipeline.image_side.by_mass(encoded, vote.keep_mass)
+        return [(list(range(images)), self._pipeline.prune(encoded, self._pipeline.num_kept(ratio)))]
 
     def _count(self, encoded: Encoded, pictures: int) -> None:
-        spec = self.asked.pipeline.manifest.encoder_pruning
+        spec = self._pipeline.manifest.encoder_pruning
         if spec is None:
             return
-        wish = self.asked.wish
-        counts = to_host(encoded["kept_counts"]).tolist() if self.asked.one_by_one else wish.schedule(spec)
+        counts = to_host(encoded["kept_counts"]).tolist() if self._one_by_one else self._wish.schedule(spec)
         self._gflops += [spec.gflops(counts)] * pictures
 
 
 def check_encoder(pipeline: Pipeline, command: str) -> None:
-    """Raises UsageError where a bundle has no encoder whose tokens could be chosen."""
+    """Raises UsageError where a bundle has no encoder whose tokens could be chosen, or answers no questions."""
     manifest = pipeline.manifest
     if manifest.encoder_pruning is None:
         raise UsageError(
             f"{command}: the vision encoder of {pipeline.bundle.path} ({manifest.model.family}) prunes nothing; export "
             "it with --encoder-flops"
+        )
+    if manifest.model.language == "none" or manifest.model.frames is not None:
+        does = "generates no text" if manifest.model.language == "none" else "is asked about videos"
+        raise UsageError(
+            f"{command}: bundle {pipeline.bundle.path} is {manifest.model.family}, which {does}; accepted: "
+            "what answers questions about images"
         )

@@ -96,6 +96,10 @@ class ScheduleConfirmation(Strict):
     after: Share
     difference: Share = Field(description="mean of the paired differences; negative: accuracy was lost")
     interval_95: tuple[Share, Share] = Field(description="of the difference")
+    ratios: tuple[Share, Share] | None = Field(
+        default=None,
+        description="of query tokens left out, with the dense encoder and with this schedule; none: no ratio was given",
+    )
 
 
 class TaughtSpec(Strict):

@@ -20,10 +20,23 @@ def even_schedule(spec: EncoderPruningSpec, share: float) -> tuple[int, ...]:
     Raises:
         UsageError: it is no share, or so little work can't be reached: layers before the first that prunes take more.
     """
+    return shaped_schedule(spec, share, (1.0,) * len(spec.layers))
+
+
+def shaped_schedule(spec: EncoderPruningSpec, share: float, weights: Sequence[float]) -> tuple[int, ...]:
+    """The schedule of layers that prune more or less than each other, with this share of the GFLOPs.
+
+    Args:
+        weights: one for each layer that prunes: of its tokens it keeps the fraction f ** weight, with one f for all of
+            them; at 0 it leaves out as few as a layer can. Not all are 0.
+
+    Raises:
+        UsageError: it is no share, or these layers can't leave so little work, or so much.
+    """
     if not 0 < share < 1:
         raise UsageError(f"encoder flops {share:g}: a share of the encoder's work, above 0 and below 1")
     low, high = 0.0, 1.0
-    kept = _kept(spec, high)
+    kept = _kept(spec, high, weights)
     if kept is None:
         raise UsageError(
             f"encoder flops {share:g}: {spec.sizes.patches} image tokens are too few to prune in {len(spec.layers)} "
@@ -31,7 +44,7 @@ def even_schedule(spec: EncoderPruningSpec, share: float) -> tuple[int, ...]:
         )
     for _ in range(STEPS):
         middle = (low + high) / 2
-        tried = _kept(spec, middle)
+        tried = _kept(spec, middle, weights)
         if tried is None or spec.gflops(tried) <= share * spec.gflops_dense:
             low = middle
         else:
@@ -57,13 +70,13 @@ def _distance(spec: EncoderPruningSpec, kept: Sequence[int], share: float) -> fl
     return abs(spec.gflops(kept) / spec.gflops_dense - share)
 
 
-def _kept(spec: EncoderPruningSpec, fraction: float) -> tuple[int, ...] | None:
-    """Counts of that fraction; None where a layer gets too few tokens to prune any."""
+def _kept(spec: EncoderPruningSpec, fraction: float, weights: Sequence[float]) -> tuple[int, ...] | None:
+    """Counts of these powers of a fraction; None where a layer gets too few tokens to prune any."""
     tokens, kept = spec.sizes.patches, []
-    for _ in spec.layers:
+    for weight in weights:
         if spec.least_kept(tokens) > tokens - CAN_SKIP:
             return None
-        kept.append(min(max(round(fraction * tokens), spec.least_kept(tokens)), tokens - CAN_SKIP))
+        kept.append(min(max(round(fraction**weight * tokens), spec.least_kept(tokens)), tokens - CAN_SKIP))
         tokens = kept[-1] + spec.added
     return tuple(kept)
 

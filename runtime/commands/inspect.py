@@ -116,9 +116,11 @@ def describe_encoder(spec: EncoderPruningSpec) -> Iterator[str]:
     yield f"  {share} an image, scores not counted"
     if confirmed := spec.confirmed:
         low, high = (100 * end for end in confirmed.interval_95)
+        dense, pruned = (f" at ratio {ratio:g}" for ratio in confirmed.ratios) if confirmed.ratios else ("", "")
         yield (
-            f"  confirmed: {confirmed.metric} {100 * confirmed.before:.1f} % dense, {100 * confirmed.after:.1f} % "
-            f"pruned ({low:+.1f} to {high:+.1f} points), {confirmed.questions:,} questions of {confirmed.data}"
+            f"  confirmed: {confirmed.metric} {100 * confirmed.before:.1f} % dense{dense}, "
+            f"{100 * confirmed.after:.1f} % pruned{pruned} ({low:+.1f} to {high:+.1f} points), "
+            f"{confirmed.questions:,} questions of {confirmed.data}"
         )
     kept = dict(zip(spec.layers, spec.kept_tokens))
     for layer, (tokens, left) in enumerate(spec.tokens_by_layer(spec.kept_tokens)):

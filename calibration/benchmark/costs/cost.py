@@ -78,7 +78,7 @@ def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: f
     if qformer is not None:
         prefix = batch * kept * language.width * item_size(graphs["qformer_voting"], "kept_embeds")
         stages["qformer"] = StageCost(
-            flops=batch * qformer_flops(qformer, vision, kept, language.width),
+            flops=batch * qformer_flops(qformer, vision, kept, language.width, seen),
             bytes=weight_bytes(graphs["qformer_voting"]) + embeds + prefix,
             integer=in_integers(graphs["qformer_voting"]),
         )
@@ -88,7 +88,7 @@ def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: f
         num_kept=kept,
         stages={**stages, **generation.stages},
         cache_bytes=generation.cache_bytes,
-        vote_comparisons=batch * _comparisons(qformer, vision) if qformer and manifest.pruning.method == "catp" else 0,
+        vote_comparisons=batch * _comparisons(qformer, seen) if qformer and manifest.pruning.method == "catp" else 0,
     )
 
 
@@ -135,13 +135,18 @@ def vision_flops(vision: VisionGeometry) -> int:
     return patches + vision.layers * (attention + feed_forward)
 
 
-def qformer_flops(qformer: QFormerGeometry, vision: VisionGeometry, kept: int, language_width: int) -> int:
+def qformer_flops(
+    qformer: QFormerGeometry, vision: VisionGeometry, kept: int, language_width: int, seen: int | None = None
+) -> int:
     """Operations of one image, the projection of the kept tokens included.
 
     What precedes the first cross-attention does not depend on the image: the first layer's self-attention and the
     projection of its queries are constants, which engines fold when they load the graph.
+
+    Args:
+        seen: image tokens that an encoder which prunes leaves, CLS among them; None: all.
     """
-    queries, width, tokens = qformer.queries, qformer.width, vision.tokens
+    queries, width, tokens = qformer.queries, qformer.width, vision.tokens if seen is None else seen
     square = 2 * queries * width * width  # one projection of the queries
     own = 4 * square + 2 * (2 * queries * queries * width)
     keys_values = 2 * (2 * tokens * vision.width * width)
@@ -197,9 +202,9 @@ def _has_own_head(language: LanguageGeometry, graph: GraphSpec, total: int, tabl
     return total - graph.quantization.bytes_after + graph.quantization.bytes_before > once + table / 2
 
 
-def _comparisons(qformer: QFormerGeometry, vision: VisionGeometry) -> int:
+def _comparisons(qformer: QFormerGeometry, seen: int) -> int:
     pairs = qformer.queries * (qformer.queries - 1) // 2
-    return qformer.cross_layers * qformer.heads * vision.tokens * pairs
+    return qformer.cross_layers * qformer.heads * seen * pairs
 
 
 def _pixels(manifest: Manifest) -> int:

@@ -95,6 +95,10 @@ def test_what_can_not_be_calibrated(bundle: Path, dynamic_bundle: Path, vqa_bund
     export_bundle(str(DENSE), dense)
     for arguments, words in (
         ((bundle, "--flops", 1.5, "--against", dynamic_bundle), "flops 1.5: a share"),
+        ((bundle, "--flops", "half", "--against", dynamic_bundle), "flops 'half': give numbers separated by commas"),
+        ((bundle, "--flops", "0.7,0.5", "--against", dynamic_bundle), "it counts tokens for one share of the work"),
+        ((bundle, "--flops", 0.6, "--ratios", "0,0.5", "--against", dynamic_bundle), "no query tokens to leave out"),
+        ((bundle, "--flops", 0.6, "--ratio", 0.5, "--against", dynamic_bundle), "no query tokens to leave out"),
         ((tmp_path, "--flops", 0.5, "--against", dynamic_bundle), "no bundle"),
         ((vqa_bundle, "--flops", 0.5, "--against", dynamic_bundle), "prunes nothing"),
         ((dynamic_bundle, "--flops", 0.5, "--against", dynamic_bundle), "dynamic form"),

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from catp.runtime import UsageError
 from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, EncoderSizes, Merge, Rule, dense_gflops
-from catp.runtime.bundle.encoder_schedules import even_schedule, mean_schedule
+from catp.runtime.bundle.encoder_schedules import even_schedule, mean_schedule, shaped_schedule
 
 VIT_BASE_384 = EncoderSizes(patches=576, patch_values=768, layers=12, width=768, feed_forward=3072)
 
@@ -59,6 +59,20 @@ def test_too_little_work_for_the_layers_that_prune() -> None:
         even_schedule(spec(layers=(8,)), 0.3)
     with pytest.raises(UsageError, match="a share of the encoder's work"):
         even_schedule(spec(), 1.5)
+
+
+def test_weights_say_which_layers_prune() -> None:
+    found = spec(layers=(0, 1, 2, 3), rule="cls", merge="nearest")
+    late = shaped_schedule(found, 0.8, (0, 0, 1, 1))
+    assert late[:2] == (574, 572)  # as few as a layer can leave out
+    assert late[2] / 572 == pytest.approx(late[3] / late[2], abs=0.01) and late[2] / 572 < 0.95
+    rising = shaped_schedule(found, 0.8, (1, 2, 3, 4))
+    first, *later = (after / before for before, after in zip((576, *rising), rising))
+    assert later == pytest.approx([first**2, first**3, first**4], abs=0.01)
+    for kept in (late, rising):
+        assert found.gflops(kept) / found.gflops_dense == pytest.approx(0.8, abs=0.01)
+    with pytest.raises(UsageError, match="leaves at least"):
+        shaped_schedule(found, 0.2, (0, 0, 0, 1))
 
 
 def test_mean_counts_become_a_schedule_that_runs() -> None:

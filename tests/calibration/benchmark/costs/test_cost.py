@@ -53,6 +53,9 @@ def test_qformer_by_hand() -> None:
     expected = 2 * (own + feed_forward) + cross - own - 2 * 4 * 2 * 2 + 2 * 3 * 2 * 4
     assert qformer_flops(QFORMER, VISION, kept=3, language_width=4) == expected == 256 + 192 + 304 - 32 + 48
     assert QFORMER.cross_layers == 1
+    # Of 5 image tokens an encoder that prunes leaves 2: keys, values and attention of 3 fewer.
+    fewer = 2 * (2 * 3 * 2 * 2) + 2 * (2 * 4 * 3 * 2)
+    assert qformer_flops(QFORMER, VISION, kept=3, language_width=4, seen=2) == expected - fewer
 
 
 def test_language_model_by_hand() -> None:
