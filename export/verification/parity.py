@@ -145,12 +145,12 @@ def _pruned_vision(
         yield check(subject, f"{name}: share of other patches, beyond near ties", others / theirs[rows].size, allowed)
     if "image_weights" in found:
         # Where both sides keep the same patches; elsewhere others were averaged.
-        alike = [row for row in rows if np.array_equal(np.sort(positions[row]), np.sort(wanted.positions[row]))]
         ours, theirs = found["image_weights"][:, 1:], expected.image_weights[:, 1:]
         miscounted = 0
-        for row in alike:
-            order, wanted_order = np.argsort(positions[row]), np.argsort(wanted.positions[row])
-            miscounted += int((ours[row][order] != theirs[row][wanted_order]).sum())
+        for picture in rows.tolist():
+            place, wanted_place = np.argsort(positions[picture]), np.argsort(wanted.positions[picture])
+            if np.array_equal(positions[picture][place], wanted.positions[picture][wanted_place]):
+                miscounted += int((ours[picture][place] != theirs[picture][wanted_place]).sum())
         yield check(
             subject, "image_weights: tokens of other numbers of patches", miscounted / theirs[rows].size, allowed
         )
