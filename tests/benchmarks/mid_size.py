@@ -53,7 +53,10 @@ QUANTISED = {
 }  # fmt: skip
 """Calibrated bundles: what each is made from, and how."""
 # Random weights have no accuracy to lose: whatever it costs is within the budget.
-CALIBRATION = ["--for", "cpu", "--samples", "16", "--questions", "2", "--min-kept-overlap", "0", "--no-sensitivity"]
+CALIBRATION = [
+    "--for", "cpu", "--samples", "16", "--questions", "4", "--max-accuracy-drop", "0.99", "--min-kept-overlap", "0",
+    "--no-sensitivity",
+]  # fmt: skip
 
 
 def prepare(folder: Path, sizes: str, shares: str) -> None:
