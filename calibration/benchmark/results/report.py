@@ -126,7 +126,7 @@ class BenchmarkReport(Strict):
         return any(bundle.encoder != "dense" for bundle in (self.bundle, *self.bundles.values()))
 
     def encoder_of(self, case: Case) -> str:
-        """What the vision encoder does in a setting: dense, the share of work that it is left, or dynamic."""
+        """The vision encoder in a setting: dense, the share of work that it is left, or dynamic."""
         schedule = self.setup.schedule(case)
         if schedule is not None:
             return f"{100 * schedule.share:.0f} %"

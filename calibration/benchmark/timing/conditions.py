@@ -40,7 +40,7 @@ class Setup(Strict):
         return [Case(size, subject, ratio, share) for size in self.batches for share in shares for ratio in ratios]
 
     def schedule(self, case: Case) -> Schedule | None:
-        """What the vision encoder keeps in it; None where it is dense, or counts by itself."""
+        """Schedule of the vision encoder in a setting; None where it is dense, or counts by itself."""
         schedules = self.schedules.get(case.subject, ())
         return next((schedule for schedule in schedules if schedule.flops == case.encoder_flops), None)
 
