@@ -39,7 +39,7 @@ oldest: $(OLDEST)/.installed
 upgrade:
 	$(PYTHON) constraints/upgrade.py
 
-# Time a model of middle size against transformers and OpenVINO, on a machine that does nothing else: 15 minutes.
+# Time a model of middle size against transformers and OpenVINO, on a machine that does nothing else: half an hour.
 bench: $(INSTALLED)
 	$(VENV)/bin/python tests/benchmarks/mid_size.py
 

@@ -247,6 +247,13 @@ def fully_pruned_bundle(shared: Shared) -> Path:
 
 
 @pytest.fixture(scope="session")
+def twice_pruned_bundle(shared: Shared) -> Path:
+    """The demo model, pruning image tokens inside its vision encoder and query tokens after it."""
+    options = EncoderOptions(rule="tome", flops=0.8)
+    return shared("twice-pruned-bundle", lambda folder: export_bundle(str(CHECKPOINT), folder, encoder=options))
+
+
+@pytest.fixture(scope="session")
 def dynamic_bundle(shared: Shared) -> Path:
     """The same, counting for itself."""
     options = EncoderOptions(form="dynamic", layers=PRUNING_LAYERS)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import typer
+from benchmark_reports import SCHEDULES, make
 from documents import OTHERS, PAGES, ROOT, anchors, blocks, links, table, text_of
 
 from catp.calibration.accuracy.report import AccuracyReport
@@ -259,6 +260,19 @@ def test_the_latency_tables_are_the_recorded_report() -> None:
     assert len(tables) == 4 and all(found in text_of("docs/benchmark.md") for found in tables)
     report = read_report(folder / "records" / "mid-size.json")
     assert not report.noisy and not [note for note in report.notes if "other tokens" in note]
+
+
+def test_a_report_with_encoders_that_prune_has_a_table_more(tmp_path: Path) -> None:
+    against, schedules = (
+        ("int8-int4", "pruned", "pruned-int8-int4"),
+        dict.fromkeys(("pruned", "pruned-int8-int4"), SCHEDULES),
+    )
+    recorded = tmp_path / "report.json"
+    recorded.write_text(make(against=against, schedules=schedules).model_dump_json())
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "mid_size.py"), "--record", str(recorded)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert "| fp32, encoder at 20 % | 0.5 | 31 | 2 of 10 |" in printed
+    assert printed.count("encoder at 50 %") == 3 * 2 * 2  # two tables of all settings and one of these, two of each
 
 
 @pytest.mark.parametrize(

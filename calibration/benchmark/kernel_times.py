@@ -24,6 +24,7 @@ class KernelTimes(BaseModel):
 
     subject: str
     ratio: float
+    encoder_flops: float | None = Field(default=None, description="share of the dense encoder's work, if asked for")
     stages: dict[str, dict[Kind, float]] = Field(description="milliseconds inside operators, median over the answers")
     answer_ms: float = Field(description="the whole answer, from pictures to tokens, median over the same answers")
     operators: dict[str, dict[str, float]] = Field(description="the same by operator, as ONNX Runtime names it")

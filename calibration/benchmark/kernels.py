@@ -16,6 +16,7 @@ from typing import Any
 from catp.calibration.benchmark.contenders.bundle_subject import BundleSubject
 from catp.calibration.benchmark.contenders.subject import Case, TimedInput
 from catp.calibration.benchmark.kernel_times import KINDS, KernelTimes, Kind, kind_of
+from catp.calibration.benchmark.schedules import Schedule
 from catp.calibration.benchmark.timing.summary import percentile
 from catp.runtime.bundle.chains import DECODE_GRAPH
 from catp.runtime.bundle.folder import Bundle
@@ -28,17 +29,27 @@ UNSEEN = 3
 
 
 def profile_kernels(
-    bundle: Bundle, name: str, threads: int, positions: Positions, timed_input: TimedInput, ratios: Sequence[float]
+    bundle: Bundle,
+    threads: int,
+    positions: Positions,
+    timed_input: TimedInput,
+    cases: Sequence[Case],
+    schedules: Sequence[Schedule] = (),
 ) -> Iterator[KernelTimes]:
-    """Times of a decoder-only bundle's operators on a CPU, one image at a time; it is loaded anew for each ratio."""
-    for ratio in ratios:
+    """Times of a decoder-only bundle's operators on a CPU, one image at a time; it is loaded anew for each setting.
+
+    Args:
+        cases: of one subject and one image.
+        schedules: those of its encoder that cases ask for.
+    """
+    for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             provider = _ProfilingProvider(threads, Path(folder))
-            subject = BundleSubject(bundle, provider, positions, name)
-            samples = [subject.run(timed_input, Case(1, name, ratio)) for _ in range(UNSEEN + ANSWERS)]
+            subject = BundleSubject(bundle, provider, positions, case.subject, schedules)
+            samples = [subject.run(timed_input, case) for _ in range(UNSEEN + ANSWERS)]
             runs = {graph: _runs(provider.finish(graph)) for graph in provider.opened}
         whole = [sample.milliseconds["total"] for sample in samples[UNSEEN:]]
-        yield _summarize(name, ratio, runs, timed_input.new_tokens, percentile(whole, 50))
+        yield _summarize(case, runs, timed_input.new_tokens, percentile(whole, 50))
 
 
 class _ProfilingProvider(OrtProvider):
@@ -83,9 +94,7 @@ def _runs(events: Sequence[Mapping[str, Any]]) -> list[Counter[str]]:
     return found
 
 
-def _summarize(
-    name: str, ratio: float, runs: Mapping[str, list[Counter[str]]], new_tokens: int, answer_ms: float
-) -> KernelTimes:
+def _summarize(case: Case, runs: Mapping[str, list[Counter[str]]], new_tokens: int, answer_ms: float) -> KernelTimes:
     stages: dict[str, list[Counter[str]]] = {"vision": runs["vision_encoder"], "qformer": runs["qformer_voting"]}
     language = runs["language_model"]
     if DECODE_GRAPH in runs:
@@ -103,7 +112,14 @@ def _summarize(
         for operator, milliseconds in found.items():
             times[kind_of(operator)] += milliseconds
         kinds[stage] = {kind: times[kind] for kind in KINDS}
-    return KernelTimes(subject=name, ratio=ratio, stages=kinds, answer_ms=answer_ms, operators=operators)
+    return KernelTimes(
+        subject=case.subject,
+        ratio=case.ratio,
+        encoder_flops=case.encoder_flops,
+        stages=kinds,
+        answer_ms=answer_ms,
+        operators=operators,
+    )
 
 
 def _medians(answers: Sequence[Counter[str]]) -> dict[str, float]:

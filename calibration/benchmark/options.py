@@ -20,6 +20,21 @@ def parse_ratios(text: str) -> tuple[float, ...]:
         raise UsageError(f"ratios {text!r}: give numbers separated by commas, such as {RATIOS}") from None
 
 
+def parse_shares(text: str) -> tuple[float, ...]:
+    """Shares of an encoder's work separated by commas, the largest first, each once. Raises UsageError where they are
+    none."""
+    try:
+        found = tuple(sorted({float(part) for part in text.split(",")}, reverse=True))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < share < 1 for share in found):  # NaN fails both comparisons
+        raise UsageError(
+            f"encoder flops {text!r}: give shares of the dense encoder's work, above 0 and below 1, separated by "
+            "commas, such as 0.5,0.2"
+        )
+    return found
+
+
 def parse_batches(text: str) -> tuple[int, ...]:
     """Numbers of images separated by commas, ascending, each once. Raises UsageError where they are none."""
     try:

@@ -25,15 +25,16 @@ from catp.runtime.files import is_dir
 from catp.runtime.system.progress import Progress, silent
 
 Preset = Literal["tiny", "mid", "blip2-opt-2.7b", "blip2-flan-t5-xl"]
-BUNDLE = "bundle"
+BUNDLE, PRUNED = "bundle", "pruned"
+"""Folders beside the checkpoint."""
 
 QUERIES = 32
 IMAGE_SIZE, PATCH = 224, 14  # pixels, of a side
 SHARD = 1_000_000_000
 """Bytes from which on weights are written to a file of the checkpoint."""
 
-MEMORY_COPIES, DISK_COPIES = 1.25, 2
-"""How often the float32 weights are in memory at most, while they are timed, and on disk: checkpoint and bundle."""
+MEMORY_COPIES, DISK_COPIES = 0.25, 1
+"""How often the float32 weights are in memory at most, while they are timed, and on disk: beside those of bundles."""
 WORD_EMBEDDINGS = 0.05
 """Standard deviation. OPT's head is the same table: with larger ones the best tokens differ by rounding errors."""
 
@@ -78,15 +79,24 @@ SIZES: dict[str, Sizes] = {
 
 @dataclass(frozen=True)
 class Made:
-    """Folders of a checkpoint and of the bundle exported from it."""
+    """Folders of a checkpoint and of bundles exported from it."""
 
     checkpoint: Path
     bundle: Path
+    pruned: Path | None  # with a vision encoder that prunes
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Pruning inside the vision encoder, for a second bundle."""
+
+    rule: str | None  # None: the exporter's choice
+    shares: tuple[float, ...]  # of the dense encoder's work; the first one's schedule is the bundle's own
 
 
 @contextmanager
-def made(name: Preset, keep: Path | None, step: Progress = silent) -> Iterator[Made]:
-    """A synthetic checkpoint and its bundle, in `keep`, or in a temporary folder that is gone afterwards.
+def made(name: Preset, keep: Path | None, step: Progress = silent, inside: Inside | None = None) -> Iterator[Made]:
+    """A synthetic checkpoint and its bundles, in `keep`, or in a temporary folder that is gone afterwards.
 
     Raises:
         UsageError: `keep` is taken, or what exports checkpoints is not installed.
@@ -94,28 +104,29 @@ def made(name: Preset, keep: Path | None, step: Progress = silent) -> Iterator[M
     """
     check_installed(f"--synthetic {name}", "export,cpu", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
     if keep is not None:
-        yield _make_in(keep, name, step)
+        yield _make_in(keep, name, step, inside)
         return
     with tempfile.TemporaryDirectory(prefix="catp-synthetic-") as folder:
-        yield _make_in(Path(folder), name, step)
+        yield _make_in(Path(folder), name, step, inside)
 
 
-def _make_in(folder: Path, name: Preset, step: Progress) -> Made:
-    found = Made(folder / f"synthetic-{name}", folder / BUNDLE)
+def _make_in(folder: Path, name: Preset, step: Progress, inside: Inside | None) -> Made:
+    found = Made(folder / f"synthetic-{name}", folder / BUNDLE, folder / PRUNED if inside else None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         taken = any(folder.iterdir())
     except OSError as error:
         raise UsageError(f"--keep {folder}: no folder can be made there ({error.strerror}); give another one") from None
     if taken:
-        again = f", or time what it holds: catp-bench run {found.bundle} --checkpoint {found.checkpoint}"
+        held = f"{folder / PRUNED} --dense {found.bundle}" if is_dir(folder / PRUNED) else f"{found.bundle}"
+        again = f", or time what it holds: catp-bench run {held} --checkpoint {found.checkpoint}"
         raise UsageError(
             f"--keep {folder}: the folder is not empty; give another one{again if is_dir(found.bundle) else ''}"
         )
     context = multiprocessing.get_context("spawn")
     with step(f"make and export {name} with random weights"), ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            pool.submit(_make, name, found).result()
+            pool.submit(_make, name, found, inside).result()
         except BrokenProcessPool:
             raise CatpError(
                 f"--synthetic {name}: the process that exported it was killed, as systems do when memory runs out; "
@@ -124,26 +135,36 @@ def _make_in(folder: Path, name: Preset, step: Progress) -> Made:
     return found
 
 
-def _make(name: Preset, made: Made) -> None:
+def _make(name: Preset, made: Made, inside: Inside | None) -> None:
     import torch
 
     from catp.export.exporter import export_bundle
+    from catp.export.image_encoders.plan import EncoderOptions
 
     torch.manual_seed(0)
-    _save_checkpoint(name, made.checkpoint)
+    _save_checkpoint(name, made.checkpoint, inside)
     export_bundle(str(made.checkpoint), made.bundle)
+    if inside is not None and made.pruned is not None:
+        options = EncoderOptions(rule=inside.rule, flops=inside.shares[0])
+        export_bundle(str(made.checkpoint), made.pruned, encoder=options)
 
 
-def _save_checkpoint(name: Preset, folder: Path) -> None:
+def _save_checkpoint(name: Preset, folder: Path, inside: Inside | None) -> None:
     from transformers import AutoTokenizer, Blip2Processor
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
     from catp.export.demo import CHECKPOINT
+    from catp.export.image_encoders.plan import EncoderOptions, plan_pruning
 
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     config = _config(name, tokenizer)
+    if inside is not None:
+        for share in inside.shares:  # one that can't be reached is refused before anything is made
+            options = EncoderOptions(rule=inside.rule, flops=share)
+            plan_pruning(options, config, has_dictionary=False, temperature=None)
     model = _weightless(config)
-    check_room(name, sum(parameter.numel() for parameter in model.parameters()), folder.parent)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    check_room(name, parameters, folder.parent, bundles=2 if inside else 1)
     folder.mkdir()
     _save_weights(model, folder)
     config.save_pretrained(folder)
@@ -277,12 +298,12 @@ def _flan_t5(sizes: Sizes) -> Any:
     )  # fmt: skip
 
 
-def check_room(name: str, parameters: int, folder: Path) -> None:
-    """Raises CatpError where making and exporting a model of so many parameters would fail for want of room."""
+def check_room(name: str, parameters: int, folder: Path, bundles: int = 1) -> None:
+    """Raises CatpError where making, exporting and timing a model of so many parameters would fail for want of room."""
     weights = 4 * parameters
     for what, needed, free in (
-        ("memory", MEMORY_COPIES * weights, available_memory()),
-        (f"disk in {folder}", DISK_COPIES * weights, shutil.disk_usage(folder).free),
+        ("memory", (MEMORY_COPIES + bundles) * weights, available_memory()),
+        (f"disk in {folder}", (DISK_COPIES + bundles) * weights, shutil.disk_usage(folder).free),
     ):
         if free is not None and free < needed:
             raise CatpError(

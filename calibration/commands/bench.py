@@ -12,26 +12,36 @@ import typer
 from catp.calibration.benchmark.contenders.bundle_subject import BundleSubject
 from catp.calibration.benchmark.contenders.described import describe
 from catp.calibration.benchmark.contenders.registry import (
+    DENSE,
+    check_dense,
     find_checkpoint,
     find_contenders,
     open_bundles,
     open_contender,
 )
 from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, RUNTIMES
-from catp.calibration.benchmark.contenders.subject import IMAGE_SIZE, OURS, Case, Subject, make_timed_input
+from catp.calibration.benchmark.contenders.subject import IMAGE_SIZE, OURS, Subject, make_timed_input
 from catp.calibration.benchmark.costs.base import Workload
 from catp.calibration.benchmark.costs.cost import Cost, cost_of
 from catp.calibration.benchmark.costs.geometry import Geometry, read_geometry
 from catp.calibration.benchmark.kernel_times import KernelTimes
 from catp.calibration.benchmark.kernels import profile_kernels
 from catp.calibration.benchmark.machine import available_cpus, describe_machine, load_average
-from catp.calibration.benchmark.options import ITERATIONS, RATIOS, parse_batches, parse_ratios, parse_rounds
+from catp.calibration.benchmark.options import (
+    ITERATIONS,
+    RATIOS,
+    parse_batches,
+    parse_ratios,
+    parse_rounds,
+    parse_shares,
+)
 from catp.calibration.benchmark.rates import measure_rates
 from catp.calibration.benchmark.results.compare import compare
 from catp.calibration.benchmark.results.report import BenchmarkReport, make_report, read_report
 from catp.calibration.benchmark.results.screen import counted, show, show_notes, show_table
 from catp.calibration.benchmark.results.tables import change_table, cost_table
-from catp.calibration.benchmark.synthetic import Preset, made
+from catp.calibration.benchmark.schedules import Schedule, find_schedules
+from catp.calibration.benchmark.synthetic import Inside, Preset, made
 from catp.calibration.benchmark.timing.conditions import Setup
 from catp.calibration.benchmark.timing.loading import load_subjects
 from catp.calibration.benchmark.timing.rounds import MOST_ROUNDS, Rounds, measure
@@ -47,6 +57,8 @@ from catp.runtime.files import check_file_output, write_file
 from catp.runtime.providers import PROVIDERS, open_provider
 from catp.runtime.pruning import num_kept
 from catp.runtime.questions import position_mode
+
+INSIDE = "In a vision encoder that prunes"
 
 
 def run(
@@ -93,6 +105,28 @@ def run(
             f"model; separated by commas. With Flan-T5 of these {' and '.join(ENCODER_DECODER)}.",
         ),
     ] = None,
+    encoder_flops: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARES",
+            help="Shares of the dense encoder's work that a vision encoder that prunes is left, separated by commas: "
+            "each is timed at every ratio. Default: the bundle's schedule. With --synthetic: also export one that "
+            "prunes, and time it beside the dense one.",
+            rich_help_panel=INSIDE,
+        ),
+    ] = None,
+    dense: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="The baseline of the above, in the same rounds: a bundle of the same checkpoint with a dense encoder.",
+            rich_help_panel=INSIDE,
+        ),
+    ] = None,
+    encoder_pruning: Annotated[
+        str | None,
+        typer.Option(metavar="RULE", help="Of --synthetic, as catp-export takes it.", rich_help_panel=INSIDE),
+    ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -120,19 +154,25 @@ def run(
     catp-bench catp-bundle --against transformers --checkpoint Salesforce/blip2-opt-2.7b -o report.json
 
     catp-bench fp32-bundle --against int8-bundle
+
+    catp-bench half-encoder --dense catp-bundle --encoder-flops 0.5,0.2 --ratios 0,0.5
     """
     check_file_output("--output", output)
     check_plot(plot)
     sizes, asked = parse_batches(batch), None if ratios is None else parse_ratios(ratios)
+    shares = () if encoder_flops is None else parse_shares(encoder_flops)
     rounds = parse_rounds(iterations, min_time)
-    contenders = find_contenders(against)
-    if "compile" in contenders and warmup == 0:
+    inside = _inside(synthetic, shares, encoder_pruning)
+    if "compile" in find_contenders(against) and warmup == 0:  # a mistake is said before anything is made
         raise UsageError("--warmup 0: --against compile compiles while it is warmed up; give 1 or more")
     if kernels and provider != "cpu":
         raise UsageError(f"--kernels and --provider {provider}: operators are profiled on a CPU; leave one of them out")
     load_before = load_average()  # making a synthetic bundle is a load of our own
-    with _source(bundle, synthetic, keep, checkpoint) as (folder, weights):
+    with _source(bundle, synthetic, keep, checkpoint, dense, inside) as (folder, weights, baseline):
+        contenders = find_contenders(against, baseline)
         bundles, verified, wanted = open_bundles(folder, contenders, asked)
+        if baseline is not None:
+            check_dense(bundles[OURS], bundles[DENSE])
         if kernels:
             check_decoder_only(bundles[OURS], "catp-bench --kernels")
         if len(bundles) <= len(contenders):  # not all of them are bundles
@@ -149,6 +189,7 @@ def run(
             image_size=IMAGE_SIZE,
             seed=seed,
             warmup=warmup,
+            schedules=find_schedules(bundles, shares),
         )
         report = _measure(bundles, verified, weights, setup, positions, rounds, load_before, kernels)
     show(report)
@@ -188,7 +229,7 @@ def compare_reports(
         worst = max(slower, key=lambda change: change.change.median)
         raise CatpError(
             f"{new}: {len(slower)} of {len(found.changes)} stages are more than {100 * threshold:g} % slower than in "
-            f"{old}; most {worst.stage} ({Case(worst.batch, worst.subject, worst.ratio)}): "
+            f"{old}; most {worst.stage} ({worst.case}): "
             f"{100 * (worst.change.median - 1):+.1f} %"
         )
     console.print(f"No stage is more than {100 * threshold:g} % slower with 95 % confidence.")
@@ -196,21 +237,41 @@ def compare_reports(
 
 @contextmanager
 def _source(
-    bundle: Path | None, synthetic: Preset | None, keep: Path | None, checkpoint: str | None
-) -> Iterator[tuple[Path, str | None]]:
-    """The folder of what is timed, and where the weights of other runtimes are, as far as that was said."""
+    bundle: Path | None,
+    synthetic: Preset | None,
+    keep: Path | None,
+    checkpoint: str | None,
+    dense: Path | None,
+    inside: Inside | None,
+) -> Iterator[tuple[Path, str | None, Path | None]]:
+    """The folder of what is timed; where the weights of other runtimes are, as far as that was said; and the folder of
+    the same with a dense encoder, if it is timed too.
+    """
     if synthetic is None:
         if bundle is None:
             raise UsageError("no bundle: give a folder written by catp-export, or --synthetic tiny")
         if keep is not None:
             raise UsageError(f"--keep {keep}: only what --synthetic makes can be kept; leave it out")
-        yield bundle, checkpoint
+        yield bundle, checkpoint, dense
         return
-    for given in (bundle, checkpoint and f"--checkpoint {checkpoint}"):
+    for given in (bundle, checkpoint and f"--checkpoint {checkpoint}", dense and f"--dense {dense}"):
         if given is not None:
             raise UsageError(f"{given} and --synthetic {synthetic}, which makes its own: give one of them")
-    with made(synthetic, keep, busy) as found:
-        yield found.bundle, str(found.checkpoint)
+    with made(synthetic, keep, busy, inside) as found:
+        weights = str(found.checkpoint)
+        yield (found.bundle, weights, None) if found.pruned is None else (found.pruned, weights, found.bundle)
+
+
+def _inside(synthetic: Preset | None, shares: tuple[float, ...], rule: str | None) -> Inside | None:
+    """The encoder that prunes which a synthetic model is exported with; None where none was asked for."""
+    if rule is None and not (synthetic and shares):
+        return None
+    if synthetic is None or not shares:
+        raise UsageError(
+            f"--encoder-pruning {rule}: it is for a model that --synthetic makes with --encoder-flops; leave it out, "
+            "or give both"
+        )
+    return Inside(rule, shares)
 
 
 def _measure(
@@ -233,15 +294,22 @@ def _measure(
     machine = describe_machine()
     with busy("measure the machine"):
         rates = measure_rates(setup.threads)
-    costs = {name: _costs(bundle.manifest, geometry, setup) for name, bundle in bundles.items()}
-    for name, cost in costs.items():
-        show_table(cost_table(described[name], cost, rates, machine))
+    costs: dict[str, list[Cost]] = {name: [] for name in bundles}
+    for name, bundle in bundles.items():
+        for schedule in setup.schedules.get(name) or (None,):
+            found = _costs(bundle.manifest, geometry, setup, schedule)
+            show_table(cost_table(described[name], found, rates, machine, schedule))
+            costs[name] += found
 
     def open_subject(name: str) -> Subject:
         if name not in bundles:
             return open_contender(name, str(weights), setup.threads)
         return BundleSubject(
-            bundles[name], open_provider(setup.provider, setup.threads, setup.engines), positions, name
+            bundles[name],
+            open_provider(setup.provider, setup.threads, setup.engines),
+            positions,
+            name,
+            setup.schedules.get(name, ()),
         )
 
     subjects, loads = load_subjects(open_subject, setup, timed_input, verified, busy)
@@ -255,24 +323,37 @@ def _measure(
         assert isinstance(ours, BundleSubject)
         with busy("time the vote"):
             votes = time_vote(ours.pipeline, timed_input, setup, len(measured.yardstick_ms))
-    found: list[KernelTimes] = []
+    profiled: list[KernelTimes] = []
     if kernels:
         with busy("profile the graphs"):
             for name, bundle in bundles.items():
-                found += profile_kernels(bundle, name, setup.threads, positions, timed_input, setup.ratios)
+                single = setup.model_copy(update={"batches": (1,)}).cases(name)
+                schedules = setup.schedules.get(name, ())
+                profiled += profile_kernels(bundle, setup.threads, positions, timed_input, single, schedules)
     with busy("measure the machine again"):
         rates_after = measure_rates(setup.threads)
     both = rates, rates_after
-    break_even = find_break_even(manifest, geometry, setup, costs[OURS], both, measured, votes) if votes else None
+    voted = [cost for cost in costs[OURS] if cost.encoder_flops == setup.cases(OURS)[0].encoder_flops]
+    break_even = find_break_even(manifest, geometry, setup, voted, both, measured, votes) if votes else None
     remarks = () if reason is None else (f"what the vote costs, and from where on it pays, is not known: {reason}",)
     return make_report(
-        described, setup, machine, (load_before, load_after), both, costs, loads, measured, break_even, remarks, found
+        described,
+        setup,
+        machine,
+        (load_before, load_after),
+        both,
+        costs,
+        loads,
+        measured,
+        break_even,
+        remarks,
+        profiled,
     )
 
 
-def _costs(manifest: Manifest, sizes: Geometry, setup: Setup) -> list[Cost]:
+def _costs(manifest: Manifest, sizes: Geometry, setup: Setup, schedule: Schedule | None) -> list[Cost]:
     return [
-        cost_of(manifest, sizes, Workload(size, kept, setup.prompt_tokens, setup.new_tokens), ratio)
+        cost_of(manifest, sizes, Workload(size, kept, setup.prompt_tokens, setup.new_tokens), ratio, schedule)
         for size in setup.batches
         for ratio in setup.ratios
         for kept in (num_kept(ratio, manifest.tokens),)

@@ -97,19 +97,8 @@ def prepare(folder: Path) -> None:
             export_bundle(str(checkpoint), folder / name, encoder=options)
     for name in QUANTISED:
         if not (folder / f"{name}-int8").is_dir():
-            questions = ["--samples", 16, "--questions", 4, "--max-accuracy-drop", 0.99]
-            free = [word for word in CALIBRATION if word not in ("--samples", "16", "--questions", "2")]
-            call(
-                "calibrate",
-                "precision",
-                folder / name,
-                "--to",
-                "int8",
-                *free,
-                *questions,
-                "-o",
-                folder / f"{name}-int8",
-            )
+            quantised = ("--to", "int8", *CALIBRATION, "-o", folder / f"{name}-int8")
+            call("calibrate", "precision", folder / name, *quantised)
 
 
 def measure(folder: Path, batch: int, rounds: int, seed: int = 0) -> dict[tuple[str, str, float], list[float]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from catp.calibration.benchmark.contenders.subject import OURS, Case, Timed, TimedInput, make_sample
+from catp.calibration.benchmark.schedules import Schedule
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import Positions
+from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers.base import Provider
 
@@ -19,22 +21,32 @@ class BundleSubject:
     """The runtime's pipeline, with nothing in its way: no tokenizer, no end of text."""
 
     def __init__(
-        self, bundle: Bundle, provider: Provider, positions: Positions | None = None, name: str = OURS
+        self,
+        bundle: Bundle,
+        provider: Provider,
+        positions: Positions | None = None,
+        name: str = OURS,
+        schedules: Sequence[Schedule] = (),
     ) -> None:
-        """Args: positions: None: the bundle's default."""
+        """
+        Args:
+            positions: None: the bundle's default.
+            schedules: those of its encoder that cases ask for.
+        """
         self.name = name
         manifest = bundle.manifest
         endless = manifest.text.model_copy(update={"eos_token_ids": ()})
         self.pipeline = Pipeline(Bundle(bundle.path, manifest.model_copy(update={"text": endless})), provider)
         self._positions = positions
+        self._wishes: dict[float | None, EncoderWish] = {None: DEFAULT, **{s.flops: s.wish for s in schedules}}
 
     def run(self, timed_input: TimedInput, case: Case) -> Timed:
         pipeline = self.pipeline
-        kept = pipeline.num_kept(case.ratio)
+        kept, wish = pipeline.num_kept(case.ratio), self._wishes[case.encoder_flops]
         clock = [time.perf_counter()]
         pixel_values = pipeline.preprocess(timed_input.images[: case.batch])
         clock.append(time.perf_counter())
-        encoded, vision = self._timed(lambda: pipeline.encode(pixel_values))
+        encoded, vision = self._timed(lambda: pipeline.encode(pixel_values, encoder=wish))
         clock.append(time.perf_counter())
         pruned, qformer = self._timed(lambda: pipeline.prune(encoded, kept))
         clock.append(time.perf_counter())

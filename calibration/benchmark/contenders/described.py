@@ -30,6 +30,7 @@ class Described(BaseModel):
     # Reports of before bundles could be timed against each other have none of these.
     precisions: dict[str, str] = Field(default={}, description='by graph: "fp32", or "int8 (fp32), for cpu"')
     bytes: dict[str, int] = Field(default={}, description="of each graph with its weights, on disk")
+    encoder: str = Field(default="dense", description='or rule and form of one that prunes: "cls, schedule"')
     random_weights: bool = Field(default=False, description="made of its sizes alone: its answers mean nothing")
 
     @property
@@ -44,6 +45,7 @@ class Described(BaseModel):
 def describe(bundle: Bundle, positions: Positions) -> Described:
     """Args: positions: of kept tokens, as it is timed."""
     manifest = bundle.manifest
+    pruning = manifest.encoder_pruning
     return Described(
         path=str(bundle.path),
         model=manifest.model,
@@ -55,6 +57,7 @@ def describe(bundle: Bundle, positions: Positions) -> Described:
         sha256={name: graph.file.sha256 for name, graph in manifest.graphs.items()},
         precisions={name: graph.precision_label for name, graph in manifest.graphs.items()},
         bytes={name: graph.bytes for name, graph in manifest.graphs.items()},
+        encoder=f"{pruning.rule}, {pruning.form}" if pruning else "dense",
         random_weights=_has_random_weights(bundle),
     )
 

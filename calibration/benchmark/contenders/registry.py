@@ -20,17 +20,23 @@ from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
 from catp.runtime.files import is_dir
 
+DENSE = "dense"
+"""The bundle that `--dense` names, in a report."""
 
-def find_contenders(given: str | None) -> dict[str, Path | None]:
+
+def find_contenders(given: str | None, dense: Path | None = None) -> dict[str, Path | None]:
     """Contenders that `--against` names, by their name in a report: a bundle's folder, or None for a runtime.
 
     A bundle is called as its folder is, with a number behind it where that name is taken.
 
+    Args:
+        dense: folder of the bundle that `--dense` names; it comes first, and is DENSE.
+
     Raises:
         UsageError: one is unknown, or what it needs is not installed.
     """
-    found: dict[str, Path | None] = {}
-    folders = set()
+    found: dict[str, Path | None] = {} if dense is None else {DENSE: dense}
+    folders = set() if dense is None else {dense.resolve()}
     for text in [part.strip() for part in given.split(",")] if given else ():
         path = Path(text)
         if text in RUNTIMES:
@@ -112,6 +118,21 @@ def open_bundles(
             _check_same(bundles[OURS], bundles[name])
     assert ratios is not None  # ours comes first
     return bundles, seconds, ratios
+
+
+def check_dense(ours: Bundle, dense: Bundle) -> None:
+    """Raises UsageError where `--dense` names no dense encoder, or ours is one itself."""
+    pruning = dense.manifest.encoder_pruning
+    if pruning is not None:
+        raise UsageError(
+            f"--dense {dense.path}: its vision encoder prunes ({pruning.rule}); give a bundle of the same checkpoint "
+            "exported without --encoder options"
+        )
+    if ours.manifest.encoder_pruning is None:
+        raise UsageError(
+            f"--dense {dense.path}: the vision encoder of bundle {ours.path} prunes nothing either; give one exported "
+            "with --encoder-flops, or name the other bundle with --against"
+        )
 
 
 def _check_runs(name: str, manifest: Manifest) -> None:

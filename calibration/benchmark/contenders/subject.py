@@ -30,17 +30,20 @@ def prunes(subject: str) -> bool:
     return subject not in RUNTIMES
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Case:
     """One setting that is timed."""
 
     batch: int
     subject: str
     ratio: float
+    encoder_flops: float | None = None
+    """Share of the dense encoder's work that was asked for; None: nothing, the encoder does what it does by itself."""
 
     def __str__(self) -> str:
+        encoder = "" if self.encoder_flops is None else f", encoder at {100 * self.encoder_flops:g} %"
         ratio = f", ratio {self.ratio:g}" if prunes(self.subject) else ""
-        return f"{self.subject}, batch {self.batch}{ratio}"
+        return f"{self.subject}, batch {self.batch}{encoder}{ratio}"
 
 
 @dataclass(frozen=True)

@@ -32,33 +32,42 @@ from catp.calibration.benchmark.costs.geometry import (
     QFormerGeometry,
     VisionGeometry,
 )
+from catp.calibration.benchmark.schedules import Schedule
 from catp.runtime.bundle.chains import DECODE_GRAPH
 from catp.runtime.bundle.manifest import GraphSpec, Manifest
 
 
 class Cost(BaseModel):
-    """One batch at one ratio."""
+    """One batch at one ratio and one schedule of the vision encoder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch: int
     ratio: float
+    encoder_flops: float | None = Field(default=None, description="share of the dense encoder's work, if asked for")
     num_kept: int
     stages: dict[str, StageCost]
     cache_bytes: int = Field(description="keys and values when the answer is complete")
     vote_comparisons: int = Field(description="pairs of queries compared by rank points; 0 with other methods")
 
 
-def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: float) -> Cost:
-    """The cost of every stage: vision, qformer if there is one, prefill, and decode (one step, where there is one)."""
+def cost_of(
+    manifest: Manifest, geometry: Geometry, workload: Workload, ratio: float, schedule: Schedule | None = None
+) -> Cost:
+    """The cost of every stage: vision, qformer if there is one, prefill, and decode (one step, where there is one).
+
+    Args:
+        schedule: of an encoder that prunes; None: the bundle's own, if it has one.
+    """
     batch, kept = workload.batch, workload.num_kept
     vision, qformer, language = geometry.vision, geometry.qformer, geometry.language
     graphs = manifest.graphs
     seen, vision_work = vision.tokens, vision_flops(vision)
     pruning = manifest.encoder_pruning
     if pruning is not None and pruning.kept_tokens is not None:  # the dynamic form does at most what a dense one does
-        seen = pruning.tokens_by_layer(pruning.kept_tokens)[-1][1]
-        vision_work = round(1e9 * pruning.gflops(pruning.kept_tokens))
+        kept_tokens = schedule.kept_tokens if schedule else pruning.kept_tokens
+        seen = pruning.tokens_by_layer(kept_tokens)[-1][1]
+        vision_work = round(1e9 * pruning.gflops(kept_tokens))
     if isinstance(language, AnsweringGeometry):
         read = replace(workload, num_kept=seen)
         generation = answering_cost(language, vision, graphs["question_encoder"], graphs["answer_decoder"], read)
@@ -85,6 +94,7 @@ def cost_of(manifest: Manifest, geometry: Geometry, workload: Workload, ratio: f
     return Cost(
         batch=batch,
         ratio=ratio,
+        encoder_flops=schedule.flops if schedule else None,
         num_kept=kept,
         stages={**stages, **generation.stages},
         cache_bytes=generation.cache_bytes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from catp.calibration.benchmark.contenders.described import Described
-from catp.calibration.benchmark.contenders.subject import OURS, STAGES, WHOLE
+from catp.calibration.benchmark.contenders.subject import OURS, STAGES, WHOLE, Case
 from catp.calibration.benchmark.results.report import BenchmarkReport, Result
 from catp.calibration.benchmark.timing.intervals import FEWEST, Ratio, ratio_of_medians
 from catp.runtime.errors import UsageError
@@ -22,6 +22,7 @@ class Change(BaseModel):
     subject: str
     batch: int
     ratio: float
+    encoder_flops: float | None = Field(default=None, description="share of the dense encoder's work, if asked for")
     stage: str
     old_ms: float
     new_ms: float
@@ -29,6 +30,10 @@ class Change(BaseModel):
     counts: bool = Field(description="whether it may fail the comparison: ours, and a stage that matters")
     slower: bool = Field(description="beyond the threshold, the whole interval")
     faster: bool
+
+    @property
+    def case(self) -> Case:
+        return Case(self.batch, self.subject, self.ratio, self.encoder_flops)
 
 
 class Comparison(BaseModel):
@@ -84,6 +89,7 @@ def _changes(old: Result, new: Result, threshold: float, seed: int) -> list[Chan
                 subject=new.subject,
                 batch=new.batch,
                 ratio=new.ratio,
+                encoder_flops=new.encoder_flops,
                 stage=stage,
                 old_ms=old.milliseconds[stage].p50,
                 new_ms=new.milliseconds[stage].p50,

@@ -69,7 +69,8 @@ def _draw_panel(panel: Axes, results: list[Result]) -> None:
 
 
 def _name(result: Result) -> str:
-    ratio = f"ratio {result.ratio:g}"
+    encoder = "" if result.encoder_flops is None else f"encoder {100 * result.encoder_flops:g} %, "
+    ratio = f"{encoder}ratio {result.ratio:g}"
     if result.subject == OURS:
         return ratio
     return f"{result.subject}, {ratio}" if prunes(result.subject) else result.subject

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -36,6 +37,10 @@ class Result(Strict):
     subject: str
     batch: int
     ratio: float
+    encoder_flops: float | None = Field(
+        default=None,
+        description="share of the dense encoder's work that was asked for; setup.schedules has what is kept",
+    )
     num_kept: int
     milliseconds: dict[str, Summary]
     tokens_per_second: float = Field(description="new tokens of the batch over the median total")
@@ -45,14 +50,15 @@ class Result(Strict):
     )
     token_ids: list[list[int]]
     agreeing_tokens: int | None = Field(
-        description="leading tokens equal to ours at the same ratio, fewest of all rows; None of ours itself"
+        description="leading tokens equal to those of the first bundle that was asked the same, by ratio and schedule "
+        "(ours where it was), fewest of all rows; None of that bundle itself, and where there is none"
     )
     repeatable: bool = Field(description="whether every round gave the same tokens")
     samples_ms: dict[str, list[float]] = Field(description="one per round")
 
     @property
     def case(self) -> Case:
-        return Case(self.batch, self.subject, self.ratio)
+        return Case(self.batch, self.subject, self.ratio, self.encoder_flops)
 
 
 class Speedup(Strict):
@@ -60,10 +66,21 @@ class Speedup(Strict):
 
     subject: str
     ratio: float
+    encoder_flops: float | None = None
     batch: int
     baseline: str
     baseline_ratio: float
+    baseline_encoder_flops: float | None = None
     by_stage: dict[str, Ratio]
+
+    @property
+    def case(self) -> Case:
+        return Case(self.batch, self.subject, self.ratio, self.encoder_flops)
+
+    @property
+    def against(self) -> Case:
+        """The baseline."""
+        return Case(self.batch, self.baseline, self.baseline_ratio, self.baseline_encoder_flops)
 
 
 class BenchmarkReport(Strict):
@@ -103,6 +120,26 @@ class BenchmarkReport(Strict):
     def cost(self, batch: int, ratio: float) -> Cost:
         return next(cost for cost in self.costs if (cost.batch, cost.ratio) == (batch, ratio))
 
+    @property
+    def prunes_inside(self) -> bool:
+        """Whether a vision encoder does."""
+        return any(bundle.encoder != "dense" for bundle in (self.bundle, *self.bundles.values()))
+
+    def encoder_of(self, case: Case) -> str:
+        """The vision encoder in a setting: dense, the share of work that it is left, or dynamic."""
+        schedule = self.setup.schedule(case)
+        if schedule is not None:
+            return f"{100 * schedule.share:.0f} %"
+        bundle = {OURS: self.bundle, **self.bundles}.get(case.subject)
+        return "dense" if bundle is None or bundle.encoder == "dense" else "dynamic"
+
+    def is_over_dense(self, speedup: Speedup) -> bool:
+        """Whether an encoder that prunes is compared with one that is dense, or else with one that prunes less."""
+        ours, theirs = self.encoder_of(speedup.case), self.encoder_of(speedup.against)
+        if speedup.subject == speedup.baseline:
+            return speedup.encoder_flops != speedup.baseline_encoder_flops
+        return ours != "dense" and theirs == "dense" and prunes(speedup.baseline)
+
 
 def make_report(
     bundles: Mapping[str, Described],
@@ -124,11 +161,13 @@ def make_report(
         costs: of each bundle, one of every batch and ratio.
         remarks: notes beyond those that the samples call for.
     """
-    by_case = {Case(cost.batch, name, cost.ratio): cost for name, found in costs.items() for cost in found}
     best = best_rates(rates)
-    order = (OURS, *setup.against)
-    cases = sorted(measured.samples, key=lambda case: (case.batch, order.index(case.subject), case.ratio))
-    results = tuple(_result(case, measured, by_case, best) for case in cases)
+    peers = _peers(setup)
+    by_case = {
+        Case(cost.batch, name, cost.ratio, cost.encoder_flops): cost for name, found in costs.items() for cost in found
+    }
+    cases = sorted((case for name in (OURS, *setup.against) for case in setup.cases(name)), key=lambda case: case.batch)
+    results = tuple(_result(case, measured, by_case, best, peers.get(case)) for case in cases)
     rounds = len(measured.yardstick_ms)
     others = None if measured.others_seconds is None else measured.others_seconds / measured.seconds / machine.cpus
     noise = _noise(results, measured, others)
@@ -148,11 +187,11 @@ def make_report(
         rounds=rounds,
         seconds=measured.seconds,
         results=results,
-        speedups=tuple(_speedups(setup, measured)),
+        speedups=tuple(_speedups(bundles, setup, measured)),
         yardstick_ms=_rounded(measured.yardstick_ms),
         cpu_of_others=others,
         noisy=bool(noise),
-        notes=(*noise, *_remarks(bundles[OURS], setup, results, rounds, load_averages[0], rates), *remarks),
+        notes=(*noise, *_remarks(bundles, setup, results, peers, rounds, load_averages[0], rates), *remarks),
         break_even=break_even,
         kernels=tuple(kernels),
     )
@@ -181,27 +220,44 @@ def read_report(path: Path) -> BenchmarkReport:
         ) from None
 
 
-def _result(case: Case, measured: Measured, costs: Mapping[Case, Cost], rates: Rates) -> Result:
+def _peers(setup: Setup) -> dict[Case, Case]:
+    """For each setting the first of a bundle in which the same is computed: at the same ratio, by the same schedule."""
+    first: dict[tuple[object, ...], Case] = {}
+    found = {}
+    for name in sorted((OURS, *setup.against), key=lambda name: not prunes(name)):
+        for case in setup.cases(name):
+            schedule = setup.schedule(case)
+            key = case.batch, case.ratio, schedule and (schedule.rule, schedule.layers, schedule.kept_tokens)
+            if prunes(name):
+                first.setdefault(key, case)
+            if key in first:
+                found[case] = first[key]
+    return found
+
+
+def _result(case: Case, measured: Measured, costs: Mapping[Case, Cost], rates: Rates, peer: Case | None) -> Result:
+    """Args: peer: whose tokens are to be the same."""
     stages = {stage: measured.values(case, stage) for stage in (*STAGES, *WHOLE)}
     stages = {stage: values for stage, values in stages.items() if values}
     summaries = {stage: summarize(values) for stage, values in stages.items()}
     samples = measured.samples[case]
     token_ids = samples[0].token_ids
     total = summaries["total"].p50 / 1e3
-    ours = measured.samples[Case(case.batch, OURS, case.ratio)][0].token_ids
+    theirs = token_ids if peer is None else measured.samples[peer][0].token_ids
     known = costs[case].stages if case in costs else {}
     least = {stage: rates.least_ms(part) for stage, part in known.items()}
     return Result(
         subject=case.subject,
         batch=case.batch,
         ratio=case.ratio,
-        num_kept=costs[Case(case.batch, OURS, case.ratio)].num_kept,
+        encoder_flops=case.encoder_flops,
+        num_kept=next(cost.num_kept for cost in costs.values() if (cost.batch, cost.ratio) == (case.batch, case.ratio)),
         milliseconds=summaries,
         tokens_per_second=sum(len(row) for row in token_ids) / total,
         images_per_second=case.batch / total,
         roofline={stage: least[stage] / summaries[stage].p50 for stage in least if stage in summaries},
         token_ids=token_ids,
-        agreeing_tokens=None if case.subject == OURS else min(map(_agreeing, token_ids, ours)),
+        agreeing_tokens=None if peer in (None, case) else min(map(_agreeing, token_ids, theirs)),
         repeatable=all(sample.token_ids == token_ids for sample in samples),
         samples_ms={stage: _rounded(values) for stage, values in stages.items()},
     )
@@ -213,19 +269,38 @@ def _agreeing(ids: Sequence[int], others: Sequence[int]) -> int:
     return same.index(False) if False in same else len(same)
 
 
-def _speedups(setup: Setup, measured: Measured) -> list[Speedup]:
-    """Speed-ups of each bundle: pruned over unpruned, and at each ratio over ours and over each other runtime."""
+def _pairs(bundles: Mapping[str, Described], setup: Setup, batch: int) -> list[tuple[Case, Case]]:
+    """Settings of each bundle with what they are compared with: the same unpruned, where the encoder prunes every dense
+    one, unpruned and at the same ratio (or else its own largest schedule), ours at the same ratio, and each runtime.
+    """
+    pairs = []
+    names = (OURS, *filter(prunes, setup.against))
+    dense = [name for name in names if bundles[name].encoder == "dense"]
+    reference = OURS if OURS in dense or not dense else dense[0]
+    for name in names:
+        cases = [case for case in setup.cases(name) if case.batch == batch]
+        unpruned = [replace(case, ratio=0.0) for case in cases]
+        pairs += [pair for pair in zip(cases, unpruned) if pair[0] != pair[1]]
+        if name in dense:
+            pairs += [(case, Case(batch, reference, case.ratio)) for case in cases if name != reference]
+        else:
+            ratios = [(case, ratio) for case in cases for ratio in dict.fromkeys((0.0, case.ratio))]
+            pairs += [(case, Case(batch, other, ratio)) for other in dense for case, ratio in ratios]
+            if not dense:
+                pairs += [(case, cases[0]) for case in cases if case.encoder_flops != cases[0].encoder_flops]
+            if OURS not in (name, *dense):
+                ours = set(setup.cases(OURS))
+                pairs += [(case, twin) for case in cases if (twin := replace(case, subject=OURS)) in ours]
+        pairs += [
+            (case, Case(batch, runtime, 0.0)) for runtime in setup.against if not prunes(runtime) for case in cases
+        ]
+    return pairs
+
+
+def _speedups(bundles: Mapping[str, Described], setup: Setup, measured: Measured) -> list[Speedup]:
     found = []
-    runtimes = [name for name in setup.against if not prunes(name)]
     for batch in setup.batches:
-        pairs = []
-        for bundle in (OURS, *filter(prunes, setup.against)):
-            cases = [Case(batch, bundle, ratio) for ratio in setup.ratios]
-            pairs += [(case, cases[0]) for case in cases[1:]]
-            if bundle != OURS:
-                pairs += [(case, Case(batch, OURS, case.ratio)) for case in cases]
-            pairs += [(case, Case(batch, name, 0.0)) for name in runtimes for case in cases]
-        for case, baseline in pairs:
+        for case, baseline in _pairs(bundles, setup, batch):
             by_stage = {}
             for stage in (*STAGES, *WHOLE):
                 values, others = measured.values(case, stage), measured.values(baseline, stage)
@@ -236,9 +311,11 @@ def _speedups(setup: Setup, measured: Measured) -> list[Speedup]:
                 Speedup(
                     subject=case.subject,
                     ratio=case.ratio,
+                    encoder_flops=case.encoder_flops,
                     batch=batch,
                     baseline=baseline.subject,
                     baseline_ratio=baseline.ratio,
+                    baseline_encoder_flops=baseline.encoder_flops,
                     by_stage=by_stage,
                 )
             )
@@ -253,7 +330,7 @@ def _noise(results: Sequence[Result], measured: Measured, others: float | None) 
             "not even paired ratios hold: measure again on a machine that does nothing else"
         )
     for result in results:
-        if result.subject == OURS and result.ratio == 0:
+        if result.subject == OURS and result.ratio == 0 and result.encoder_flops == results[0].encoder_flops:
             variation = result.milliseconds["total"].variation or 0.0
             if variation > NOISY:
                 found.append(
@@ -270,9 +347,10 @@ def _noise(results: Sequence[Result], measured: Measured, others: float | None) 
 
 
 def _remarks(
-    bundle: Described,
+    bundles: Mapping[str, Described],
     setup: Setup,
     results: Sequence[Result],
+    peers: Mapping[Case, Case],
     rounds: int,
     load: float | None,
     rates: tuple[Rates, Rates],
@@ -282,6 +360,7 @@ def _remarks(
     if missing:
         listed = ", ".join(f"p{percent} ({needed(percent)})" for percent in missing)
         found.append(f"{rounds} samples are too few for some percentiles, which are missing: {listed}")
+    bundle = bundles[OURS]
     if bundle.random_weights:
         found.append(
             f"the weights of {bundle.model.id} are random: times are those of its sizes; what it keeps and answers "
@@ -292,11 +371,17 @@ def _remarks(
         differing = [case for case, tokens in agreeing.items() if tokens < setup.new_tokens]
         if differing:
             earliest = min(differing, key=agreeing.__getitem__)
+            whose = "ours" if peers[earliest].subject == OURS else f"those of {peers[earliest].subject}"
+            same = "at the same ratio" + (" and schedule" if name in setup.schedules else "")
             found.append(
-                f"{name}: other tokens than ours {'at the same ratio' if prunes(name) else 'unpruned'} in "
-                f"{len(differing)} of {len(agreeing)} settings; earliest after {agreeing[earliest]} of "
-                f"{setup.new_tokens} ({earliest})"
+                f"{name}: other tokens than {whose} {same if prunes(name) else 'unpruned'} in {len(differing)} of "
+                f"{len(agreeing)} settings; earliest after {agreeing[earliest]} of {setup.new_tokens} ({earliest})"
             )
+    if setup.schedules and not any(bundle.encoder == "dense" for bundle in bundles.values()):
+        found.append(
+            "no dense encoder was timed in the same rounds, so what pruning inside one gains is not known: name a "
+            "bundle of the same checkpoint that has one with --dense"
+        )
     found += [f"{result.case}: its tokens differ from round to round" for result in results if not result.repeatable]
     if load is not None and load > 0.5:
         found.append(f"the machine was busy before anything was loaded: load average {load:.1f}")

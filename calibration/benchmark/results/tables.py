@@ -8,13 +8,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from catp.calibration.benchmark.contenders.described import Described
-from catp.calibration.benchmark.contenders.subject import COMPUTED, OURS, prunes
+from catp.calibration.benchmark.contenders.subject import COMPUTED, OURS, Case, prunes
 from catp.calibration.benchmark.costs.cost import Cost
 from catp.calibration.benchmark.kernel_times import KINDS
 from catp.calibration.benchmark.machine import Machine
 from catp.calibration.benchmark.rates import Rates
 from catp.calibration.benchmark.results.compare import Change, Comparison
 from catp.calibration.benchmark.results.report import BenchmarkReport, Result
+from catp.calibration.benchmark.schedules import Schedule
 from catp.calibration.benchmark.timing.intervals import MedianDifference, Ratio
 from catp.calibration.benchmark.vote.break_even import Thresholds
 from catp.runtime.bundle.chains import graphs_of
@@ -33,12 +34,19 @@ TITLES = {
 MISSING = "too few"
 
 
-def cost_table(bundle: Described, costs: Sequence[Cost], rates: Rates, machine: Machine) -> Table:
-    """The work of each stage at each ratio, and the least time that takes here; no stage has run yet."""
+def cost_table(
+    bundle: Described, costs: Sequence[Cost], rates: Rates, machine: Machine, schedule: Schedule | None = None
+) -> Table:
+    """The work of each stage at each ratio, and the least time that takes here; no stage has run yet.
+
+    Args:
+        schedule: that the costs are of, of an encoder that prunes.
+    """
+    kept = "" if schedule is None else f", {schedule.rule} leaves {schedule.left} image tokens"
     made = ", random weights" if bundle.random_weights else ""
     integer = f"{rates.int8_gops:,.0f} in int8, " if rates.int8_gops else ""
     title = (
-        f"Cost of {escape(bundle.model.id)}{made}; {bundle.precision_label}. {escape(machine.cpu)}, "
+        f"Cost of {escape(bundle.model.id)}{made}; {bundle.precision_label}{kept}. {escape(machine.cpu)}, "
         f"{rates.threads} threads: {rates.gflops:,.0f} GFLOP/s in float32, {integer}"
         f"{rates.bytes_per_second / 1e9:.1f} GB/s (measured)"
     )
@@ -70,7 +78,8 @@ def bundle_table(report: BenchmarkReport) -> Table | None:
     if not report.bundles:
         return None
     table = Table(title="Bundles", title_justify="left")
-    for column in ("runtime", "folder", "method", "positions"):
+    encoder = ("encoder",) if report.prunes_inside else ()
+    for column in ("runtime", "folder", "method", "positions", *encoder):
         table.add_column(column)
     bundles = {OURS: report.bundle, **report.bundles}
     graphs = dict.fromkeys(graph for bundle in bundles.values() for graph in bundle.precisions)
@@ -80,7 +89,8 @@ def bundle_table(report: BenchmarkReport) -> Table | None:
     for name, bundle in bundles.items():
         precisions = [bundle.precisions.get(graph, "") for graph in graphs]
         table.add_row(
-            escape(name), escape(bundle.path), bundle.method, bundle.positions, *precisions,
+            escape(name), escape(bundle.path), bundle.method, bundle.positions,
+            *([bundle.encoder] if encoder else []), *precisions,
             f"{sum(bundle.bytes.values()) / 1e6:,.1f}",
         )  # fmt: skip
     return table
@@ -93,8 +103,7 @@ def latency_table(report: BenchmarkReport) -> Table:
         f"{report.setup.new_tokens} new ones",
         title_justify="left",
     )
-    for column in ("batch", "runtime", "ratio"):
-        table.add_column(column, justify="left" if column == "runtime" else "right")
+    _add_setting(table, report)
     for title in TITLES.values():
         table.add_column(title, justify="right")
     for column in ("p90", "p95", "p99", "std", "tokens/s", "images/s"):
@@ -109,9 +118,8 @@ def latency_table(report: BenchmarkReport) -> Table:
         spread = [MISSING if value is None else _ms(value) for value in (total.p90, total.p95, total.p99, total.std)]
         same, new = result.agreeing_tokens, report.setup.new_tokens
         mark = "" if same in (None, new) else f" [red](other tokens after {same} of {new})[/]"
-        ratio = f"{result.ratio:g}" if prunes(result.subject) else ""
         table.add_row(
-            f"{result.batch}", f"{escape(result.subject)}{mark}", ratio, *medians, *spread,
+            *_setting(report, result.case, mark), *medians, *spread,
             f"{result.tokens_per_second:,.1f}", f"{result.images_per_second:,.2f}",
         )  # fmt: skip
     return table
@@ -123,14 +131,13 @@ def roofline_table(report: BenchmarkReport) -> Table:
         title="Share of the machine's limit in % (least possible time over median)",
         title_justify="left",
     )
-    for column in ("batch", "runtime", "ratio"):
-        table.add_column(column, justify="left" if column == "runtime" else "right")
+    _add_setting(table, report)
     for stage in COMPUTED:
         table.add_column(TITLES[stage], justify="right")
     for result in report.results:
         if result.roofline:
             shares = [f"{100 * result.roofline[s]:.0f}" if s in result.roofline else "" for s in COMPUTED]
-            table.add_row(f"{result.batch}", escape(result.subject), f"{result.ratio:g}", *shares)
+            table.add_row(*_setting(report, result.case), *shares)
     return table
 
 
@@ -143,35 +150,37 @@ def kernel_table(report: BenchmarkReport) -> Table | None:
         " down; decode: all steps)",
         title_justify="left",
     )
-    for column in ("runtime", "ratio", "stage", *KINDS, "all", "the longest operators"):
-        table.add_column(column, justify="left" if column in ("runtime", "stage", "the longest operators") else "right")
+    _add_setting(table, report)
+    for column in ("stage", *KINDS, "all", "the longest operators"):
+        table.add_column(column, justify="left" if column in ("stage", "the longest operators") else "right")
     for found in report.kernels:
         table.add_section()
+        setting = _setting(report, Case(1, found.subject, found.ratio, found.encoder_flops))
         for stage, kinds in found.stages.items():
             longest = ", ".join(f"{name} {_ms(time)}" for name, time in list(found.operators[stage].items())[:3])
             times = [_ms(kinds[kind]) for kind in KINDS]
-            table.add_row(
-                escape(found.subject), f"{found.ratio:g}", TITLES[stage], *times, _ms(sum(kinds.values())), longest
-            )
+            table.add_row(*setting, TITLES[stage], *times, _ms(sum(kinds.values())), longest)
         totals = [found.total(kind) for kind in KINDS]
         whole = f"of an answer that took {_ms(found.answer_ms)}"
-        table.add_row(
-            escape(found.subject), f"{found.ratio:g}", "all", *map(_ms, totals), _ms(sum(totals)), whole, style="bold"
-        )
+        table.add_row(*setting, "all", *map(_ms, totals), _ms(sum(totals)), whole, style="bold")
     return table
 
 
 def pruning_table(report: BenchmarkReport) -> Table | None:
-    """The stages that pruning changes, and those that it doesn't; None where nothing was pruned."""
-    rows = [speedup for speedup in report.speedups if speedup.baseline == speedup.subject]
+    """The stages that pruning changes, and those that it doesn't; None where nothing was pruned.
+
+    Query tokens alone: the encoder does the same in both settings.
+    """
+    rows = [s for s in report.speedups if s.baseline == s.subject and not report.is_over_dense(s)]
     if not rows:
         return None
     table = Table(
         title="Pruned over unpruned, times as fast (95 % interval of paired rounds; * where 1 is outside)",
         title_justify="left",
     )
-    for column in ("batch", "runtime", "ratio", "tokens kept", "cache"):
-        table.add_column(column, justify="left" if column == "runtime" else "right")
+    _add_setting(table, report)
+    for column in ("tokens kept", "cache"):
+        table.add_column(column, justify="right")
     stages = ("qformer", "prefill", "decode", "time_to_first_token", "total")
     for stage in stages:
         table.add_column(TITLES[stage], justify="right")
@@ -179,13 +188,43 @@ def pruning_table(report: BenchmarkReport) -> Table | None:
         cost, full = report.cost(row.batch, row.ratio), report.cost(row.batch, 0.0)
         cache = f"{100 * (cost.cache_bytes / full.cache_bytes - 1):+.0f} %"
         cells = [_ratio(row.by_stage.get(stage)) for stage in stages]
-        table.add_row(f"{row.batch}", escape(row.subject), f"{row.ratio:g}", f"{cost.num_kept}", cache, *cells)
+        table.add_row(*_setting(report, row.case), f"{cost.num_kept}", cache, *cells)
+    return table
+
+
+def encoder_table(report: BenchmarkReport) -> Table | None:
+    """The gain of pruning inside the vision encoder, with that of query tokens; None where no encoder prunes.
+
+    Baselines are dense encoders, unpruned and at the same ratio; without any, the schedule that leaves most.
+    """
+    rows = [speedup for speedup in report.speedups if report.is_over_dense(speedup)]
+    if not rows:
+        return None
+    table = Table(
+        title="Encoder that prunes over one that does not, times as fast (95 % interval of paired rounds; * where 1 is "
+        "outside)",
+        title_justify="left",
+    )
+    _add_setting(table, report)
+    for column in ("image tokens left", "GFLOPs", "over"):
+        table.add_column(column, justify="left" if column == "over" else "right")
+    stages = ("vision", "qformer", "prefill", "time_to_first_token", "total")
+    for stage in stages:
+        table.add_column(TITLES[stage], justify="right")
+    for row in rows:
+        schedule = report.setup.schedule(row.case)
+        kept = ("", "") if schedule is None else (f"{schedule.left}", f"{schedule.gflops:.3g}")
+        less = report.encoder_of(row.against)
+        encoder = "" if less == "dense" else f", encoder {less}"
+        over = f"{escape(row.baseline)}{encoder}, ratio {row.baseline_ratio:g}"
+        cells = [_ratio(row.by_stage.get(stage)) for stage in stages]
+        table.add_row(*_setting(report, row.case), *kept, over, *cells)
     return table
 
 
 def contender_table(report: BenchmarkReport) -> Table | None:
     """Bundles over ours at the same ratio, and all bundles over other runtimes; None without contenders."""
-    rows = [speedup for speedup in report.speedups if speedup.baseline != speedup.subject]
+    rows = [s for s in report.speedups if s.baseline != s.subject and not report.is_over_dense(s)]
     if not rows:
         return None
     table = Table(
@@ -193,14 +232,14 @@ def contender_table(report: BenchmarkReport) -> Table | None:
         "(95 % interval of paired rounds; * where 1 is outside)",
         title_justify="left",
     )
-    for column in ("batch", "runtime", "ratio", "over"):
-        table.add_column(column, justify="left" if column in ("runtime", "over") else "right")
+    _add_setting(table, report)
+    table.add_column("over", justify="left")
     stages = ("vision", "qformer", "prefill", "decode", "time_to_first_token", "total")
     for stage in stages:
         table.add_column(TITLES[stage], justify="right")
     for row in rows:
         cells = [_ratio(row.by_stage.get(stage)) for stage in stages]
-        table.add_row(f"{row.batch}", escape(row.subject), f"{row.ratio:g}", escape(row.baseline), *cells)
+        table.add_row(*_setting(report, row.case), escape(row.baseline), *cells)
     return table
 
 
@@ -253,18 +292,34 @@ def change_table(comparison: Comparison) -> Table:
         f"{100 * comparison.threshold:+g} %)",
         title_justify="left",
     )
-    for column in ("batch", "runtime", "ratio", "stage", "old", "new", "change", ""):
+    inside = any(change.encoder_flops is not None for change in comparison.changes)
+    for column in ("batch", "runtime", *(["encoder"] if inside else []), "ratio", "stage", "old", "new", "change", ""):
         table.add_column(column, justify="left" if column in ("runtime", "stage", "") else "right")
     setting = None
     for change in comparison.changes:
-        if setting != (change.subject, change.batch, change.ratio):
+        if setting != change.case:
             table.add_section()
-        setting = (change.subject, change.batch, change.ratio)
+        setting = change.case
+        encoder = "" if change.encoder_flops is None else f"{100 * change.encoder_flops:g} %"
         table.add_row(
-            f"{change.batch}", escape(change.subject), f"{change.ratio:g}" if prunes(change.subject) else "",
-            TITLES[change.stage], _ms(change.old_ms), _ms(change.new_ms), _percent(change.change), _verdict(change),
+            f"{change.batch}", escape(change.subject), *([encoder] if inside else []),
+            f"{change.ratio:g}" if prunes(change.subject) else "", TITLES[change.stage],
+            _ms(change.old_ms), _ms(change.new_ms), _percent(change.change), _verdict(change),
         )  # fmt: skip
     return table
+
+
+def _add_setting(table: Table, report: BenchmarkReport) -> None:
+    """The columns that say what was timed; of the encoder only where one prunes."""
+    for column in ("batch", "runtime", *(["encoder"] if report.prunes_inside else []), "ratio"):
+        table.add_column(column, justify="left" if column == "runtime" else "right")
+
+
+def _setting(report: BenchmarkReport, case: Case, mark: str = "") -> list[str]:
+    """Their cells."""
+    encoder = [report.encoder_of(case)] if report.prunes_inside else []
+    ratio = f"{case.ratio:g}" if prunes(case.subject) else ""
+    return [f"{case.batch}", f"{escape(case.subject)}{mark}", *encoder, ratio]
 
 
 def _verdict(change: Change) -> str:

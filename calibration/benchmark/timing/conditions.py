@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from catp.calibration.benchmark.contenders.subject import Case, prunes
+from catp.calibration.benchmark.schedules import Schedule
 from catp.runtime.bundle.strict import Strict
 
 
@@ -24,6 +25,9 @@ class Setup(Strict):
     image_size: tuple[int, int] = Field(description="width and height of the pictures, in memory when timing begins")
     seed: int
     warmup: int = Field(description="untimed runs of each setting")
+    schedules: dict[str, tuple[Schedule, ...]] = Field(
+        default={}, description="of bundles whose vision encoder prunes, by name: each is timed at every ratio"
+    )
     load_excluded: Literal[True] = True
     warmup_excluded: Literal[True] = True
     clock: str = "host clock, the device synchronised after each stage; vision and Q-Former on TensorRT by CUDA events"
@@ -32,7 +36,13 @@ class Setup(Strict):
     def cases(self, subject: str) -> list[Case]:
         """The settings in which it is timed."""
         ratios = self.ratios if prunes(subject) else (0.0,)
-        return [Case(size, subject, ratio) for size in self.batches for ratio in ratios]
+        shares = [schedule.flops for schedule in self.schedules.get(subject, ())] or [None]
+        return [Case(size, subject, ratio, share) for size in self.batches for share in shares for ratio in ratios]
+
+    def schedule(self, case: Case) -> Schedule | None:
+        """Schedule of the vision encoder in a setting; None where it is dense, or counts by itself."""
+        schedules = self.schedules.get(case.subject, ())
+        return next((schedule for schedule in schedules if schedule.flops == case.encoder_flops), None)
 
 
 class Load(Strict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from catp.calibration.benchmark.contenders.subject import OURS, Case
 from catp.calibration.benchmark.costs.base import Workload
@@ -31,7 +32,7 @@ def find_break_even(
 
     Args:
         manifest: of a bundle for which `why_not` says nothing.
-        costs: one of each batch and ratio.
+        costs: one of each batch and ratio, of the schedule that the vote was timed with.
         rates: of the machine, before and after.
         measured: the benchmark's samples.
         votes: those of the Q-Former with and without its vote, as `time_vote` takes them.
@@ -43,10 +44,7 @@ def find_break_even(
     assert text.max_positions is not None  # a decoder-only model has them
     best = best_rates(rates)
     traffic = best.bytes_per_second
-    own = max(
-        cost.stages["prefill"].flops / (1e-3 * _median(measured, Case(cost.batch, OURS, cost.ratio), "prefill"))
-        for cost in costs
-    )
+    own = max(cost.stages["prefill"].flops / (1e-3 * _median(measured, _case(cost), "prefill")) for cost in costs)
     limit = max(own, best.operations_per_second(costs[0].stages["prefill"].integer))
     largest_prompt = text.max_positions - queries - setup.new_tokens + 1
     payoffs = []
@@ -54,10 +52,11 @@ def find_break_even(
         spent = {batch: _spent(votes, batch, ratio, setup.seed) for batch in setup.batches}
         medians = {batch: max(0.0, vote.median) for batch, vote in spent.items()}
         for cost in (cost for cost in costs if cost.ratio == ratio):
-            pruned = Case(cost.batch, OURS, ratio)
+            pruned = _case(cost)
             workload = Workload(cost.batch, cost.num_kept, setup.prompt_tokens, setup.new_tokens)
+            unpruned = replace(pruned, ratio=0.0)
             saved = median_difference(
-                measured.values(Case(cost.batch, OURS, 0.0), "prefill"), measured.values(pruned, "prefill"), setup.seed
+                measured.values(unpruned, "prefill"), measured.values(pruned, "prefill"), setup.seed
             )
             # A vote that is lost in the noise would pay from anywhere on.
             at_own, at_limit = (
@@ -88,6 +87,10 @@ def find_break_even(
         largest_prompt=largest_prompt,
         payoffs=tuple(sorted(payoffs, key=lambda payoff: (payoff.batch, payoff.ratio))),
     )
+
+
+def _case(cost: Cost) -> Case:
+    return Case(cost.batch, OURS, cost.ratio, cost.encoder_flops)
 
 
 def _spent(votes: Measured, batch: int, ratio: float, seed: int) -> MedianDifference:

@@ -6,11 +6,12 @@ import time
 from collections.abc import Mapping
 
 from catp.calibration.benchmark.contenders.registry import check_installed
-from catp.calibration.benchmark.contenders.subject import Case, Subject, Timed, TimedInput
+from catp.calibration.benchmark.contenders.subject import OURS, Case, Subject, Timed, TimedInput
 from catp.calibration.benchmark.timing.conditions import Setup
 from catp.calibration.benchmark.timing.rounds import Measured, Rounds, measure, warm_up
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
+from catp.runtime.image_sides.pruned_encoder import DEFAULT
 from catp.runtime.image_sides.query_tokens import Encoded
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers.base import Engine
@@ -58,7 +59,11 @@ def time_vote(pipeline: Pipeline, timed_input: TimedInput, setup: Setup, rounds:
     graph = without_vote(bundle.graph_file("qformer_voting"))
     purpose = spec.quantization.purpose if spec.quantization else None
     engine = provider.engine_in_memory(graph, bundle.path, purpose)
-    encoded = {size: pipeline.encode(pipeline.preprocess(timed_input.images[:size])) for size in setup.batches}
+    schedule = setup.schedule(setup.cases(OURS)[0])  # of an encoder that prunes, the one that leaves most
+    wish = DEFAULT if schedule is None else schedule.wish
+    encoded = {
+        size: pipeline.encode(pipeline.preprocess(timed_input.images[:size]), encoder=wish) for size in setup.batches
+    }
     subjects: dict[str, Subject] = {VOTING: _Voting(pipeline, encoded), VOTELESS: _Voteless(engine, encoded)}
     cases = [
         case

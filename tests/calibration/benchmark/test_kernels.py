@@ -8,6 +8,7 @@ import pytest
 from benchmark_reports import RATES
 from typer.testing import CliRunner
 
+from catp.calibration.benchmark.contenders.subject import Case
 from catp.calibration.benchmark.kernel_times import KINDS, kind_of
 from catp.calibration.benchmark.kernels import UNSEEN, _runs, _summarize
 from catp.calibration.benchmark.results.report import BenchmarkReport
@@ -57,7 +58,7 @@ def test_an_answer_is_one_prefill_and_the_steps_after_it(own_decode: bool) -> No
     mixed = [Counter(MatMul=t, **({} if i == 0 else {"Add": 1})) for answer in answers for i, t in enumerate(answer)]
     images = [Counter(Conv=1000)] * len(answers)
     graphs = {"language_model": prefill, DECODE_GRAPH: steps} if own_decode else {"language_model": mixed}
-    found = _summarize("x", 0.5, {"vision_encoder": images, "qformer_voting": images, **graphs}, 3, 5.0)
+    found = _summarize(Case(1, "x", 0.5), {"vision_encoder": images, "qformer_voting": images, **graphs}, 3, 5.0)
     assert found.stages["prefill"]["products"] == pytest.approx(0.050)
     assert found.operators["decode"] == pytest.approx({"MatMul": 0.011, "Add": 0.002})
     assert found.total("products") == pytest.approx(2 + 0.050 + 0.011)

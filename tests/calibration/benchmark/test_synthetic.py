@@ -44,6 +44,30 @@ def test_tiny_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert f"catp-bench run {keep}/bundle --checkpoint {keep}/synthetic-tiny" in refused.stderr
 
 
+@pytest.mark.heavy  # exports a model of its own twice
+def test_an_encoder_that_prunes_is_timed_beside_the_dense_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("catp.calibration.commands.bench.measure_rates", lambda threads: RATES)
+    keep = tmp_path / "kept"
+    asked = ["run", "--synthetic", "tiny", "--keep", str(keep), "--encoder-pruning", "cls", "--ratios", "0,0.5"]
+    quick = ["--batch", "1", "--iterations", "1", "--warmup", "0", "--threads", "1", "--json"]
+    # A share that this rule can't leave is refused before anything is made, so that the folder is still free.
+    refused = RUNNER.invoke(app, [*asked, "--encoder-flops", "0.5,0.1", *quick])
+    assert refused.exit_code == 2 and "encoder flops 0.1: pruning in layers" in refused.stderr
+    result = RUNNER.invoke(app, [*asked, "--encoder-flops", "0.5,0.4", *quick])
+    assert result.exit_code == 0, result.output
+    report = BenchmarkReport.model_validate_json(result.stdout)
+    settings = [(found.subject, found.encoder_flops, found.ratio) for found in report.results]
+    assert settings == [
+        *(("catp", share, ratio) for share in (0.5, 0.4) for ratio in (0, 0.5)),
+        ("dense", None, 0),
+        ("dense", None, 0.5),
+    ]
+    assert report.bundle.encoder == "cls, schedule" and Path(report.bundle.path) == keep / "pruned"
+    again = RUNNER.invoke(app, [*asked, "--encoder-flops", "0.5", *quick])
+    assert again.exit_code == 2
+    assert f"catp-bench run {keep}/pruned --dense {keep}/bundle --checkpoint {keep}/synthetic-tiny" in again.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "millions"),
     [("tiny", 2), ("mid", 311), ("blip2-opt-2.7b", 3745), ("blip2-flan-t5-xl", 3942)],
@@ -71,10 +95,14 @@ def test_flan_t5_is_drawn_whole_with_a_head_of_its_own(monkeypatch: pytest.Monke
 
 
 def test_room_is_looked_for_before_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_room("mid", 1, tmp_path)
+    check_room("mid", 1, tmp_path, bundles=2)
     monkeypatch.setattr(synthetic, "available_memory", lambda: 16 * 10**9)
     with pytest.raises(CatpError, match=r"3,700 million parameters need about 18.5 GB of memory, and 16.0 GB are free"):
         check_room("blip2-opt-2.7b", 3_700_000_000, tmp_path)
+    with pytest.raises(CatpError, match=r"100 million parameters need about 0.9 GB of memory, and 0.8 GB are free"):
+        monkeypatch.setattr(synthetic, "available_memory", lambda: 8 * 10**8)
+        check_room("mid", 100_000_000, tmp_path)
+        check_room("mid", 100_000_000, tmp_path, bundles=2)
     monkeypatch.setattr(synthetic, "available_memory", lambda: None)  # as on systems that don't say
     with pytest.raises(CatpError, match=r"GB of disk in .*, and .* GB are free"):
         check_room("large", 10**15, tmp_path)

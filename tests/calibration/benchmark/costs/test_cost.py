@@ -1,5 +1,6 @@
 """FLOPs and bytes: small cases by hand, real ones against PyTorch's own counter."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from catp.calibration.benchmark.costs.geometry import (
     read_geometry,
 )
 from catp.calibration.benchmark.rates import Rates, best_rates
+from catp.calibration.benchmark.schedules import find_schedules
 from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import Quantization
@@ -85,6 +87,22 @@ def test_the_workload_decides(demo_bundle: Path) -> None:
     assert cost.stages["decode"].bytes == weights + 2 * 37 * per_token
     single = cost_of(manifest, geometry, Workload(1, 16, 16, 1), 0.5)
     assert "decode" not in single.stages
+
+
+def test_a_schedule_decides_the_work_of_what_reads_image_tokens(twice_pruned_bundle: Path) -> None:
+    bundle = open_bundle(twice_pruned_bundle)
+    geometry, workload = read_geometry(bundle), Workload(batch=2, num_kept=16, prompt_tokens=16, new_tokens=10)
+    schedules = find_schedules({"x": bundle}, (0.8, 0.5))["x"]
+    most, least = (cost_of(bundle.manifest, geometry, workload, 0.5, schedule) for schedule in schedules)
+    assert most.stages == cost_of(bundle.manifest, geometry, workload, 0.5).stages  # what the bundle was exported with
+    assert (most.encoder_flops, least.encoder_flops) == (0.8, 0.5)
+    assert least.stages["vision"].flops == pytest.approx(2e9 * schedules[1].gflops, abs=1)
+    left, qformer = [schedule.left for schedule in schedules], geometry.qformer
+    assert qformer is not None and left[0] > left[1]
+    seen = [qformer_flops(qformer, replace(geometry.vision, patches=n - 1), 16, 128) for n in left]
+    assert [cost.stages["qformer"].flops for cost in (most, least)] == [2 * flops for flops in seen]
+    assert most.vote_comparisons * left[1] == least.vote_comparisons * left[0]
+    assert most.stages["prefill"] == least.stages["prefill"]
 
 
 @pytest.mark.parametrize("own_head", [True, False], ids=["head quantised", "head kept"])
