@@ -251,7 +251,7 @@ def _prune_encoders(
 
 
 def _image_weights(voting: VotingMethod) -> str | None:
-    """What weighs an image token's vote; None: the method asks for nothing."""
+    """The option that says how an image token's vote is weighed; None: the method has none."""
     return getattr(voting, "image_weights", None)
 
 

@@ -89,13 +89,6 @@ def demo_bundle(shared: Shared) -> Path:
 
 
 @pytest.fixture(scope="session")
-def twice_pruned_bundle(shared: Shared) -> Path:
-    """The demo model with both prunings: inside its vision encoder, without training, and of query tokens after it."""
-    options = EncoderOptions(rule="tome", flops=0.8)
-    return shared("twice-pruned-bundle", lambda folder: export_bundle(str(CHECKPOINT), folder, encoder=options))
-
-
-@pytest.fixture(scope="session")
 def half_bundle(shared: Shared) -> Path:
     """The demo model in half precision."""
     return shared("half-bundle", lambda folder: export_bundle(str(CHECKPOINT), folder, precision="fp16"))

@@ -23,7 +23,7 @@ from catp.calibration.data.dataset import VqaExample
 from catp.export.checkpoints.loading import Checkpoint
 from catp.export.checkpoints.residency import one_part_in_memory
 from catp.export.checkpoints.taught import TaughtScorer
-from catp.export.encoder_pruning.taught import normalised
+from catp.export.encoder_pruning.rules.taught import normalised
 from catp.export.families.query_tokens import QueryTokens
 from catp.export.verification.reference import Instructions, Reference
 from catp.runtime.bundle.encoder_pruning import TaughtSpec

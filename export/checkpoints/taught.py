@@ -28,7 +28,7 @@ _AGAIN = "make it again with catp-calibrate scorer"
 
 @dataclass(frozen=True)
 class TaughtScorer:
-    """What was taught."""
+    """A scorer with the record of how it was taught."""
 
     scorers: torch.Tensor  # float32 [L, W], a row for each layer: a token's score is its product with it
     record: TaughtSpec

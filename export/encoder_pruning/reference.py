@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from catp.export.encoder_pruning.random_order import MOST_PATCHES
+from catp.export.encoder_pruning.rules.random_order import MOST_PATCHES
 from catp.runtime.bundle.encoder_pruning import Rule
 
 NEAR_TIE = 2e-5

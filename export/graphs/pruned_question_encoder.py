@@ -18,7 +18,7 @@ import torch
 from transformers import BlipForQuestionAnswering
 
 from catp.export.encoder_pruning import ScoringRule, TokenEvidence
-from catp.export.encoder_pruning.madtp import wanted_tokens
+from catp.export.encoder_pruning.rules.madtp import wanted_tokens
 from catp.export.graphs import Graph, operators, question_encoder
 from catp.export.graphs.blip_attention import heads
 from catp.export.graphs.masks import seen_by_all

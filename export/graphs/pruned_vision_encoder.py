@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from catp.export.encoder_pruning import ScoringRule, TokenEvidence
-from catp.export.encoder_pruning.madtp import wanted_tokens
 from catp.export.encoder_pruning.merges import MERGES, Chosen, Tokens
+from catp.export.encoder_pruning.rules.madtp import wanted_tokens
 from catp.export.graphs import Graph, interface_dtype, operators
 from catp.runtime.bundle.encoder_pruning import Form, Merge, left_by, merged_into, positions_of
 
@@ -141,7 +141,7 @@ class PrunedVisionEncoder(torch.nn.Module):
 
 @dataclass(frozen=True)
 class LayerKnowledge:
-    """What a rule knows of a layer before it sees a picture."""
+    """A rule's knowledge of a layer before it sees a picture."""
 
     index: int  # of the encoder's layers, from 0
     layers: int  # that the encoder has

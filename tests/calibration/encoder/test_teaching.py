@@ -21,7 +21,7 @@ from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
 from catp.export.checkpoints.taught import TaughtScorer, read_taught, write_taught
 from catp.export.demo import CHECKPOINT
 from catp.export.demo.vqa import CHECKPOINT as SMALL_BLIP
-from catp.export.encoder_pruning.taught import normalised
+from catp.export.encoder_pruning.rules.taught import normalised
 from catp.export.verification.reference import Reference
 from catp.runtime.errors import UsageError
 

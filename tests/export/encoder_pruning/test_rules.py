@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from catp.export.encoder_pruning import RULES, TokenEvidence, make_rule
-from catp.export.encoder_pruning.madtp import wanted_tokens
 from catp.export.encoder_pruning.merges import MERGES, Chosen, Tokens
 from catp.export.encoder_pruning.reference import LayerState, count_tokens, score_tokens
+from catp.export.encoder_pruning.rules.madtp import wanted_tokens
 from catp.runtime.errors import UsageError
 
 B, H, N, D, W, T = 3, 2, 11, 4, 8, 5

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from catp.export.encoder_pruning.base import ScoringRule, TokenEvidence
 from catp.export.encoder_pruning.merges.nearest import unit_keys
+from catp.export.encoder_pruning.rules.base import ScoringRule, TokenEvidence
 from catp.runtime.bundle.encoder_pruning import Merge
 
 MARGIN = 0.9

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from catp.export.encoder_pruning.base import ScoringRule, TokenEvidence
-from catp.export.encoder_pruning.self_cls import SelfAndCls
+from catp.export.encoder_pruning.rules.base import ScoringRule, TokenEvidence
+from catp.export.encoder_pruning.rules.self_cls import SelfAndCls
 from catp.runtime.bundle.encoder_pruning import LOWEST, Merge
 
 TINY = 1e-8

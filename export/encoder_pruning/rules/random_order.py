@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from catp.export.encoder_pruning.base import ScoringRule, TokenEvidence
+from catp.export.encoder_pruning.rules.base import ScoringRule, TokenEvidence
 from catp.runtime.bundle.encoder_pruning import Merge
 
 MOST_PATCHES = 1 << 14

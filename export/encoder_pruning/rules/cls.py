@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from catp.export.encoder_pruning.base import ScoringRule, TokenEvidence
+from catp.export.encoder_pruning.rules.base import ScoringRule, TokenEvidence
 from catp.runtime.bundle.encoder_pruning import Merge
 
 
