@@ -4,19 +4,45 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from catp.calibration.encoder.report import EncoderReport
+from catp.calibration.encoder.report import EncoderReport, PairedDifference
 
 
 def score_table(report: EncoderReport) -> Table:
-    """One row for each setting."""
+    """One row for each encoder, or for each amount of query tokens after each encoder."""
     what = f"{report.metric[0].upper()}{report.metric[1:]}, {report.questions:,} questions of {report.data}"
-    table = Table(title=f"{what} (95 % interval)", title_justify="left")
-    for column in ("vision encoder", "GFLOPs", "of dense", "accuracy", f"minus {report.scores[0].setting.name}"):
-        table.add_column(column, justify="left" if column == "vision encoder" else "right")
+    first = report.scores[0].setting
+    votes = any(found.setting.amount for found in report.scores)
+    several = len({found.setting.amount for found in report.scores}) > 1
+    grid = any(found.same_encoder for found in report.scores)
+    table = Table(title=f"{what} (95 % interval{', of differences paired' if votes else ''})", title_justify="left")
+    columns = ["vision encoder", "GFLOPs", "of dense", *(["query tokens", "kept"] if votes else []), "accuracy"]
+    columns.append("minus first row" if several else f"minus {first.name}")
+    columns += [f"minus {first.amount}", f"minus {first.name}"] if grid else []
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("vision encoder", "query tokens") else "right")
+    before = first.name
     for number, found in enumerate(report.scores):
+        setting = found.setting
+        if several and setting.name != before:
+            table.add_section()
+        before = setting.name
         low, high = found.interval_95
-        accuracy = f"{100 * found.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-        low, high = found.difference_95
-        difference = f"{100 * found.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" if number else ""
-        table.add_row(found.setting.name, f"{found.gflops:.4g}", f"{found.share:.0%}", accuracy, difference)
+        row = [setting.name, f"{found.gflops:.4g}", f"{found.share:.0%}"]
+        if votes:
+            kept = found.tokens_kept or 0.0
+            row += [setting.amount, f"{kept:g}" if setting.keep_mass is None else f"{kept:.1f}"]
+        row.append(f"{100 * found.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
+        row.append(_difference(found.difference, found.difference_95) if number else "")
+        if grid:
+            row += [_paired(found.same_encoder), _paired(found.same_amount)]
+        table.add_row(*row)
     return table
+
+
+def _paired(found: PairedDifference | None) -> str:
+    return "" if found is None else _difference(found.difference, found.interval_95)
+
+
+def _difference(mean: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
