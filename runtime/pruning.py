@@ -7,7 +7,8 @@ import numbers
 
 import numpy as np
 
-from catp.runtime.bundle.manifest import Manifest
+from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec
+from catp.runtime.bundle.manifest import Manifest, PruningSpec
 from catp.runtime.errors import UsageError
 
 
@@ -57,18 +58,31 @@ def top_indices(token_scores: np.ndarray, kept: int) -> np.ndarray:
     return np.sort(np.argsort(-token_scores, axis=1, kind="stable")[:, :kept], axis=1)
 
 
-def describe_default(manifest: Manifest) -> str:
-    """The tokens that a bundle keeps by default, in words."""
-    pruning, encoder = manifest.vote, manifest.encoder_pruning
-    if pruning is None and encoder is not None:
-        if encoder.kept_tokens is None:
-            return f"{encoder.rule} counts image tokens at temperature {encoder.temperature:g}"
-        share = encoder.gflops(encoder.kept_tokens) / encoder.gflops_dense
-        last = encoder.tokens_by_layer(encoder.kept_tokens)[-1][1]
-        return f"{encoder.rule} leaves {last} of {manifest.tokens} image tokens, {share:.0%} of the encoder's work"
-    if pruning is None:
-        return "every image token is kept"
-    if pruning.keep_mass is not None:
-        return f"{pruning.method} keeps the query tokens with {100 * pruning.keep_mass:g} % of each image's votes"
-    kept = num_kept(pruning.ratio, pruning.num_query_tokens)
-    return f"{pruning.method} keeps {kept} of {pruning.num_query_tokens} query tokens at ratio {pruning.ratio:g}"
+def describe_default(manifest: Manifest, positions: bool = False) -> str:
+    """The tokens that a bundle keeps by default, in words: query tokens, image tokens inside the encoder, or both.
+
+    Args:
+        positions: whether the positions of kept query tokens are named too.
+    """
+    found = []
+    if manifest.vote is not None:
+        found.append(_describe_vote(manifest.vote) + (f", {manifest.vote.positions} positions" if positions else ""))
+    if manifest.encoder_pruning is not None:
+        found.append(_describe_encoder(manifest.encoder_pruning))
+    return "; ".join(found) or "every image token is kept"
+
+
+def _describe_vote(vote: PruningSpec) -> str:
+    if vote.keep_mass is not None:
+        return f"{vote.method} keeps the query tokens with {100 * vote.keep_mass:g} % of each image's votes"
+    kept = num_kept(vote.ratio, vote.num_query_tokens)
+    return f"{vote.method} keeps {kept} of {vote.num_query_tokens} query tokens at ratio {vote.ratio:g}"
+
+
+def _describe_encoder(encoder: EncoderPruningSpec) -> str:
+    if encoder.kept_tokens is None:
+        return f"{encoder.rule} counts image tokens at temperature {encoder.temperature:g}"
+    share = encoder.gflops(encoder.kept_tokens) / encoder.gflops_dense
+    last = encoder.tokens_by_layer(encoder.kept_tokens)[-1][1]
+    total = encoder.sizes.patches + 1
+    return f"{encoder.rule} leaves {last} of {total} image tokens, {share:.0%} of the encoder's work"

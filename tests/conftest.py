@@ -40,7 +40,7 @@ PRUNING_LAYERS = "0,2,4"
 
 RARE = {
     "bf16_bundle", "odd_diagnostics_bundle", "instructblip_t5_bundle", "video_t5_bundle", "video_bundle",
-    "dynamic_bundle", "fully_pruned_bundle",
+    "dynamic_bundle", "fully_pruned_bundle", "twice_pruned_instructblip_bundle",
 }  # fmt: skip
 """Bundles of what others have too, in another combination: each takes as long as a hundred tests."""
 
@@ -251,6 +251,31 @@ def dynamic_bundle(shared: Shared) -> Path:
     """The same, counting for itself."""
     options = EncoderOptions(form="dynamic", layers=PRUNING_LAYERS)
     return shared("dynamic-bundle", lambda folder: export_bundle(str(SMALL_BLIP), folder, encoder=options))
+
+
+@pytest.fixture(scope="session")
+def both_bundle(shared: Shared) -> Path:
+    """The demo, of which image tokens are pruned inside the vision encoder, and query tokens after it."""
+    arguments = ["--encoder-pruning", "tome", "--encoder-flops", "0.7", "--diagnostics", "-o"]
+
+    def make(folder: Path) -> None:
+        result = CliRunner().invoke(export_command, [*arguments, str(folder)])
+        assert result.exit_code == 0, result.output
+        # At the end of what it printed.
+        default = "catp keeps 16 of 32 query tokens at ratio 0.5; tome leaves 17 of 37 image tokens, 70% of the"
+        assert f"{default} encoder's work. Next: catp-run" in " ".join(result.stderr.split())
+
+    return shared("both-bundle", make)
+
+
+@pytest.fixture(scope="session")
+def twice_pruned_instructblip_bundle(instructblip_checkpoint: Path, shared: Shared) -> Path:
+    """InstructBLIP, whose Q-Former reads the prompt, after an encoder that drops image tokens."""
+    options = EncoderOptions(rule="cls", flops=0.85, merge="drop")
+    return shared(
+        "twice-pruned-instructblip-bundle",
+        lambda folder: export_bundle(str(instructblip_checkpoint), folder, encoder=options, diagnostics=True),
+    )
 
 
 @pytest.fixture(scope="session")

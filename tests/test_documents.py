@@ -38,6 +38,7 @@ COMMANDS = list(
 
 MADE = {
     "catp-export --diagnostics -o build/demo-diagnostics": "diagnostics_bundle",
+    "catp-export --encoder-pruning tome --encoder-flops 0.7 --diagnostics -o build/both": "both_bundle",
     "catp-convert madtp checkpoint_02.pth --tokenizer Salesforce/blip-vqa-base -o blip-vqa-madtp": "converted_madtp",
     "catp-export --model Salesforce/blip2-itm-vit-g -o itm-bundle": "retrieval_bundle",
     "catp-export --model Salesforce/blip-vqa-base -o vqa-bundle": "vqa_bundle",
@@ -170,7 +171,7 @@ def test_engines_are_built_and_shown(outputs: dict[str, str]) -> None:
 @EXECUTED
 def test_a_picture_is_drawn_and_a_ratio_chosen(clone: Path, outputs: dict[str, str]) -> None:
     explained = {command: output for command, output in outputs.items() if command.startswith("catp-explain")}
-    assert len(explained) == 2
+    assert len(explained) == 3
     for command, output in explained.items():
         assert samples()[0].answer in output and (clone / command.rpartition(" -o ")[2]).is_file()
     (chosen,) = (output for command, output in outputs.items() if command.startswith("catp-calibrate ratio"))

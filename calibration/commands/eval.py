@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -19,6 +20,7 @@ from catp.calibration.commands.source import bundle_folder, is_bundle
 from catp.calibration.data import open_data
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.demo import DEMO_SEED
+from catp.calibration.encoder.answering import Amount
 from catp.calibration.encoder.evaluation import evaluate_encoder
 from catp.calibration.encoder.report import EncoderReport
 from catp.calibration.encoder.tables import score_table as encoder_table
@@ -91,8 +93,8 @@ def evaluate_bundle(
     encoder_flops: Annotated[
         str | None,
         typer.Option(
-            help="Of a bundle whose vision encoder prunes: shares of its work, such as 0.8,0.5,0.2, in place "
-            "of ratios. The first one is what the others are compared with."
+            help="Of a bundle whose vision encoder prunes: shares of its work, such as 0.8,0.5,0.2. The first one is "
+            "what the others are compared with. Where query tokens are pruned too, each with every ratio."
         ),
     ] = None,
     encoder_temperatures: Annotated[
@@ -126,18 +128,17 @@ def evaluate_bundle(
         pruning = pipeline.manifest.encoder_pruning
         counts = pruning is not None and pruning.form == "dynamic"  # picture by picture: a batch would couple them
         if encoder_flops is not None or encoder_temperatures is not None or counts:
-            unfit = {
-                "ratios": ratios,
-                "keep-mass": keep_mass,
-                "methods": methods,
-                "positions": positions,
-                "predictions": predictions,
-                "plot": plot,
-            }
+            unfit = {"methods": methods, "positions": positions, "predictions": predictions, "plot": plot}
+            votes = pipeline.manifest.vote is not None
+            if not votes:
+                unfit = {"ratios": ratios, "keep-mass": keep_mass, **unfit}
             if given := [f"--{name}" for name, value in unfit.items() if value is not None]:
+                beside = ", which take --ratios and --keep-mass alone beside them" if votes else ""
                 raise UsageError(
-                    f"{', '.join(given)}: not with shares or temperatures of a vision encoder, nor in its dynamic form"
+                    f"{', '.join(given)}: not with shares or temperatures of a vision encoder, nor in its dynamic "
+                    f"form{beside}"
                 )
+            amounts = [Amount(ratio) for ratio in wanted or ()] + [Amount(keep_mass=mass) for mass in masses]
             wishes = []
             if encoder_flops is not None:
                 wishes += [EncoderWish(flops=share) for share in _parse("encoder flops", encoder_flops)]
@@ -145,8 +146,9 @@ def evaluate_bundle(
                 temperatures = _parse("encoder temperatures", encoder_temperatures)
                 wishes += [EncoderWish(temperature=temperature) for temperature in temperatures]
             wishes = wishes or [EncoderWish()]
-            found = _compare_shares(pipeline, questions.subset(limit, fraction, seed), wishes, seed, batch_size)
-            console.print(encoder_table(found))
+            asked = questions.subset(limit, fraction, seed)
+            found = _compare_shares(pipeline, asked, wishes, amounts or [Amount()], seed, batch_size)
+            _wide().print(encoder_table(found))
             if found.skipped:
                 console.print(f"[yellow]warning:[/] {found.skipped:,} questions could not be asked")
             if output is not None:
@@ -187,7 +189,12 @@ def evaluate_bundle(
 
 
 def _compare_shares(
-    pipeline: Pipeline, asked: DataSet, wishes: Sequence[EncoderWish], seed: int, batch_size: int
+    pipeline: Pipeline,
+    asked: DataSet,
+    wishes: Sequence[EncoderWish],
+    amounts: Sequence[Amount],
+    seed: int,
+    batch_size: int,
 ) -> EncoderReport:
     with _counted() as advance:
         done = 0
@@ -197,7 +204,7 @@ def _compare_shares(
             done += count
             advance(done, len(asked))
 
-        return evaluate_encoder(pipeline, asked, wishes, seed, batch_size, more)
+        return evaluate_encoder(pipeline, asked, wishes, amounts, seed, batch_size, more)
 
 
 def _check_outputs(predictions: Path | None, output: Path | None, plot: Path | None) -> None:
@@ -265,9 +272,13 @@ def _counted() -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
+def _wide() -> Console:
+    """A console for tables: a file has no width that rows would have to be folded to."""
+    return console if console.is_terminal else make_console(width=WIDTH)
+
+
 def _show(report: AccuracyReport) -> None:
-    # A file has no width that rows would have to be folded to.
-    wide = console if console.is_terminal else make_console(width=WIDTH)
+    wide = _wide()
     for table in (score_table(report), type_table(report), difference_table(report)):
         if table is not None:
             wide.print(table)

@@ -10,8 +10,8 @@ import typer
 from rich.markup import escape
 
 from catp.calibration.explanation.explanation import Explanation, explain
-from catp.calibration.explanation.patches import PatchExplanation, explain_patches
-from catp.calibration.supported import check_votes
+from catp.calibration.explanation.patches import EncoderTrace, PatchExplanation, explain_patches
+from catp.calibration.supported import check_pictures, check_votes
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.console import busy, console, make_app, print_json_line, print_line
 from catp.runtime.errors import UsageError
@@ -51,7 +51,8 @@ def explain_bundle(
 ) -> None:
     """Draw which query tokens are kept, where kept and dropped ones look, and both answers.
 
-    Of a bundle whose vision encoder prunes: which patches each layer keeps, and where the others went.
+    Of a bundle whose vision encoder prunes: which patches each layer keeps, and where the others went; where query
+    tokens are pruned as well, also which of those that are left they read.
 
     The bundle must have diagnostics:
 
@@ -61,40 +62,44 @@ def explain_bundle(
     """
     target = _free(output, overwrite)
     try:
-        from catp.calibration.explanation.patches_picture import draw_patches
+        from catp.calibration.explanation.patches_picture import describe_left, draw_patches
         from catp.calibration.explanation.picture import draw
     except ImportError as error:
         reason = reason_of(error, error.name)
         raise UsageError(f"catp-explain needs {error.name}, which {reason}; pip install '.[eval]'") from None
     with busy("load the bundle"):
         pipeline = Pipeline.load(bundle, provider)
-    if pipeline.manifest.encoder_pruning is not None:
+    wish = EncoderWish(flops=encoder_flops, temperature=encoder_temperature)
+    manifest = pipeline.manifest
+    wish.inputs(manifest.encoder_pruning, manifest.model.family)  # refuses before any work
+    if manifest.encoder_pruning is not None and manifest.vote is None:
         if ratio is not None or keep_mass is not None or positions is not None:
             raise UsageError(
                 f"bundle {bundle}: it is drawn what its vision encoder keeps; leave out --ratio, --keep-mass and "
                 "--positions, and give --encoder-flops"
             )
         with busy("answer"):
-            seen = explain_patches(
-                pipeline, image, prompt, EncoderWish(flops=encoder_flops, temperature=encoder_temperature)
-            )
+            seen = explain_patches(pipeline, image, prompt, wish)
         with busy("draw"):
             write_file(target, lambda file: draw_patches(seen, file), overwrite)
         if json_output:
             print_json_line(json.dumps({**patches_to_json(seen), "image": str(image), "picture": str(output)}))
         else:
-            print_line(f"{seen.share:.0%} of the vision encoder's work: {seen.answer}")
+            print_line(f"{seen.trace.share:.0%} of the vision encoder's work: {seen.answer}")
         console.print(f"Wrote {escape(str(output))}", soft_wrap=True)
         return
-    EncoderWish(flops=encoder_flops, temperature=encoder_temperature).inputs(None, pipeline.manifest.model.family)
-    check_votes(pipeline.bundle, "catp-explain")
+    # Here both answers are of one prompt, which a Q-Former may read as well.
+    check = check_votes if manifest.encoder_pruning is None else check_pictures
+    check(pipeline.bundle, "catp-explain")
     with busy("answer with all query tokens and with those kept"):
-        explanation = explain(pipeline, image, prompt, ratio, keep_mass, positions)
+        explanation = explain(pipeline, image, prompt, ratio, keep_mass, positions, wish)
     with busy("draw"):
         write_file(target, lambda file: draw(explanation, file), overwrite)
     if json_output:
         print_json_line(json.dumps({**to_json(explanation), "image": str(image), "picture": str(output)}))
     else:
+        if explanation.encoder is not None:
+            print_line(describe_left(explanation.encoder))
         total = len(explanation.scores)
         print_line(f"all {total} query tokens: {explanation.full_answer}")
         print_line(f"{len(explanation.kept)} of {total} ({explanation.kept_by}): {explanation.answer}")
@@ -124,7 +129,17 @@ def _free(output: Path, overwrite: bool) -> Path:
 
 def to_json(explanation: Explanation) -> dict[str, Any]:
     """The content of the picture, as numbers and text."""
-    manifest = explanation.manifest
+    manifest, encoder = explanation.manifest, explanation.encoder
+    read = (
+        {}
+        if encoder is None
+        else {
+            "encoder": encoder_to_json(encoder),
+            "unseen_patches": encoder.unseen.tolist(),
+            "kept_attention_to_patches": explanation.heat(explanation.kept).ravel().tolist(),
+            "kept_attention_to_cls": explanation.cls_share(explanation.kept),
+        }
+    )
     return {
         "schema_version": 1,
         "model": manifest.model.id,
@@ -140,21 +155,29 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         "num_kept": len(explanation.kept),
         "kept_indices": explanation.kept.tolist(),
         "token_scores": explanation.scores.tolist(),
+        **read,
     }
 
 
 def patches_to_json(explanation: PatchExplanation) -> dict[str, Any]:
     """The content of the picture of an encoder that prunes, as numbers and text."""
-    spec = explanation.spec
     return {
         "schema_version": 1,
         "model": explanation.manifest.model.id,
+        "prompt": explanation.prompt,
+        "answer": explanation.answer,
+        **encoder_to_json(explanation.trace),
+    }
+
+
+def encoder_to_json(trace: EncoderTrace) -> dict[str, Any]:
+    """The rule of an encoder that prunes, and what each layer keeps by it, as numbers and text."""
+    spec = trace.spec
+    return {
         "rule": spec.rule,
         "merge": spec.merge,
         "form": spec.form,
-        "prompt": explanation.prompt,
-        "share_of_work": explanation.share,
-        "answer": explanation.answer,
+        "share_of_work": trace.share,
         "layers": [
             {
                 "layer": layer.layer,
@@ -162,7 +185,7 @@ def patches_to_json(explanation: PatchExplanation) -> dict[str, Any]:
                 "merged_tokens": layer.merged,
                 "merged_into": layer.receiver,
             }
-            for layer in explanation.layers
+            for layer in trace.layers
         ],
     }
 

@@ -19,12 +19,25 @@ from catp.runtime.providers.base import to_host
 
 
 @dataclass(frozen=True)
+class Amount:
+    """The query tokens that are kept after the encoder, by one of two; by neither: as many as the bundle says."""
+
+    ratio: float | None = None
+    keep_mass: float | None = None
+
+
+@dataclass(frozen=True)
 class Asked:
     """A pipeline, what its vision encoder keeps, and what is left out of the query tokens after it."""
 
     pipeline: Pipeline
     wish: EncoderWish
-    ratio: float | None = None  # None: the bundle's default, which may also be a share of the votes
+    ratio: float | None = None  # None, and no share of the votes either: the bundle's default
+    keep_mass: float | None = None
+
+    @property
+    def amount(self) -> Amount:
+        return Amount(self.ratio, self.keep_mass)
 
 
 @dataclass(frozen=True)
@@ -36,12 +49,17 @@ class Answered:
     gflops: np.ndarray  # float64 [S], of the vision encoder, mean over pictures
     skipped: int
     prompt_tokens: float = 0.0  # mean over the questions
+    tokens_kept: np.ndarray | None = None  # float64 [S], query tokens, mean over pictures; None: nothing votes
 
     def beside(self, other: Answered) -> Answered:
         """The same questions in the settings of both."""
         assert self.images == other.images, "the same questions, of which the same ones can be asked"
+        both = self.tokens_kept is not None and other.tokens_kept is not None
         return replace(
-            self, right=np.hstack([self.right, other.right]), gflops=np.concatenate([self.gflops, other.gflops])
+            self,
+            right=np.hstack([self.right, other.right]),
+            gflops=np.concatenate([self.gflops, other.gflops]),
+            tokens_kept=np.concatenate([self.tokens_kept, other.tokens_kept]) if both else None,
         )
 
 
@@ -100,10 +118,13 @@ def answer_all(
     if not rows:
         why = f"the first: {reasons[0]}" if reasons else "halves share no image: ask about more pictures"
         raise CatpError(f"none of {len(reasons)} questions could be asked; {why}")
-    gflops = np.zeros(len(settings))
+    gflops, kept = np.zeros(len(settings)), np.zeros(len(settings))
     for of_encoder, places in work:
-        gflops[places] = of_encoder.gflops
-    return Answered(np.array(rows), tuple(images), gflops, len(reasons), float(np.mean(lengths)))
+        gflops[places], kept[places] = of_encoder.gflops, of_encoder.tokens_kept
+    votes = all(asked.pipeline.manifest.vote is not None for asked in settings)
+    return Answered(
+        np.array(rows), tuple(images), gflops, len(reasons), float(np.mean(lengths)), kept if votes else None
+    )
 
 
 def _by_encoder(settings: Sequence[Asked]) -> list[tuple[Work, list[int]]]:
@@ -112,7 +133,7 @@ def _by_encoder(settings: Sequence[Asked]) -> list[tuple[Work, list[int]]]:
     for place, asked in enumerate(settings):
         alike[id(asked.pipeline), asked.wish].append(place)
     return [
-        (Work(settings[places[0]].pipeline, wish, [settings[place].ratio for place in places]), places)
+        (Work(settings[places[0]].pipeline, wish, [settings[place].amount for place in places]), places)
         for (_, wish), places in alike.items()
     ]
 
@@ -129,16 +150,17 @@ def _read(pipeline: Pipeline, question: VqaExample) -> tuple[list[int], str | No
 
 
 class Work:
-    """One encoder on its way: the answers after it at each of several ratios, and what it has done.
+    """One encoder on its way: the answers after it by each of several amounts, and what it and the vote have done.
 
     Args:
-        ratios: of query tokens left out; None: what the bundle says.
+        amounts: of query tokens that are kept.
     """
 
-    def __init__(self, pipeline: Pipeline, wish: EncoderWish, ratios: Sequence[float | None]) -> None:
+    def __init__(self, pipeline: Pipeline, wish: EncoderWish, amounts: Sequence[Amount]) -> None:
         self._pipeline = pipeline
         self._wish = wish
-        self._ratios = ratios
+        self._amounts = amounts
+        self._kept: list[list[int]] = [[] for _ in amounts]
         self._gflops: list[float] = []
         pruning = pipeline.manifest.encoder_pruning
         # In the dynamic form, pictures of a batch would decide how many tokens each other keeps.
@@ -149,20 +171,26 @@ class Work:
         """Work of the encoder, mean over the pictures so far; 0 of one that prunes nothing."""
         return float(np.mean(self._gflops)) if self._gflops else 0.0
 
+    @property
+    def tokens_kept(self) -> np.ndarray:
+        """Tokens after the vote by each amount, mean over the pictures so far, float64 [A]."""
+        return np.array([np.mean(kept) if kept else 0.0 for kept in self._kept])
+
     def answer(self, pixels: np.ndarray, prompts: Sequence[Prompt], batch_size: int) -> list[list[str]]:
-        """For each ratio, answers in the order of the prompts.
+        """For each amount, answers in the order of the prompts.
 
         Args:
             pixels: float32 [B, 3, H, W].
         """
         pipeline = self._pipeline
-        found: list[dict[int, str]] = [{} for _ in self._ratios]
+        found: list[dict[int, str]] = [{} for _ in self._amounts]
         for rows, asked in self._calls(len(pixels), prompts, batch_size):
             texts = [prompts[number].text for number, _ in asked] if pipeline.manifest.reads_instruction else ()
             encoded = pipeline.encode(pixels[rows], texts, self._wish)
             self._count(encoded, len(rows))
-            for answers, ratio in zip(found, self._ratios):
-                for group, pruned in self._prune(encoded, len(rows), ratio):
+            for answers, amount, kept in zip(found, self._amounts, self._kept):
+                for group, pruned in self._prune(encoded, len(rows), amount):
+                    kept += [pruned.kept_indices.shape[1]] * len(group)
                     place = {row: number for number, row in enumerate(group)}
                     mine = [(number, place[row]) for number, row in asked if row in place]
                     for first in range(0, len(mine), batch_size):
@@ -189,12 +217,13 @@ class Work:
             rows = list(range(start, min(start + size, pictures)))
             yield rows, [(n, prompt.image - start) for n, prompt in enumerate(prompts) if prompt.image in rows]
 
-    def _prune(self, encoded: Encoded, images: int, ratio: float | None) -> list[tuple[list[int], Pruned]]:
+    def _prune(self, encoded: Encoded, images: int, amount: Amount) -> list[tuple[list[int], Pruned]]:
         """Rows that keep equally many tokens, together."""
         vote = self._pipeline.manifest.vote
-        if ratio is None and vote is not None and vote.keep_mass is not None:
-            return self._pipeline.image_side.by_mass(encoded, vote.keep_mass)
-        return [(list(range(images)), self._pipeline.prune(encoded, self._pipeline.num_kept(ratio)))]
+        mass = vote.keep_mass if amount == Amount() and vote is not None else amount.keep_mass
+        if mass is not None:
+            return self._pipeline.image_side.by_mass(encoded, mass)
+        return [(list(range(images)), self._pipeline.prune(encoded, self._pipeline.num_kept(amount.ratio)))]
 
     def _count(self, encoded: Encoded, pictures: int) -> None:
         spec = self._pipeline.manifest.encoder_pruning

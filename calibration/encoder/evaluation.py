@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from catp.calibration.data.dataset import DataSet
-from catp.calibration.encoder.answering import Asked, answer_all, check_encoder
+from catp.calibration.encoder.answering import Amount, Asked, answer_all, check_encoder
 from catp.calibration.encoder.report import EncoderReport, EncoderSetting, make_report
+from catp.calibration.supported import check_image_votes
+from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
 
@@ -15,31 +17,52 @@ def evaluate_encoder(
     pipeline: Pipeline,
     asked: DataSet,
     wishes: Sequence[EncoderWish],
+    amounts: Sequence[Amount],
     seed: int,
     batch_size: int,
     advance: Callable[[int], None],
 ) -> EncoderReport:
-    """Every question with every wish; the first one is what the others are compared with.
+    """Every question with every wish and every amount of query tokens; all are compared with the first of both.
 
     Args:
+        amounts: of query tokens; `[Amount()]`: the bundle's own, or none where nothing votes.
         seed: of the intervals.
         advance: called with the number of questions just done.
 
     Raises:
-        UsageError: the bundle's encoder prunes nothing, or can't keep what is asked.
+        UsageError: the bundle's encoder prunes nothing, it or the vote can't keep what is asked, or every question
+            has votes of its own.
         CatpError: no question could be asked.
     """
     check_encoder(pipeline, "catp-eval")
+    check_image_votes(pipeline.bundle, "catp-eval")
     spec = pipeline.manifest.encoder_pruning
     assert spec is not None
-    settings = []
+    amounts = [_in_full(pipeline.manifest, amount) for amount in amounts]
+    for amount in amounts:  # refuses before any work
+        pipeline.num_kept(amount.ratio)
+        pipeline.image_side.check_mass(amount.keep_mass)
+    encoders = []
     for wish in wishes:
         wish.inputs(spec, pipeline.manifest.model.family)  # refuses before any work
         if spec.form == "dynamic":
             temperature = spec.temperature if wish.temperature is None else wish.temperature
-            settings.append(EncoderSetting(name=f"temperature {temperature:g}", temperature=temperature))
+            encoders.append(EncoderSetting(name=f"temperature {temperature:g}", temperature=temperature))
         else:
             name = "schedule" if wish.flops is None else f"schedule, {wish.flops:g} of the work"
-            settings.append(EncoderSetting(name=name, kept_tokens=wish.schedule(spec)))
-    answered = answer_all(asked, [Asked(pipeline, wish) for wish in wishes], asked.metric, batch_size, advance)
+            encoders.append(EncoderSetting(name=name, kept_tokens=wish.schedule(spec)))
+    settings = [
+        encoder.model_copy(update={"ratio": amount.ratio, "keep_mass": amount.keep_mass})
+        for encoder in encoders
+        for amount in amounts
+    ]
+    combined = [Asked(pipeline, wish, amount.ratio, amount.keep_mass) for wish in wishes for amount in amounts]
+    answered = answer_all(asked, combined, asked.metric, batch_size, advance)
     return make_report(pipeline.manifest, asked, seed, settings, answered)
+
+
+def _in_full(manifest: Manifest, amount: Amount) -> Amount:
+    """The amount itself, or the bundle's own where it says nothing."""
+    if amount != Amount() or (vote := manifest.vote) is None:
+        return amount
+    return Amount(keep_mass=vote.keep_mass) if vote.keep_mass is not None else Amount(vote.ratio)

@@ -11,19 +11,35 @@ from catp.calibration.accuracy.statistics import bootstrap_interval, mean_differ
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.metrics import Metric
 from catp.calibration.encoder.answering import Answered
-from catp.runtime.bundle.manifest import Manifest
+from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.bundle.strict import Strict
 
 
 class EncoderSetting(Strict):
-    """The tokens that an encoder kept: by one of these, or none of a dense one."""
+    """The tokens that an encoder kept: by counts or a temperature, or all of a dense one; and those after the vote."""
 
     name: str = Field(description="for people: dense, dynamic, schedule, ...")
     kept_tokens: tuple[int, ...] | None = None
     temperature: float | None = None
     ratio: float | None = Field(
-        default=None, description="of query tokens left out after it; none: what the bundle says, or nothing votes"
+        default=None, description="of query tokens that were removed; none: nothing votes, or what the bundle says"
     )
+    keep_mass: float | None = Field(default=None, description="instead: the share of the votes that was kept")
+
+    @property
+    def amount(self) -> str:
+        """The query tokens alone, in words; nothing where the setting doesn't say."""
+        if self.keep_mass is not None:
+            return f"mass {self.keep_mass:g}"
+        return "" if self.ratio is None else f"ratio {self.ratio:g}"
+
+
+class PairedDifference(Strict):
+    """Accuracy in one setting minus that in another, question by question."""
+
+    against: EncoderSetting
+    difference: float = Field(description="negative: accuracy was lost")
+    interval_95: tuple[float, float]
 
 
 class EncoderScore(Strict):
@@ -40,6 +56,15 @@ class EncoderScore(Strict):
     difference: float = Field(description="to the first setting, paired by question; negative: accuracy was lost")
     difference_95: tuple[float, float]
     low: float = Field(description="its lower end, with losses that few pictures did not show")
+    tokens_kept: float | None = Field(
+        default=None, description="query tokens after the vote, mean over pictures; none: nothing votes"
+    )
+    same_encoder: PairedDifference | None = Field(
+        default=None, description="to the first amount of query tokens with this encoder; none: it is that, or alone"
+    )
+    same_amount: PairedDifference | None = Field(
+        default=None, description="to the first encoder with this amount of query tokens; none: likewise"
+    )
 
 
 class EncoderReport(Strict):
@@ -50,6 +75,8 @@ class EncoderReport(Strict):
     merge: str
     layers: tuple[int, ...]
     precision: str
+    method: str | None = Field(default=None, description="by which query tokens were voted for; none: nothing votes")
+    positions: Positions | None = Field(default=None, description="of kept query tokens")
     data: str
     metric: Metric
     seed: int
@@ -96,6 +123,8 @@ def make_report(
         merge=spec.merge,
         layers=spec.layers,
         precision=manifest.precision_label,
+        method=manifest.vote.method if manifest.vote else None,
+        positions=manifest.vote.positions if manifest.vote else None,
         data=asked.name,
         metric=asked.metric,
         seed=seed,
@@ -123,9 +152,22 @@ def score(
     """
     independent = len(set(answered.images)) == len(answered.images)
     first = answered.right[:, 0]
+    encoders, amounts = ([of(setting) for setting in settings] for of in (_encoder, _amount))
+    grid = len(set(encoders)) > 1 and len(set(amounts)) > 1
+
+    def against(place: int, alike: Sequence[object]) -> PairedDifference | None:
+        """The difference to the first setting that is like this one in one respect."""
+        other = alike.index(alike[place])
+        if not grid or other == place:
+            return None
+        right, left = answered.right[:, place], answered.right[:, other]
+        found = mean_difference(right, left, seed, clusters=answered.images)
+        return PairedDifference(against=settings[other], difference=found.mean, interval_95=(found.low, found.high))
+
     found = []
     in_all = [None] * len(settings) if answer_gflops is None else answer_gflops
-    for setting, right, gflops, of_answer in zip(settings, answered.right.T, answered.gflops, in_all):
+    columns = zip(settings, answered.right.T, answered.gflops, in_all)
+    for place, (setting, right, gflops, of_answer) in enumerate(columns):
         mean = float(right.mean())
         binary = np.isin(right, (0.0, 1.0)).all()
         if independent and binary:
@@ -146,9 +188,20 @@ def score(
                 difference=difference.mean,
                 difference_95=(difference.low, difference.high),
                 low=low,
+                tokens_kept=None if answered.tokens_kept is None else float(answered.tokens_kept[place]),
+                same_encoder=against(place, encoders),
+                same_amount=against(place, amounts),
             )
         )
     return tuple(found)
+
+
+def _encoder(setting: EncoderSetting) -> object:
+    return setting.name, setting.kept_tokens, setting.temperature
+
+
+def _amount(setting: EncoderSetting) -> object:
+    return setting.ratio, setting.keep_mass
 
 
 def describe_kept(kept_tokens: Sequence[int]) -> str:

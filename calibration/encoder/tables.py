@@ -4,33 +4,55 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from catp.calibration.encoder.report import EncoderReport, EncoderScore
+from catp.calibration.encoder.report import EncoderReport, EncoderScore, PairedDifference
 
 
 def score_table(report: EncoderReport, half: str = "", chosen: EncoderScore | None = None) -> Table:
-    """One row for each setting.
+    """One row for each encoder, or for each amount of query tokens after each encoder.
 
     Args:
         half: of the images, which the questions are about; named where it is one.
         chosen: whose row stands out.
     """
     what = f"{report.metric[0].upper()}{report.metric[1:]}, {report.questions:,} questions of {report.data}"
-    table = Table(title=f"{what}{half and f', {half} half'} (95 % interval)", title_justify="left")
-    ratios = any(found.setting.ratio is not None for found in report.scores)
+    first = report.scores[0].setting
+    votes = any(found.setting.amount for found in report.scores)
+    several = len({found.setting.amount for found in report.scores}) > 1
+    grid = any(found.same_encoder for found in report.scores)
     in_all = any(found.answer_gflops is not None for found in report.scores)
-    columns = ["vision encoder", *(["ratio"] if ratios else []), "GFLOPs", "of dense", *(["in all"] if in_all else [])]
-    for column in (*columns, "accuracy", f"minus {report.scores[0].setting.name}"):
-        table.add_column(column, justify="left" if column == "vision encoder" else "right")
+    paired = ", of differences paired" if votes else ""
+    table = Table(title=f"{what}{half and f', {half} half'} (95 % interval{paired})", title_justify="left")
+    columns = ["vision encoder", "GFLOPs", "of dense", *(["query tokens", "kept"] if votes else [])]
+    columns += [*(["in all"] if in_all else []), "accuracy"]
+    columns.append("minus first row" if several else f"minus {first.name}")
+    columns += [f"minus {first.amount}", f"minus {first.name}"] if grid and not in_all else []
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("vision encoder", "query tokens") else "right")
+    before = first.name
     for number, found in enumerate(report.scores):
+        setting = found.setting
+        if several and setting.name != before:
+            table.add_section()
+        before = setting.name
         low, high = found.interval_95
-        accuracy = f"{100 * found.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-        low, high = found.difference_95
-        difference = f"{100 * found.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" if number else ""
-        cells = [found.setting.name]
-        if ratios:
-            cells.append("" if found.setting.ratio is None else f"{found.setting.ratio:g}")
-        cells += [f"{found.gflops:.4g}", f"{found.share:.0%}"]
+        row = [setting.name, f"{found.gflops:.4g}", f"{found.share:.0%}"]
+        if votes:
+            kept = found.tokens_kept or 0.0
+            row += [setting.amount, f"{kept:g}" if setting.keep_mass is None else f"{kept:.1f}"]
         if in_all:
-            cells.append("" if found.answer_gflops is None else f"{found.answer_gflops:.4g}")
-        table.add_row(*cells, accuracy, difference, style="bold" if found is chosen else None)
+            row.append("" if found.answer_gflops is None else f"{found.answer_gflops:.4g}")
+        row.append(f"{100 * found.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
+        row.append(_difference(found.difference, found.difference_95) if number else "")
+        if grid and not in_all:
+            row += [_paired(found.same_encoder), _paired(found.same_amount)]
+        table.add_row(*row, style="bold" if found is chosen else None)
     return table
+
+
+def _paired(found: PairedDifference | None) -> str:
+    return "" if found is None else _difference(found.difference, found.interval_95)
+
+
+def _difference(mean: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from catp.runtime.bundle.image_spec import ImageSpec
+from catp.calibration.explanation.patches import EncoderTrace, check_traceable, patch_size, trace_encoder
 from catp.runtime.bundle.manifest import QUERY_ATTENTION, Manifest, Positions
-from catp.runtime.errors import BundleError, UsageError
+from catp.runtime.errors import UsageError
+from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
 from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.inputs.images import load_image, resize
 from catp.runtime.pipeline import Pipeline
@@ -30,6 +31,7 @@ class Explanation:
     attention: np.ndarray  # float32 [N, 1 + patches]: CLS first, then patches row by row; sums to 1 over them
     answer: str  # with the kept tokens
     full_answer: str  # with all of them
+    encoder: EncoderTrace | None = None  # what a vision encoder that prunes left of the image before; None: all of it
 
     @property
     def agree(self) -> bool:
@@ -74,12 +76,14 @@ def explain(
     ratio: float | None = None,
     keep_mass: float | None = None,
     positions: Positions | None = None,
+    encoder: EncoderWish = DEFAULT,
 ) -> Explanation:
     """Answer one prompt twice, and record what the vote between saw.
 
     Args:
         pipeline: of a bundle with diagnostics.
         ratio, keep_mass, positions: as `Pipeline.generate` takes them.
+        encoder: what a vision encoder that prunes keeps; both answers are about what it leaves.
 
     Raises:
         UsageError: the bundle has no diagnostics, or an argument is out of range.
@@ -91,16 +95,21 @@ def explain(
             f"bundle {pipeline.bundle.path}: exported without diagnostics, so it can't show where query tokens look; "
             "export with --diagnostics (catp-export --diagnostics ...)"
         )
+    pruning = check_traceable(pipeline) if manifest.encoder_pruning is not None else None
     picture = load_image(image)
     # The answer is asked for as catp-run does, so the picture can't show another one.
-    (answer,) = pipeline.generate([picture], [prompt], ratio, positions, keep_mass=keep_mass)
-    votes = pipeline.votes(pipeline.encode(pipeline.preprocess([picture])))
+    (answer,) = pipeline.generate([picture], [prompt], ratio, positions, keep_mass=keep_mass, encoder=encoder)
+    encoded = pipeline.encode(pipeline.preprocess([picture]), [prompt], encoder)
+    votes = pipeline.votes(encoded)
     everything = votes.keep(np.arange(manifest.pruning.num_query_tokens)[None])
     prompts, limit = [pipeline.tokenize(prompt)], manifest.text.max_new_tokens
     full = pipeline.decode(everything, prompts, limit, positions)
     if ratio is None and keep_mass is None:
         ratio, keep_mass = manifest.pruning.ratio, manifest.pruning.keep_mass
     (attention,) = votes.outputs[QUERY_ATTENTION]
+    trace = None if pruning is None else trace_encoder(pruning, encoded, encoder)
+    if trace is not None:
+        attention = trace.on_patches(attention)
     spec = manifest.image
     return Explanation(
         manifest,
@@ -115,16 +124,5 @@ def explain(
         attention,
         answer.answer,
         pipeline.detokenize(full.token_ids[0]),
+        trace,
     )
-
-
-def patch_size(spec: ImageSpec, patches: int) -> int:
-    """Side in pixels of the square patches that an image is cut into; a margin too small for one is not looked at.
-
-    Raises:
-        BundleError: no square grid has so many patches.
-    """
-    for side in range(min(spec.height, spec.width), 0, -1):
-        if (spec.height // side) * (spec.width // side) == patches:
-            return side
-    raise BundleError(f"{patches} image tokens beside CLS: no grid of square patches in {spec.width} x {spec.height}")

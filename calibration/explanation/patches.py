@@ -6,15 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from catp.calibration.explanation.explanation import patch_size
 from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, merged_into, positions_of
+from catp.runtime.bundle.image_spec import ImageSpec
 from catp.runtime.bundle.manifest import Manifest
-from catp.runtime.errors import UsageError
+from catp.runtime.errors import BundleError, UsageError
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
+from catp.runtime.image_sides.query_tokens import Encoded
 from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.inputs.images import load_image, resize
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers.base import to_host
+
+MERGED, GONE = -1, -2
+"""In place of a patch: averaged into a token of many patches, by the merge "one"; or left out, by the merge "drop"."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,45 @@ class LayerPatches:
 
 
 @dataclass(frozen=True)
+class EncoderTrace:
+    """One image on its way through a vision encoder that prunes."""
+
+    spec: EncoderPruningSpec
+    layers: tuple[LayerPatches, ...]
+    positions: np.ndarray  # int64 [I - 1]: the patch that each token after CLS was, -1 for one merged of several
+    part_of: np.ndarray  # int64 [patches]: the patch of the token that each is part of at the end, MERGED or GONE
+    share: float  # of the dense encoder's work
+
+    @property
+    def survivors(self) -> np.ndarray:
+        """int64, patches that leave the encoder as tokens of their own, ascending."""
+        return self.layers[-1].kept
+
+    @property
+    def unseen(self) -> np.ndarray:
+        """int64, patches that are part of no token that leaves the encoder, ascending."""
+        return np.flatnonzero(self.part_of == GONE)
+
+    def on_patches(self, attention: np.ndarray) -> np.ndarray:
+        """Attention to the tokens that leave the encoder, by patch of the image.
+
+        A token that was merged gives each of its patches an equal part. By the merge "one" a later token may hold an
+        earlier one, and which is not known: there all merged tokens share the patches that were merged into any.
+
+        Args:
+            attention: float32 [..., I], CLS first.
+
+        Returns:
+            float32 [..., 1 + patches], CLS first; the sum is that of `attention`, patches nobody sees have 0.
+        """
+        spread = np.zeros((len(self.positions), len(self.part_of)), np.float32)
+        for token, patch in enumerate(self.positions):
+            members = np.flatnonzero(self.part_of == (patch if patch >= 0 else MERGED))
+            spread[token, members] = 1 / len(members)
+        return np.concatenate([attention[..., :1], attention[..., 1:] @ spread], -1)
+
+
+@dataclass(frozen=True)
 class PatchExplanation:
     """One image and prompt, answered by an encoder that prunes."""
 
@@ -35,14 +78,8 @@ class PatchExplanation:
     prompt: str
     pixels: np.ndarray  # uint8 [H, W, 3], resized as the model sees it
     patch: int  # side in pixels
-    layers: tuple[LayerPatches, ...]
-    share: float  # of the dense encoder's work
+    trace: EncoderTrace
     answer: str
-
-    @property
-    def spec(self) -> EncoderPruningSpec:
-        assert self.manifest.encoder_pruning is not None
-        return self.manifest.encoder_pruning
 
 
 def explain_patches(pipeline: Pipeline, image: ImageSource, prompt: str, encoder: EncoderWish) -> PatchExplanation:
@@ -57,9 +94,29 @@ def explain_patches(pipeline: Pipeline, image: ImageSource, prompt: str, encoder
         ImageError: the image can't be read.
     """
     manifest = pipeline.manifest
-    spec = manifest.encoder_pruning
+    spec = check_traceable(pipeline)
+    picture = load_image(image)
+    (answer,) = pipeline.generate([picture], [prompt], encoder=encoder)
+    encoded = pipeline.encode(pipeline.preprocess([picture]), encoder=encoder)
+    return PatchExplanation(
+        manifest,
+        prompt,
+        resize(picture, manifest.image),
+        patch_size(manifest.image, spec.sizes.patches),
+        trace_encoder(spec, encoded, encoder),
+        answer.answer,
+    )
+
+
+def check_traceable(pipeline: Pipeline) -> EncoderPruningSpec:
+    """The pruning inside a bundle's encoder, if that says what each layer keeps.
+
+    Raises:
+        UsageError: the bundle has no diagnostics.
+    """
+    spec = pipeline.manifest.encoder_pruning
     assert spec is not None
-    outputs = {tensor.name for tensor in manifest.graphs["vision_encoder"].outputs}
+    outputs = {tensor.name for tensor in pipeline.manifest.graphs["vision_encoder"].outputs}
     wanted = [positions_of(layer) for layer in spec.layers[:-1]]
     wanted += [merged_into(layer) for layer in spec.layers] if spec.merge == "nearest" else []
     if not set(wanted) <= outputs:
@@ -67,28 +124,40 @@ def explain_patches(pipeline: Pipeline, image: ImageSource, prompt: str, encoder
             f"bundle {pipeline.bundle.path}: exported without diagnostics, so it can't show what each layer keeps; "
             "export with --diagnostics (catp-export --diagnostics --encoder-flops ...)"
         )
-    picture = load_image(image)
-    (answer,) = pipeline.generate([picture], [prompt], encoder=encoder)
-    encoded = {
-        name: to_host(value) for name, value in pipeline.encode(pipeline.preprocess([picture]), encoder=encoder).items()
-    }
+    return spec
+
+
+def trace_encoder(spec: EncoderPruningSpec, encoded: Encoded, encoder: EncoderWish) -> EncoderTrace:
+    """The way of one image, from the outputs of its vision encoder, diagnostics among them.
+
+    Args:
+        encoder: what it was asked to keep.
+    """
     before, layers = np.arange(spec.sizes.patches), []
+    part_of = before.copy()
     for layer in spec.layers:
-        last = layer == spec.layers[-1]
-        after = encoded["kept_positions" if last else positions_of(layer)][0]
+        after = to_host(encoded["kept_positions" if layer == spec.layers[-1] else positions_of(layer)])[0]
         receiver = {}
         if spec.merge == "nearest":
-            into = encoded[merged_into(layer)][0]
+            into = to_host(encoded[merged_into(layer)])[0]
             receiver = {int(patch): int(target) for patch, target in zip(before, into) if patch != target}
+            for patch, target in receiver.items():
+                part_of[part_of == patch] = target
+        else:
+            part_of[~np.isin(part_of, after)] = MERGED if spec.merge == "one" else GONE
         layers.append(LayerPatches(layer, np.sort(after[after >= 0]), int((after < 0).sum()), receiver))
         before = after
-    counts = encoded["kept_counts"].tolist() if spec.form == "dynamic" else encoder.schedule(spec)
-    return PatchExplanation(
-        manifest,
-        prompt,
-        resize(picture, manifest.image),
-        patch_size(manifest.image, spec.sizes.patches),
-        tuple(layers),
-        spec.gflops(counts) / spec.gflops_dense,
-        answer.answer,
-    )
+    counts = to_host(encoded["kept_counts"]).tolist() if spec.form == "dynamic" else encoder.schedule(spec)
+    return EncoderTrace(spec, tuple(layers), before, part_of, spec.gflops(counts) / spec.gflops_dense)
+
+
+def patch_size(spec: ImageSpec, patches: int) -> int:
+    """Side in pixels of the square patches that an image is cut into; a margin too small for one is not looked at.
+
+    Raises:
+        BundleError: no square grid has so many patches.
+    """
+    for side in range(min(spec.height, spec.width), 0, -1):
+        if (spec.height // side) * (spec.width // side) == patches:
+            return side
+    raise BundleError(f"{patches} image tokens beside CLS: no grid of square patches in {spec.width} x {spec.height}")

@@ -14,9 +14,14 @@ from matplotlib.image import AxesImage
 
 from catp.calibration.explanation.explanation import Explanation
 from catp.calibration.explanation.page import Page
+from catp.calibration.explanation.patches import EncoderTrace
+from catp.calibration.explanation.patches_picture import caption, centers, describe_left, describe_merge, draw_layer
 
 WIDTH, HEIGHT = 1500, 1050
-"""Pixels."""
+"""Pixels, of a bundle whose encoder prunes nothing; what one leaves, layer by layer, comes below."""
+
+COLUMNS, PANEL, GAP = 6, 210, 32
+"""Panels of layers in a row, their side and the space between, in pixels."""
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; in greyscale one is dark and the other light.
 KEPT, DROPPED = "#0072B2", "#E69F00"
@@ -28,7 +33,7 @@ TITLE, BODY, SMALL = 20, 18, 16
 
 
 def draw(explanation: Explanation, path: Path) -> None:
-    """Write the picture as a PNG file.
+    """Write the picture as a PNG file; below it, of an encoder that prunes, one panel for each layer that does.
 
     Raises:
         OSError: it can't be written.
@@ -36,13 +41,22 @@ def draw(explanation: Explanation, path: Path) -> None:
     # A user's matplotlibrc (LaTeX, dark styles) must not decide whether the page can be read.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        page = Page(WIDTH, HEIGHT)
+        page = Page(WIDTH, height_of(explanation.encoder))
         page.text(LEFT, 24, RIGHT - LEFT, headline(explanation), 29, weight="bold")
         _images(page, explanation, 84)
         _facts(page, explanation, 84)
         _scores(page, explanation, 532)
         _single_maps(page, explanation, 794)
+        if explanation.encoder is not None:
+            _layers(page, explanation, explanation.encoder, HEIGHT)
         page.save(path)
+
+
+def height_of(encoder: EncoderTrace | None) -> int:
+    """Pixels of the page."""
+    if encoder is None:
+        return HEIGHT
+    return HEIGHT + 62 + math.ceil(len(encoder.layers) / COLUMNS) * (PANEL + 62)
 
 
 def headline(explanation: Explanation) -> str:
@@ -77,13 +91,22 @@ def _images(page: Page, explanation: Explanation, top: float) -> None:
         top + side + 44,
         3 * step + 60,
         "Query tokens read the image by cross-attention. Colour: the share of it on a patch, mean over heads, layers "
-        f"and tokens. The CLS token, which is no place in the image, receives another {' and '.join(shares)}. "
-        f"The image is shown as the model gets it: {width} x {height} pixels, patches of "
+        f"and tokens. {_read_of(explanation)}The CLS token, which is no place in the image, receives another "
+        f"{' and '.join(shares)}. The image is shown as the model gets it: {width} x {height} pixels, patches of "
         f"{explanation.patch} x {explanation.patch}.",
         SMALL,
-        lines=3,
+        lines=3 if explanation.encoder is None else 4,
         color=GREY,
     )
+
+
+def _read_of(explanation: Explanation) -> str:
+    """The meaning of the marks, where the encoder has left some patches of the image."""
+    if (encoder := explanation.encoder) is None:
+        return ""
+    merged = " Of a merged token, each of its patches has an equal part." if encoder.spec.merge != "drop" else ""
+    gone = f" Crosses: the {len(encoder.unseen)} that were dropped, which nothing reads." if len(encoder.unseen) else ""
+    return f"Dots: the {len(encoder.survivors)} patches that leave the encoder.{merged}{gone} "
 
 
 def _groups(explanation: Explanation) -> list[tuple[str, np.ndarray, str]]:
@@ -105,6 +128,11 @@ def _show_heat(axes: Axes, explanation: Explanation, heat: np.ndarray, scale: No
     rows, columns = np.array(heat.shape) * explanation.patch
     drawn = axes.imshow(heat, HEAT, scale, extent=(0, columns, rows, 0), interpolation="nearest")
     height, width = grey.shape
+    if (encoder := explanation.encoder) is not None:
+        for patches, marker in ((encoder.survivors, "o"), (encoder.unseen, "x")):
+            x, y = centers(explanation.pixels, explanation.patch, patches).T + 0.5  # here pixels begin at 0
+            size = min(5.0, 72 / columns * explanation.patch)
+            axes.plot(x, y, marker, color="black", markeredgecolor="white" if marker == "o" else GREY, markersize=size)
     axes.set(xlim=(0, width), ylim=(height, 0))
     return drawn
 
@@ -192,3 +220,14 @@ def _single_maps(page: Page, explanation: Explanation, top: float) -> None:
         for spine in axes.spines.values():
             spine.set(color=KEPT if token in kept else DROPPED, linewidth=4)
         page.text(left + 3 + side / 2, line + side + 3, step, str(token), SMALL, ha="center")
+
+
+def _layers(page: Page, explanation: Explanation, encoder: EncoderTrace, top: float) -> None:
+    """The patches that survive each layer of the encoder, and where the others went."""
+    page.text(LEFT, top, RIGHT - LEFT, describe_left(encoder), TITLE, weight="bold")
+    page.text(LEFT, top + 30, RIGHT - LEFT, describe_merge(encoder.spec), SMALL, color=GREY)
+    for place, layer in enumerate(encoder.layers):
+        row, column = divmod(place, COLUMNS)
+        left, line = LEFT + column * (PANEL + GAP), top + 62 + row * (PANEL + 62)
+        page.text(left, line, PANEL, caption(layer), BODY, weight="bold")
+        draw_layer(page.axes(left, line + 28, PANEL, PANEL), explanation.pixels, explanation.patch, layer)

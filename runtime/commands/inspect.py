@@ -69,8 +69,7 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
     model = manifest.model
     adapter = f" with adapter {model.adapter}" if model.adapter else ""
     print_line(f"{model.id}{adapter}: {model.family}, {manifest.image.width} x {manifest.image.height} images")
-    positions = f", {manifest.vote.positions} positions" if manifest.vote else ""
-    print_line(f"default: {describe_default(manifest)}{positions}")
+    print_line(f"default: {describe_default(manifest, positions=True)}")
     if manifest.encoder_pruning:
         for line in describe_encoder(manifest.encoder_pruning):
             print_line(line)

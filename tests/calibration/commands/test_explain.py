@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from catp.calibration.commands.explain import app
-from catp.calibration.explanation.explanation import Explanation, explain, patch_size
+from catp.calibration.explanation.explanation import Explanation, explain
 from catp.calibration.explanation.page import Page
+from catp.calibration.explanation.patches import patch_size
 from catp.calibration.explanation.picture import HEIGHT, WIDTH, headline
 from catp.export.demo import samples
 from catp.runtime import Pipeline

@@ -1,0 +1,125 @@
+"""catp-eval on a bundle with both prunings: every ratio with every schedule, asked here one by one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import edit_manifest
+from typer.testing import CliRunner, Result
+
+from catp.calibration.accuracy.statistics import mean_difference
+from catp.calibration.commands.eval import app
+from catp.calibration.data import open_data
+from catp.calibration.data.metrics import JUDGES
+from catp.calibration.encoder.report import EncoderReport
+from catp.runtime import EncoderWish, Pipeline
+from catp.runtime.bundle.folder import open_bundle
+
+QUESTIONS, SEED = 14, 5
+SHARES = (0.8, 0.5)
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def report_of(bundle: Path, output: Path, *arguments: object) -> tuple[EncoderReport, str]:
+    result = call(bundle, "--limit", QUESTIONS, "--seed", SEED, "-o", output, *arguments)
+    assert result.exit_code == 0, result.output
+    return EncoderReport.model_validate(json.loads(output.read_text())), result.stderr
+
+
+def right(pipeline: Pipeline, share: float, **kept: float | None) -> tuple[np.ndarray, float]:
+    """How right each answer is, float64 [Q], and the mean of tokens kept; each question by itself, as catp-run asks."""
+    questions = open_data("demo").subset(QUESTIONS, None, SEED)
+    judge, found = JUDGES[questions.metric], []
+    for question in questions:
+        (answer,) = pipeline.generate([question.image], [question.prompt], encoder=EncoderWish(flops=share), **kept)  # type: ignore[arg-type]
+        found.append((judge(answer.answer, question.answers), answer.num_kept))
+    values, counts = np.array(found, np.float64).T
+    return values, float(counts.mean())
+
+
+def test_every_ratio_is_asked_with_every_schedule(both_bundle: Path, tmp_path: Path) -> None:
+    arguments = ("--ratios", "0,0.75", "--keep-mass", 0.4, "--encoder-flops", "0.8,0.5", "--batch-size", 4)
+    report, printed = report_of(both_bundle, tmp_path / "eval.json", *arguments)
+    pipeline = Pipeline.load(both_bundle)
+    spec = pipeline.manifest.encoder_pruning
+    assert spec is not None
+    amounts: list[dict[str, float | None]] = [{"ratio": 0.0}, {"ratio": 0.75}, {"keep_mass": 0.4}]
+    cells = [(share, amount) for share in SHARES for amount in amounts]
+    asked = [right(pipeline, share, **amount) for share, amount in cells]
+    assert len({values.mean() for values, _ in asked}) > 2 and len(report.scores) == 6
+    questions = open_data("demo").subset(QUESTIONS, None, SEED)
+    images = [question.image_key for question in questions]
+
+    def paired(place: int, other: int) -> tuple[float, tuple[float, float]]:
+        found = mean_difference(asked[place][0], asked[other][0], SEED, clusters=images)
+        return found.mean, (found.low, found.high)
+
+    for place, (found, (share, amount), (values, kept)) in enumerate(zip(report.scores, cells, asked)):
+        setting = found.setting
+        assert (setting.ratio, setting.keep_mass) == (amount.get("ratio"), amount.get("keep_mass"))
+        assert setting.kept_tokens == EncoderWish(flops=share).schedule(spec)
+        assert found.accuracy == pytest.approx(values.mean()) and found.tokens_kept == pytest.approx(kept)
+        assert found.share == pytest.approx(share, abs=0.03)
+        assert (found.difference, found.difference_95) == paired(place, 0)
+        for pair, other in ((found.same_encoder, place // 3 * 3), (found.same_amount, place % 3)):
+            if other == place:
+                assert pair is None
+            else:
+                assert pair is not None and pair.against == report.scores[other].setting
+                assert (pair.difference, pair.interval_95) == paired(place, other)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    assert [(row[3], len(row)) for row in rows] == [("ratio 0", 9), ("ratio 0.75", 9), ("mass 0.4", 9)] * 2
+    assert "minus first row" in printed and "minus ratio 0 " in printed and "minus schedule, 0.8 of the work" in printed
+    assert (report.method, report.positions) == ("catp", "original")
+
+
+def test_one_encoder_or_one_ratio_is_a_simpler_table(both_bundle: Path, tmp_path: Path) -> None:
+    one, printed = report_of(both_bundle, tmp_path / "one.json", "--ratios", "0,0.9", "--encoder-flops", 0.7)
+    assert [found.tokens_kept for found in one.scores] == [32, 3]
+    assert "minus first row" in printed and "minus ratio 0" not in printed
+    default, printed = report_of(both_bundle, tmp_path / "default.json", "--encoder-flops", "0.8,0.5")
+    assert [found.setting.ratio for found in default.scores] == [0.5, 0.5]  # the bundle's own
+    assert "minus schedule, 0.8 of the work" in printed and "minus first row" not in printed
+    assert all(found.same_encoder is found.same_amount is None for found in (*one.scores, *default.scores))
+
+
+def test_the_bundles_own_share_of_the_votes_is_kept(both_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(both_bundle, tmp_path / "bundle"))
+    vote = open_bundle(bundle).manifest.pruning
+    edit_manifest(bundle, pruning=vote.model_copy(update={"keep_mass": 0.3}).model_dump(mode="json"))
+    report, _ = report_of(bundle, tmp_path / "eval.json", "--encoder-flops", 0.6)
+    (found,) = report.scores
+    values, kept = right(Pipeline.load(bundle), 0.6)
+    assert (found.setting.ratio, found.setting.keep_mass) == (None, 0.3)
+    assert found.tokens_kept == pytest.approx(kept) and 3 < kept < 16
+    assert found.accuracy == pytest.approx(values.mean())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "catp,random"], "--methods: not with shares or temperatures of a vision encoder"),
+        (["--positions", "both", "--plot", "a.png"], "--positions, --plot: not with shares or temperatures"),
+        (["--ratios", "0,1"], "ratio 1.0: a pruning ratio is the fraction removed, 0 <= ratio < 1"),
+        (["--keep-mass", "2"], "keep mass 2.0: the share of the votes that is kept"),
+        (["--encoder-temperatures", "1"], "encoder temperature 1: this bundle's encoder keeps as many tokens"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_clear_line(both_bundle: Path, arguments: list[str], message: str) -> None:
+    result = call(both_bundle, "--encoder-flops", "0.7", *arguments)
+    (line,) = result.stderr.splitlines()
+    assert result.exit_code == 2 and line.startswith("error: ") and message in line
+
+
+def test_questions_with_votes_of_their_own_are_refused(twice_pruned_instructblip_bundle: Path) -> None:
+    result = call(twice_pruned_instructblip_bundle, "--encoder-flops", "0.7")
+    (line,) = result.stderr.splitlines()
+    assert result.exit_code == 2 and "reads the question too, so every question has votes of its own" in line
