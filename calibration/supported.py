@@ -36,21 +36,6 @@ def check_image_votes(bundle: Bundle, command: str) -> None:
         )
 
 
-def check_pictures(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle that is not asked about one picture at a time.
-
-    Raises:
-        UsageError: it takes videos, or generates no text.
-    """
-    model = bundle.manifest.model
-    if model.frames is not None or model.language == "none":
-        what = "generates no text" if model.language == "none" else "takes videos, whose frames vote one by one"
-        raise UsageError(
-            f"{command}: bundle {bundle.path} is {model.family}, which {what}; accepted: BLIP-2 or InstructBLIP with a "
-            "language model, or BLIP for question answering"
-        )
-
-
 def check_answers(bundle: Bundle, command: str) -> None:
     """Refuse a bundle that answers no questions about an image whose votes hold for all of them.
 

@@ -40,7 +40,7 @@ PRUNING_LAYERS = "0,2,4"
 
 RARE = {
     "bf16_bundle", "odd_diagnostics_bundle", "instructblip_t5_bundle", "video_t5_bundle", "video_bundle",
-    "dynamic_bundle", "fully_pruned_bundle", "twice_pruned_instructblip_bundle",
+    "dynamic_bundle", "fully_pruned_bundle", "both_instructblip_bundle",
 }  # fmt: skip
 """Bundles of what others have too, in another combination: each takes as long as a hundred tests."""
 
@@ -269,7 +269,7 @@ def both_bundle(shared: Shared) -> Path:
 
 
 @pytest.fixture(scope="session")
-def twice_pruned_instructblip_bundle(instructblip_checkpoint: Path, shared: Shared) -> Path:
+def both_instructblip_bundle(instructblip_checkpoint: Path, shared: Shared) -> Path:
     """InstructBLIP, whose Q-Former reads the prompt, after an encoder that drops image tokens."""
     options = EncoderOptions(rule="cls", flops=0.85, merge="drop")
     return shared(

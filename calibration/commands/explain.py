@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from catp.calibration.encoder.answering import check_encoder
 from catp.calibration.explanation.explanation import Explanation, explain
 from catp.calibration.explanation.patches import EncoderTrace, PatchExplanation, explain_patches
-from catp.calibration.supported import check_pictures, check_votes
+from catp.calibration.supported import check_votes
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.console import busy, console, make_app, print_json_line, print_line
 from catp.runtime.errors import UsageError
@@ -88,9 +89,10 @@ def explain_bundle(
             print_line(f"{seen.trace.share:.0%} of the vision encoder's work: {seen.answer}")
         console.print(f"Wrote {escape(str(output))}", soft_wrap=True)
         return
-    # Here both answers are of one prompt, which a Q-Former may read as well.
-    check = check_votes if manifest.encoder_pruning is None else check_pictures
-    check(pipeline.bundle, "catp-explain")
+    if manifest.encoder_pruning is None:
+        check_votes(pipeline.bundle, "catp-explain")
+    else:  # both answers are of one prompt, which a Q-Former may read as well
+        check_encoder(pipeline, "catp-explain")
     with busy("answer with all query tokens and with those kept"):
         explanation = explain(pipeline, image, prompt, ratio, keep_mass, positions, wish)
     with busy("draw"):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.encoder.answering import Amount, Asked, answer_all, check_encoder
 from catp.calibration.encoder.report import EncoderReport, EncoderSetting, make_report
-from catp.calibration.supported import check_image_votes
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
@@ -30,12 +29,10 @@ def evaluate_encoder(
         advance: called with the number of questions just done.
 
     Raises:
-        UsageError: the bundle's encoder prunes nothing, it or the vote can't keep what is asked, or every question
-            has votes of its own.
+        UsageError: the bundle's encoder prunes nothing, or it or the vote can't keep what is asked.
         CatpError: no question could be asked.
     """
     check_encoder(pipeline, "catp-eval")
-    check_image_votes(pipeline.bundle, "catp-eval")
     spec = pipeline.manifest.encoder_pruning
     assert spec is not None
     amounts = [_in_full(pipeline.manifest, amount) for amount in amounts]

@@ -119,7 +119,9 @@ def test_bad_input_is_one_clear_line(both_bundle: Path, arguments: list[str], me
     assert result.exit_code == 2 and line.startswith("error: ") and message in line
 
 
-def test_questions_with_votes_of_their_own_are_refused(twice_pruned_instructblip_bundle: Path) -> None:
-    result = call(twice_pruned_instructblip_bundle, "--encoder-flops", "0.7")
-    (line,) = result.stderr.splitlines()
-    assert result.exit_code == 2 and "reads the question too, so every question has votes of its own" in line
+def test_instructblip_is_asked_too(both_instructblip_bundle: Path, tmp_path: Path) -> None:
+    """Its votes depend on the question, so that a picture is encoded for each."""
+    report, _ = report_of(
+        both_instructblip_bundle, tmp_path / "eval.json", "--ratios", "0,0.5", "--encoder-flops", "0.85,0.7"
+    )
+    assert [found.setting.ratio for found in report.scores] == [0, 0.5, 0, 0.5]

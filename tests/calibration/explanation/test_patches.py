@@ -109,10 +109,10 @@ def test_one_picture_has_both(both_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_instructblip_reads_the_prompt_and_sees_no_dropped_patch(
-    twice_pruned_instructblip_bundle: Path, tmp_path: Path
+    both_instructblip_bundle: Path, tmp_path: Path
 ) -> None:
-    found = explained(twice_pruned_instructblip_bundle, tmp_path / "a.png", "--ratio", 0.5)
-    pipeline, outputs = seen(twice_pruned_instructblip_bundle, EncoderWish())
+    found = explained(both_instructblip_bundle, tmp_path / "a.png", "--ratio", 0.5)
+    pipeline, outputs = seen(both_instructblip_bundle, EncoderWish())
     (answer,) = pipeline.generate([SAMPLE.image], [SAMPLE.prompt], 0.5)
     assert (found["answer"], found["kept_indices"]) == (answer.answer, answer.kept_indices)
     assert found["token_scores"] == pytest.approx(outputs["token_scores"].tolist())
