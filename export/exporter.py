@@ -22,7 +22,7 @@ from catp.export.checkpoints.madtp import read_madtp
 from catp.export.checkpoints.residency import one_part_in_memory
 from catp.export.checkpoints.taught import read_taught
 from catp.export.checkpoints.weightless import without_weights
-from catp.export.demo import CHECKPOINT, MODEL_ID, vqa
+from catp.export.demo import CHECKPOINT, MODEL_ID, fine, vqa
 from catp.export.demo import samples as demo_samples
 from catp.export.image_encoders.plan import EncoderOptions, plan_pruning, plan_question_pruning
 from catp.export.image_encoders.pruned import PrunedEncoder
@@ -279,7 +279,13 @@ def _versions() -> dict[str, str]:
 
 
 def _name(model: str) -> str:
-    for folder, name in ((CHECKPOINT, MODEL_ID), (vqa.CHECKPOINT, vqa.MODEL_ID), (vqa.DENSE, f"{vqa.MODEL_ID}-dense")):
+    embedded = {
+        CHECKPOINT: MODEL_ID,
+        fine.CHECKPOINT: fine.MODEL_ID,
+        vqa.CHECKPOINT: vqa.MODEL_ID,
+        vqa.DENSE: f"{vqa.MODEL_ID}-dense",
+    }
+    for folder, name in embedded.items():
         if Path(model).resolve() == folder.resolve():
             return name
     # A bundle travels: of a local folder only its name is of use elsewhere.

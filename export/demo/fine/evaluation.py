@@ -14,12 +14,18 @@ from catp.export.demo.vqa import easy
 
 
 @torch.no_grad()
-def exact_match_easy(model: Blip2ForConditionalGeneration, processor: Blip2Processor) -> dict[str, float]:
-    """Share of all test questions whose whole answer is the greedy one, every query token kept."""
+def exact_match_easy(
+    model: Blip2ForConditionalGeneration, processor: Blip2Processor, most: int | None = None
+) -> dict[str, float]:
+    """Share of test questions whose whole answer is the greedy one, every query token kept.
+
+    Args:
+        most: pictures that are asked about; None: all.
+    """
     batches = WiderBatches(processor, "held-out", 0, 1, 1, 0)
     right = total = 0
     unknown = torch.full((scenes.GRID**2, 2), IGNORE)
-    for picture in easy.pictures("test"):
+    for picture in easy.pictures("test")[:most]:
         asked = [scenes.SceneQuestion(as_asked(text), answer) for text, answer in picture.questions]
         batch = batches.collate([AskedPicture(picture.turned(0), unknown, asked)])
         queries = describe_images(model, batch.pixel_values)
