@@ -149,7 +149,7 @@ class Limits:
             "instruction": prompt,
             "text": prompt,
             "question": prompt,
-            "image_tokens": kept,
+            "image_tokens": self._image_tokens(manifest),
             "kept_question": prompt,
         }
         step: dict[str, Extent] = {**once, "seq": (1, 1, 1), "num_kept": (0, 0, 0)}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,17 +19,18 @@ from catp.runtime.bundle.folder import open_bundle
 pytest.importorskip("tensorrt_rtx")
 RUNNER = CliRunner()
 GRAPHS = ["vision_encoder", "question_encoder", "answer_decoder"]
+BLIP2 = ["vision_encoder", "qformer_voting", "language_model"]
 
 
-def build(source: Path, folder: Path, *arguments: str) -> EngineSet:
+def build(source: Path, folder: Path, *arguments: str, graphs: Sequence[str] = GRAPHS) -> EngineSet:
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("engines"), copy_function=shutil.copy)
     target = ["--target", "tensorrt-rtx", "--compute-capability", "8.6"]
     result = RUNNER.invoke(app, [str(folder), *target, *arguments, "--json"])
     assert result.exit_code == 0, result.output
-    assert sorted(json.loads(result.stdout.splitlines()[-1])["built"]) == sorted(GRAPHS)
+    assert sorted(json.loads(result.stdout.splitlines()[-1])["built"]) == sorted(graphs)
     bundle = open_bundle(folder)
     engines = open_set(bundle, set_folders(bundle)[0])
-    for graph in GRAPHS:
+    for graph in graphs:
         assert engines.plan(graph).read_bytes()[:4] == b"vtrt"
     return engines
 
@@ -57,6 +59,23 @@ def test_a_schedule_is_baked_in(pruned_bundle: Path, tmp_path: Path) -> None:
     (profile,) = engines.plans["question_encoder"].request.profiles
     shape = profile.shapes["image_embeds"]
     assert shape.min[1] == shape.opt[1] == shape.max[1] == tokens
+
+
+def test_a_vote_reads_what_the_encoder_leaves(twice_pruned_bundle: Path, tmp_path: Path) -> None:
+    """Of a bundle with both prunings, the Q-Former takes every number of image tokens that a schedule can leave."""
+    spec = open_bundle(twice_pruned_bundle).manifest.encoder_pruning
+    assert spec is not None and spec.kept_tokens is not None
+    (least, *_), (most, *_) = (ends[-1:] for ends in spec.bounds())
+    engines = build(twice_pruned_bundle, tmp_path / "bundle", graphs=BLIP2)
+    (profile,) = engines.plans["qformer_voting"].request.profiles
+    shape = profile.shapes["image_embeds"]
+    assert [found[1] for found in (shape.min, shape.opt, shape.max)] == [1 + least, 1 + spec.kept_tokens[-1], 1 + most]
+    assert profile.values["num_kept"].max == (32,)
+    fixed = build(twice_pruned_bundle, tmp_path / "fixed", "--fixed-schedule", "--fixed-ratio", graphs=BLIP2)
+    (profile,) = fixed.plans["qformer_voting"].request.profiles
+    shape = profile.shapes["image_embeds"]
+    assert shape.min[1] == shape.opt[1] == shape.max[1] == 1 + spec.kept_tokens[-1]
+    assert not profile.values
 
 
 @pytest.mark.heavy
