@@ -22,6 +22,7 @@ from documents import OTHERS, PAGES, ROOT, anchors, blocks, links, table, text_o
 from catp.calibration.accuracy.report import AccuracyReport
 from catp.calibration.benchmark.contenders.subject import OURS, Case
 from catp.calibration.benchmark.results.report import read_report
+from catp.calibration.encoder.report import EncoderReport
 from catp.calibration.precision.report import PrecisionReport
 from catp.export.demo import samples
 from catp.export.verification.parity import KEPT_MISMATCH, RELATIVE_ERROR, TOKEN_MISMATCH
@@ -292,6 +293,26 @@ def test_the_tables_of_encoder_pruning_are_the_recorded_reports(script: str, rec
     page = text_of("docs/encoder-pruning.md")
     assert len(tables) == count and all(table in page for table in tables)
     assert all(part in page for part in parts if part.startswith("MADTP's scores"))
+
+
+def test_what_is_said_of_votes_after_a_pruned_encoder_is_the_recorded_reports() -> None:
+    folder = ROOT / "export" / "demo" / "fine" / "accuracy" / "votes"
+
+    def dense(name: str) -> float:
+        scores = AccuracyReport.model_validate_json((folder / f"dense-{name}.json").read_text()).scores
+        return next(s.accuracy for s in scores if (s.ratio, s.positions) == (0.5, "original"))
+
+    def pruned(name: str) -> float:
+        scores = EncoderReport.model_validate_json((folder / f"tome-{name}.json").read_text()).scores
+        return next(s.accuracy for s in scores if "0.5 of" in s.setting.name and s.setting.ratio == 0.5)
+
+    page = " ".join(text_of("docs/encoder-pruning.md").split())
+    for words, values in (
+        ("answers {:.1f} % after the dense encoder and {:.1f} % after ToMe", (dense("catp"), pruned("catp"))),
+        ("it has them back: {:.1f} %", (pruned("catp-patches"),)),
+        ("`coverage`, with {:.1f} and {:.1f} %", (dense("coverage"), pruned("coverage"))),
+    ):
+        assert words.format(*(100 * value for value in values)) in page
 
 
 def test_what_is_said_of_pruning_at_full_size_is_the_recorded_report() -> None:
