@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,9 +27,10 @@ from catp.export.demo import scenes
 from catp.runtime import CatpError, Pipeline, UsageError
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.bundle.generation_settings import GREEDY
+from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.language_models.decoder_only import bind_prefill
 from catp.runtime.providers import PROVIDERS, open_provider
-from catp.runtime.providers.base import to_host
+from catp.runtime.providers.base import Value, to_host
 
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-python", "polygraphy", "torch")
 RATIOS = (0.0, 0.5, 0.75)
@@ -50,7 +51,11 @@ CURRENT_DEVICE = "tensorrt-rtx-current-device"
 def check(
     output: Annotated[Path, typer.Option("-o", "--output", help="The record.")] = Path("build/gpu-check.json"),
     bundle: Annotated[
-        list[Path] | None, typer.Option(help="Bundles to run. Default: the demo, exported in fp32, fp16 and bf16.")
+        list[Path] | None,
+        typer.Option(
+            help="Bundles to run. Default: the demo, exported in fp32, fp16 and bf16, and with an encoder that prunes. "
+            "A small BLIP whose encoder counts for itself, which no provider runs, is built and tried as well."
+        ),
     ] = None,
     questions: Annotated[int, typer.Option(min=4, help="Held-out questions, in batches of 4.")] = 64,
     iterations: Annotated[int, typer.Option(min=1, help="Timed single questions, after 5 that are not.")] = 50,
@@ -74,7 +79,7 @@ def check(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for path in bundle or export_demo(Path(scratch)):
-            for name in (*list(PROVIDERS)[1:], CURRENT_DEVICE):
+            for name in (*([] if counts_itself(path) else list(PROVIDERS)[1:]), CURRENT_DEVICE):
                 run = {"bundle": path.name, "provider": name, **in_own_process(path, name, questions, iterations)}
                 record["runs"].append(run)
                 typer.echo(f"{run['bundle']} {name}: {run['outcome']}")
@@ -86,6 +91,15 @@ def check(
         raise typer.Exit(1)
     if any(outcome.startswith(("failed", "disagrees")) for outcome in outcomes):
         raise typer.Exit(1)
+
+
+def counts_itself(path: Path) -> bool:
+    """Whether the bundle's vision encoder is in the dynamic form: only the device knows how many tokens are left."""
+    try:
+        pruning = open_bundle(path, verify=False).manifest.encoder_pruning
+    except CatpError:  # for the run to record
+        return False
+    return pruning is not None and pruning.form == "dynamic"
 
 
 def in_own_process(path: Path, name: str, questions: int, iterations: int) -> dict[str, Any]:
@@ -157,10 +171,15 @@ def installed(name: str) -> str | None:
 
 def export_demo(folder: Path) -> Iterator[Path]:
     from catp.export.demo import CHECKPOINT
+    from catp.export.demo.vqa import CHECKPOINT as SMALL_BLIP
     from catp.export.exporter import export_bundle
+    from catp.export.image_encoders.plan import EncoderOptions
 
     for precision in LIMITS:
         yield export_bundle(str(CHECKPOINT), folder / precision, precision=precision).path  # type: ignore[arg-type]
+    pruned = EncoderOptions(rule="tome", flops=0.7)
+    yield export_bundle(str(CHECKPOINT), folder / "fp32-pruned", encoder=pruned).path
+    yield export_bundle(str(SMALL_BLIP), folder / "dynamic", encoder=EncoderOptions(form="dynamic")).path
 
 
 def build(path: Path, target: str) -> dict[str, Any]:
@@ -191,7 +210,8 @@ def try_current_device(path: Path) -> dict[str, Any]:
     gpu, target, bundle = Device(), open_target("tensorrt-rtx"), open_bundle(path)
     run: dict[str, Any] = {"compute_capability": gpu.compute_capability}
     graph = "vision_encoder"
-    requests = plan_requests(bundle, target, [gpu.compute_capability], Limits())
+    limits = Limits(dynamic_encoder=counts_itself(path))
+    requests = plan_requests(bundle, target, [gpu.compute_capability], limits)
     with tempfile.TemporaryDirectory() as folder:
         try:
             build_plan(bundle, target, next(r for r in requests if r.graph == graph), Path(folder))
@@ -205,10 +225,26 @@ def try_current_device(path: Path) -> dict[str, Any]:
         return {**run, "outcome": "a plan was built, and did not load"}
     cpu = reference(path)
     pixels = cpu.preprocess([next(iter(scenes.examples(1, SEED))).image])
-    wanted = cpu.encode(pixels)["image_embeds"].numpy().astype(np.float64)
-    got = TrtEngine(target.trt, engine, spec, gpu).bind({"pixel_values": pixels}).run()["image_embeds"].numpy()
-    run["max_relative_error"] = relative_error(wanted, got)
+    expected, wanted = seen(cpu.encode(pixels))
+    control = EncoderWish().inputs(bundle.manifest.encoder_pruning, bundle.manifest.model.family)
+    kept, got = seen(TrtEngine(target.trt, engine, spec, gpu).bind({"pixel_values": pixels, **control}).run())
+    run["patches"] = {"cpu": expected.tolist(), "device": kept.tolist()}
+    run["max_relative_error"] = relative_error(wanted, got) if np.array_equal(expected, kept) else None
     return {**run, "outcome": "a plan was built, loaded and run"}
+
+
+def seen(encoded: Mapping[str, Value]) -> tuple[np.ndarray, np.ndarray]:
+    """An encoder's patches int64 [B, K], ascending, and its tokens float64 [B, I, W] in that order.
+
+    Of one that keeps everything there are no patches.
+    """
+    embeds = to_host(encoded["image_embeds"]).astype(np.float64)
+    if "kept_positions" not in encoded:
+        return np.zeros((len(embeds), 0), np.int64), embeds
+    positions = to_host(encoded["kept_positions"])
+    order = np.argsort(positions, 1, kind="stable")
+    tokens = np.take_along_axis(embeds[:, 1:], order[:, :, None], 1)
+    return np.take_along_axis(positions, order, 1), np.concatenate([embeds[:, :1], tokens], 1)
 
 
 def free_memory() -> int | None:
@@ -230,6 +266,7 @@ def answers(pipeline: Pipeline, questions: int) -> dict[float, list[dict[str, An
         batch = examples[start : start + 4]
         prompts = [pipeline.tokenize(example.question.prompt) for example in batch]
         encoded = pipeline.encode(pipeline.preprocess([example.image for example in batch]))
+        patches, embeds = seen(encoded)
         for ratio in RATIOS:
             pruned = pipeline.prune(encoded, pipeline.num_kept(ratio))
             engine, text_start = pipeline.language_model.engine, pipeline.manifest.pruning.num_query_tokens
@@ -239,7 +276,8 @@ def answers(pipeline: Pipeline, questions: int) -> dict[float, list[dict[str, An
             results[ratio].append(
                 {
                     "kept": to_host(pruned.kept_indices).copy(),
-                    "image_embeds": encoded["image_embeds"].numpy().astype(np.float64),
+                    "patches": patches,
+                    "image_embeds": embeds,
                     "kept_embeds": to_host(pruned.kept_embeds).astype(np.float64),
                     "logits": prefill.run()["logits"].numpy().astype(np.float64),
                     "tokens": pipeline.decode(pruned, prompts, 10).token_ids,
@@ -258,30 +296,35 @@ def relative_error(wanted: np.ndarray, got: np.ndarray) -> float | None:
 def compare(
     expected: dict[float, list[dict[str, Any]]], found: dict[float, list[dict[str, Any]]], limits: dict[str, float]
 ) -> dict[str, Any]:
-    """Shares of equal kept tokens and answers, and the largest errors, the latter where the kept sets are equal."""
+    """Shares of equal patches, kept tokens and answers, and the largest errors, these where the kept sets are equal."""
     report: dict[str, Any] = {}
     for ratio, batches in expected.items():
         same: dict[str, list[bool]] = {"tokens": [], "beams": []}
         kept: list[float] = []
+        patches: list[float] = []
         errors: dict[str, list[float | None]] = {name: [] for name in COMPARED}
         for wanted, got in zip(batches, found[ratio], strict=True):
             for row in range(len(wanted["tokens"])):
                 for how, rows in same.items():
                     rows.append(wanted[how][row] == got[how][row])
                 kept.append(float(np.isin(wanted["kept"][row], got["kept"][row]).mean()))
+                left, other = wanted["patches"][row], got["patches"][row]
+                patches.append(float(np.isin(left, other).mean()) if len(left) else 1.0)
                 for name in COMPARED:
-                    if name == "image_embeds" or kept[-1] == 1:
+                    if patches[-1] == 1 and (name == "image_embeds" or kept[-1] == 1):
                         errors[name].append(relative_error(wanted[name][row], got[name][row]))
         largest = {
             name: None if None in values else max((v for v in values if v is not None), default=0.0)
             for name, values in errors.items()
         }
         shares = {
+            "patches": float(np.mean(patches)),
             "kept": float(np.mean(kept)),
             "answers": float(np.mean(same["tokens"])),
             "beams": float(np.mean(same["beams"])),
         }
-        passed = all(shares[name] >= limits[name if name in limits else "answers"] for name in shares) and all(
+        least = {"patches": limits["kept"], **limits}
+        passed = all(shares[name] >= least.get(name, limits["answers"]) for name in shares) and all(
             error is not None and error <= limits["error"] for error in largest.values()
         )
         report[f"{ratio:g}"] = {"equal": shares, "max_relative_error": largest, "passed": passed}

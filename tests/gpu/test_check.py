@@ -63,6 +63,32 @@ def test_a_provider_that_agrees_and_ones_that_do_not(check: ModuleType, pipeline
     assert check.relative_error(np.ones(3), np.array([1.0, np.nan, 1.0])) is None
 
 
+def test_patches_that_an_encoder_keeps_are_compared_whatever_their_order(
+    check: ModuleType, twice_pruned_bundle: Path
+) -> None:
+    cpu = check.reference(twice_pruned_bundle)
+    found, other = check.answers(cpu, 4), check.answers(cpu, 4)
+    encoded = cpu.encode(cpu.preprocess([example.image for example in check.scenes.examples(4, check.SEED)]))
+    turned = {name: value.numpy()[:, ::-1] for name, value in encoded.items() if name == "kept_positions"}
+    embeds = encoded["image_embeds"].numpy()
+    turned["image_embeds"] = np.concatenate([embeds[:, :1], embeds[:, :0:-1]], 1)
+    patches, tokens = check.seen(turned)
+    np.testing.assert_array_equal(patches, found[0.0][0]["patches"])
+    np.testing.assert_array_equal(tokens, found[0.0][0]["image_embeds"])
+    assert patches.shape[1] == tokens.shape[1] - 1 < 36
+    assert check.compare(found, other, check.LIMITS["fp32"])["0.5"]["passed"]
+    for batch in other[0.5]:
+        batch["patches"] = batch["patches"] + 40
+    report = check.compare(found, other, check.LIMITS["fp32"])["0.5"]
+    assert report["equal"]["patches"] == 0 and not report["passed"]
+
+
+def test_an_encoder_that_counts_for_itself_is_tried_alone(check: ModuleType, dynamic_bundle: Path) -> None:
+    assert check.counts_itself(dynamic_bundle)
+    run = check.run_provider(dynamic_bundle, check.CURRENT_DEVICE, 4, 1)
+    assert run["outcome"].startswith("not available: ") or "max_relative_error" in run
+
+
 def test_a_bf16_bundle_is_compared_with_its_emulation(check: ModuleType, bf16_bundle: Path) -> None:
     cpu = check.reference(bf16_bundle)
     found = check.answers(cpu, 4)
