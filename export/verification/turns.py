@@ -12,7 +12,7 @@ from catp.export.checkpoints.residency import trim
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.providers.base import DeviceTensor, Engine, Moment, Provider, Step, Value
 
-TOGETHER = 4_000_000_000
+TOGETHER = 1_000_000_000
 """Bytes of float32 weights that may be in memory at a time: loading them again takes longer than using them.
 
 ONNX Runtime computes half precision in float32 on a CPU, and makes float32 copies of all weights for it.
