@@ -10,7 +10,7 @@ import pytest
 from catp.calibration.benchmark.costs.geometry import read_geometry
 from catp.calibration.data import open_data
 from catp.calibration.data.dataset import VqaExample
-from catp.calibration.encoder.answering import Asked, Prompt, Work, answer_all, check_encoder
+from catp.calibration.encoder.answering import Amount, Asked, Prompt, Work, answer_all, check_encoder
 from catp.calibration.encoder.costs import answer_gflops
 from catp.export.demo import samples
 from catp.export.exporter import export_bundle
@@ -71,7 +71,7 @@ def test_every_kind_of_language_model_answers(checkpoint: str, request: pytest.F
     about = [0, 1, 0, 1]
     pixels = pipeline.preprocess(PICTURES)
     prompts = [Prompt(image, text, pipeline.tokenize(text)) for image, text in zip(about, QUESTIONS)]
-    work = Work(pipeline, wish, [0.0, 0.6])
+    work = Work(pipeline, wish, [Amount(0.0), Amount(0.6)])
     for ratio, answers in zip((0.0, 0.6), work.answer(pixels, prompts, 3)):
         given = [
             pipeline.generate([PICTURES[image]], [text], ratio, encoder=wish, num_beams=1)[0].answer
