@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -127,9 +128,12 @@ def ratio_rows(report: BenchmarkReport) -> list[str]:
     return rows
 
 
-def encoder_rows(report: BenchmarkReport) -> list[str]:
+def encoder_rows(report: BenchmarkReport, twins: Mapping[str, str] = TWINS) -> list[str]:
     """What pruning inside the encoder and after it gains over the same precision with neither, stage by stage, a line
     of Markdown each; none where no encoder prunes.
+
+    Args:
+        twins: bundles whose encoder prunes, and their dense baselines.
     """
     stages = {"vision": "vision", "qformer": "Q-Former and vote", "prefill": "prefill"}
     stages |= {"time_to_first_token": "first token", "total": "end to end"}
@@ -137,7 +141,7 @@ def encoder_rows(report: BenchmarkReport) -> list[str]:
     rows = []
     for found in report.speedups:
         schedule = report.setup.schedule(found.case)
-        if schedule and (found.baseline, found.baseline_ratio) == (TWINS[found.subject], 0):
+        if schedule and (found.baseline, found.baseline_ratio) == (twins[found.subject], 0):
             cells = [_cell(found.by_stage.get(stage)) for stage in stages]
             work = f"{schedule.gflops:.3g} of {schedule.gflops_dense:.3g}"
             name = name_of(found.subject, found.encoder_flops)
