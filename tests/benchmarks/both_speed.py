@@ -1,8 +1,9 @@
 """What both prunings gain in time, end to end: `python tests/benchmarks/both_speed.py`.
 
 A model of middle size (12 layers of 768 in each part, random weights) is exported with a dense vision encoder and with
-one that prunes; catp-bench times every schedule with every ratio in the rounds of the dense one. Nothing else should
-run meanwhile. The report is kept as JSON in tests/benchmarks/records/; `--record FILE` only prints the table of one.
+one that prunes, and both are calibrated to INT8 with INT4 decode steps; in either precision catp-bench times every
+schedule with every ratio in the rounds of the dense one. Nothing else should run meanwhile. The reports are kept as
+JSON in tests/benchmarks/records/; `--record FOLDER` only prints the table of those there.
 """
 
 from __future__ import annotations
@@ -11,27 +12,41 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from mid_size import OURS, ROOT, RULE, call, encoder_rows
+from mid_size import CALIBRATION, INT8_INT4, OURS, ROOT, RULE, call, encoder_rows
 
 from catp.calibration.benchmark.results.report import read_report
 
-RECORD = ROOT / "tests" / "benchmarks" / "records" / "both-prunings-speed.json"
+RECORDS = ROOT / "tests" / "benchmarks" / "records"
+REPORTS = {"fp32": "both-prunings-speed.json", "int8, decode steps int4": "both-prunings-speed-int8.json"}
 SHARES = "0.5,0.22"
 TWINS = {OURS: "dense"}
 
 
+def measure(folder: Path, iterations: int, output: Path) -> None:
+    """Make what is not there, and time it in both precisions."""
+    fp32, int8 = (output / name for name in REPORTS.values())
+    settings = ["--encoder-flops", SHARES, "--ratios", "0,0.5", "--batch", 1, "--iterations", iterations]
+    call("bench", "--synthetic", "mid", "--keep", folder, "--encoder-pruning", RULE, *settings, "-o", fp32)
+    for name in ("bundle", "pruned"):
+        if not (folder / f"{name}-int8").is_dir():
+            call("calibrate", "precision", folder / name, *CALIBRATION, *INT8_INT4, "-o", folder / f"{name}-int8")
+    call("bench", folder / "pruned-int8", "--dense", folder / "bundle-int8", *settings, "-o", int8)
+
+
 def main(
-    folder: Annotated[Path, typer.Option(help="Where checkpoint and bundles are kept.")] = Path("build/mid"),
-    iterations: Annotated[int, typer.Option(min=6, help="Rounds.")] = 20,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The report.")] = RECORD,
-    record: Annotated[Path | None, typer.Option(help="Print the table of this report, and time nothing.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where checkpoint and bundles are kept.")] = Path("build/both-speed"),
+    iterations: Annotated[int, typer.Option(min=6, help="Rounds.")] = 40,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the reports.")] = RECORDS,
+    record: Annotated[Path | None, typer.Option(help="Print the table of its reports, and time nothing.")] = None,
 ) -> None:
     """Time both prunings beside a dense encoder with every query token."""
     if record is None:
-        schedules = ["--encoder-flops", SHARES, "--encoder-pruning", RULE, "--ratios", "0,0.5"]
-        call("bench", "--synthetic", "mid", "--keep", folder, *schedules, "--batch", 1, "--iterations", iterations,
-             "-o", output)  # fmt: skip
-    print("\n".join(encoder_rows(read_report(record or output), TWINS)))
+        measure(folder, iterations, output)
+    rows: list[str] = []
+    for precision, name in REPORTS.items():
+        table = encoder_rows(read_report((record or output) / name), TWINS, {OURS: precision})
+        rows += table[2:] if rows else table
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":

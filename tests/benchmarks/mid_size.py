@@ -128,12 +128,15 @@ def ratio_rows(report: BenchmarkReport) -> list[str]:
     return rows
 
 
-def encoder_rows(report: BenchmarkReport, twins: Mapping[str, str] = TWINS) -> list[str]:
+def encoder_rows(
+    report: BenchmarkReport, twins: Mapping[str, str] = TWINS, precisions: Mapping[str, str] = BUNDLES
+) -> list[str]:
     """What pruning inside the encoder and after it gains over the same precision with neither, stage by stage, a line
     of Markdown each; none where no encoder prunes.
 
     Args:
         twins: bundles whose encoder prunes, and their dense baselines.
+        precisions: their names in the table.
     """
     stages = {"vision": "vision", "qformer": "Q-Former and vote", "prefill": "prefill"}
     stages |= {"time_to_first_token": "first token", "total": "end to end"}
@@ -144,7 +147,7 @@ def encoder_rows(report: BenchmarkReport, twins: Mapping[str, str] = TWINS) -> l
         if schedule and (found.baseline, found.baseline_ratio) == (twins[found.subject], 0):
             cells = [_cell(found.by_stage.get(stage)) for stage in stages]
             work = f"{schedule.gflops:.3g} of {schedule.gflops_dense:.3g}"
-            name = name_of(found.subject, found.encoder_flops)
+            name = f"{precisions[found.subject]}, encoder at {100 * (found.encoder_flops or schedule.share):g} %"
             rows.append(f"| {name} | {found.ratio:g} | {schedule.left} | {work} | {' | '.join(cells)} |")
     return [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|", *rows] if rows else []
 
