@@ -226,6 +226,11 @@ def _prune_encoders(
     madtp = read_madtp(checkpoint.id, config.vision_config.hidden_size, checkpoint.revision)
     layers, width = config.vision_config.num_hidden_layers, config.vision_config.hidden_size
     taught = read_taught(options.scorer or checkpoint.id, layers, width, checkpoint.revision)
+    if options.scorer is not None and taught is None:
+        raise UsageError(
+            f"--encoder-scorer {options.scorer}: no taught.safetensors there; give the folder that catp-calibrate "
+            "scorer wrote to"
+        )
     record = None if taught is None else taught.record
     spec = plan_pruning(options, config, madtp.space_dict is not None, madtp.temperature, record)
     scorers = None if taught is None else taught.scorers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,13 @@ def calibrate_scorer(
     folder = output or Path(model)
     if not is_dir(folder):
         raise UsageError(f"--output {folder}: no such folder; make it, or give another one")
+    try:  # before minutes of work
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--output {folder}: nothing can be written there ({error.strerror}); give another folder"
+        ) from None
     try:
         from catp.calibration.encoder.teaching import teach
         from catp.export.checkpoints.loading import load_checkpoint

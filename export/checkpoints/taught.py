@@ -64,8 +64,8 @@ def read_taught(model: str, layers: int, width: int, revision: str | None = None
         raise UsageError(f"{where}: {SCORERS} has values that are no finite numbers; {_AGAIN}")
     try:
         found = TaughtSpec.model_validate_json(record.read_bytes())
-    except (ValidationError, OSError) as error:
-        raise UsageError(f"model {model}: {RECORD} is no record of a scorer ({str(error)[:80]!r}); {_AGAIN}") from None
+    except (ValidationError, OSError):
+        raise UsageError(f"model {model}: {RECORD} is no record of a scorer; {_AGAIN}") from None
     if len(found.explained) != layers:
         raise UsageError(f"model {model}: {RECORD} is about {len(found.explained)} layers, not {layers}; {_AGAIN}")
     return TaughtScorer(scorers.float(), found)

@@ -140,6 +140,7 @@ def test_the_command_writes_what_the_export_reads(tmp_path: Path) -> None:
     [
         (["nobody/nothing"], 2, "no local folder; say with --output where the scorer is to be written"),
         ([str(CHECKPOINT), "-o", "missing"], 2, "--output missing: no such folder"),
+        ([str(CHECKPOINT), "-o", "/proc"], 2, "--output /proc: nothing can be written there"),
         ([str(CHECKPOINT), "--data", "nothing"], 2, "no such data set"),
         ([str(SMALL_BLIP), "-o", "."], 2, "has no Q-Former to hide patches from; accepted: BLIP-2, InstructBLIP"),
     ],
@@ -171,6 +172,9 @@ def test_files_of_another_encoder_or_half_of_them(checkpoint: Checkpoint, tmp_pa
     assert again is not None and torch.equal(again.scorers, found.scorers) and again.record == found.record
     with pytest.raises(UsageError, match=r"is \[4, 128\], and the vision encoder has 5 layers of 128"):
         read_taught(str(tmp_path), 5, 128)
+    (tmp_path / "taught.json").write_text('{"data": 1')
+    with pytest.raises(UsageError, match=r"taught.json is no record of a scorer; make it again"):
+        read_taught(str(tmp_path), 4, 128)
     (tmp_path / "taught.json").unlink()
     with pytest.raises(UsageError, match="belong together, and one is missing"):
         read_taught(str(tmp_path), 4, 128)
