@@ -1,4 +1,4 @@
-"""What both prunings gain in time, end to end: `python tests/benchmarks/both_speed.py`.
+"""Time that both prunings save, end to end: `python tests/benchmarks/both_speed.py`.
 
 A model of middle size (12 layers of 768 in each part, random weights) is exported with a dense vision encoder and with
 one that prunes, and both are calibrated to INT8 with INT4 decode steps; in either precision catp-bench times every

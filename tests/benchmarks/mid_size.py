@@ -131,7 +131,7 @@ def ratio_rows(report: BenchmarkReport) -> list[str]:
 def encoder_rows(
     report: BenchmarkReport, twins: Mapping[str, str] = TWINS, precisions: Mapping[str, str] = BUNDLES
 ) -> list[str]:
-    """What pruning inside the encoder and after it gains over the same precision with neither, stage by stage, a line
+    """Gains of pruning inside the encoder and after it over the same precision with neither, stage by stage, a line
     of Markdown each; none where no encoder prunes.
 
     Args:

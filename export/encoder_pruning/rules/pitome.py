@@ -12,7 +12,7 @@ from catp.export.encoder_pruning.rules.base import ScoringRule, TokenEvidence
 from catp.runtime.bundle.encoder_pruning import Merge
 
 MARGIN = 0.9
-"""Of cosines in the first layer; it falls to 0 with depth (arXiv 2405.16148, section 3.2)."""
+"""Margin of cosines in the first layer; it falls to 0 with depth (arXiv 2405.16148, section 3.2)."""
 
 
 @dataclass(frozen=True)

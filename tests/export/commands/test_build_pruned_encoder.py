@@ -62,7 +62,7 @@ def test_a_schedule_is_baked_in(pruned_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_a_vote_reads_what_the_encoder_leaves(twice_pruned_bundle: Path, tmp_path: Path) -> None:
-    """Of a bundle with both prunings, the Q-Former takes every number of image tokens that a schedule can leave."""
+    """The Q-Former of a bundle with both prunings takes every number of image tokens that a schedule can leave."""
     spec = open_bundle(twice_pruned_bundle).manifest.encoder_pruning
     assert spec is not None and spec.kept_tokens is not None
     (least, *_), (most, *_) = (ends[-1:] for ends in spec.bounds())
