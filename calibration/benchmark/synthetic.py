@@ -33,7 +33,7 @@ IMAGE_SIZE, PATCH = 224, 14  # pixels, of a side
 SHARD = 1_000_000_000
 """Bytes from which on weights are written to a file of the checkpoint."""
 
-MEMORY_COPIES, DISK_COPIES = 0.25, 1
+MEMORY_COPIES, DISK_COPIES = 0.1, 1
 """How often the float32 weights are in memory at most, while they are timed, and on disk: beside those of bundles."""
 WORD_EMBEDDINGS = 0.05
 """Standard deviation. OPT's head is the same table: with larger ones the best tokens differ by rounding errors."""
@@ -164,7 +164,8 @@ def _save_checkpoint(name: Preset, folder: Path, inside: Inside | None) -> None:
             plan_pruning(options, config, has_dictionary=False, temperature=None)
     model = _weightless(config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    check_room(name, parameters, folder.parent, bundles=2 if inside else 1)
+    language = sum(parameter.numel() for parameter in model.language_model.parameters())
+    check_room(name, parameters, folder.parent, again=parameters - language if inside else 0)
     folder.mkdir()
     _save_weights(model, folder)
     config.save_pretrained(folder)
@@ -298,11 +299,16 @@ def _flan_t5(sizes: Sizes) -> Any:
     )  # fmt: skip
 
 
-def check_room(name: str, parameters: int, folder: Path, bundles: int = 1) -> None:
-    """Raises CatpError where making, exporting and timing a model of so many parameters would fail for want of room."""
-    weights = 4 * parameters
+def check_room(name: str, parameters: int, folder: Path, again: int = 0) -> None:
+    """Raises CatpError where making, exporting and timing a model of so many parameters would fail for want of room.
+
+    Args:
+        again: of the parameters, those that a second bundle doesn't share with the first in memory; on disk it shares
+            nothing. 0: there is one bundle.
+    """
+    weights, bundles = 4 * parameters, 2 if again else 1
     for what, needed, free in (
-        ("memory", (MEMORY_COPIES + bundles) * weights, available_memory()),
+        ("memory", (MEMORY_COPIES + 1) * weights + 4 * again, available_memory()),
         (f"disk in {folder}", (DISK_COPIES + bundles) * weights, shutil.disk_usage(folder).free),
     ):
         if free is not None and free < needed:

@@ -20,6 +20,7 @@ from catp.calibration.benchmark.contenders.registry import (
     open_contender,
 )
 from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, RUNTIMES
+from catp.calibration.benchmark.contenders.shared_engines import SharedEngines
 from catp.calibration.benchmark.contenders.subject import IMAGE_SIZE, OURS, Subject, make_timed_input
 from catp.calibration.benchmark.costs.base import Workload
 from catp.calibration.benchmark.costs.cost import Cost, cost_of
@@ -55,6 +56,7 @@ from catp.runtime.commands.console import busy, console, make_group, print_json_
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.files import check_file_output, write_file
 from catp.runtime.providers import PROVIDERS, open_provider
+from catp.runtime.providers.base import Provider
 from catp.runtime.pruning import num_kept
 from catp.runtime.questions import position_mode
 
@@ -301,12 +303,17 @@ def _measure(
             show_table(cost_table(described[name], found, rates, machine, schedule))
             costs[name] += found
 
+    def new_provider() -> Provider:
+        return open_provider(setup.provider, setup.threads, setup.engines)
+
+    shared = None if PROVIDERS[setup.provider].runs_plans else SharedEngines(new_provider())
+
     def open_subject(name: str) -> Subject:
         if name not in bundles:
             return open_contender(name, str(weights), setup.threads)
         return BundleSubject(
             bundles[name],
-            open_provider(setup.provider, setup.threads, setup.engines),
+            shared or new_provider(),
             positions,
             name,
             setup.schedules.get(name, ()),

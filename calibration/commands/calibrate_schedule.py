@@ -28,7 +28,7 @@ from catp.calibration.encoder.report import (
     describe_kept,
     make_report,
 )
-from catp.calibration.encoder.search import Searched, Wanted, answers_gflops, dense_setting, search
+from catp.calibration.encoder.search import Searched, Wanted, answers_gflops, cheapest, dense_setting, search
 from catp.calibration.encoder.tables import score_table
 from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, ScheduleConfirmation
 from catp.runtime.bundle.encoder_schedules import even_schedule
@@ -43,8 +43,13 @@ from catp.runtime.providers import PROVIDERS
 
 
 def calibrate_schedule(
-    source: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="A bundle in the schedule form, whose manifest gets the schedule.")
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="BUNDLE...",
+            help="A bundle in the schedule form, whose manifest gets the schedule. Of several, exported by other rules "
+            "from the same checkpoint, the best one gets it.",
+        ),
     ],
     flops: Annotated[
         str,
@@ -95,6 +100,8 @@ def calibrate_schedule(
     allowed. What is not confirmed changes nothing and exits 1.
 
     catp-calibrate schedule catp-bundle --flops 0.5 --against dense-bundle --data vqav2 --fraction 0.1
+
+    catp-calibrate schedule by-tome by-cls --flops 0.5,0.35 --against dense-bundle --data vqav2
     """
     if not 0 < max_accuracy_drop < 1:
         raise UsageError(f"max accuracy drop {max_accuracy_drop}: of 1, so 0 < drop < 1, such as 0.02 for two points")
@@ -104,45 +111,90 @@ def calibrate_schedule(
     if ratio is not None and ratios is not None:
         raise UsageError("--ratio and --ratios: give one ratio for both encoders, or several to choose among")
     check_file_output("--report", report)
-    for given in (source, against):
+    for given in (*sources, against):
         if not is_bundle(str(given)):
             raise UsageError(f"{given}: no bundle; give a folder that catp-export wrote")
     asked = open_data(data).subset(limit, fraction, seed)
     with busy("load the bundles"):
-        pipeline, reference = Pipeline.load(source, provider), Pipeline.load(against, provider)
-    spec = check_reference(pipeline, reference)
-    wanted = _wanted(pipeline, shares, ratio, None if ratios is None else _numbers("ratios", ratios, "0,0.25,0.5"))
-    check_votes_alike(pipeline, reference, wanted)
-    found = None
+        pipelines = [Pipeline.load(source, provider) for source in sources]
+        reference = Pipeline.load(against, provider)
+    specs = [check_reference(one, reference) for one in pipelines]
+    _check_rules(sources, pipelines)
+    to_try = None if ratios is None else _numbers("ratios", ratios, "0,0.25,0.5")
+    all_wanted = [_wanted(one, shares, ratio, to_try) for one in pipelines]
+    for one, of_one in zip(pipelines, all_wanted):
+        check_votes_alike(one, reference, of_one)
+    place, wanted = 0, all_wanted[0]
+    rules: list[Searched] = []
     if reference.manifest.encoder_pruning is None:
-        found = _search(pipeline, reference, asked, wanted, seed, batch_size)
-        chosen = found.cheapest(max_accuracy_drop)
-        console.print(score_table(found.report, "searching", chosen))
-        if chosen is None:
-            _keep(ScheduleReport.without_confirmation(found.report), report, json_output)
-            raise _nothing_within(found, max_accuracy_drop)
-        settings, compared = _against_even(pipeline, reference, wanted, found, chosen.setting)
+        rules = [_search(one, reference, asked, wanted, seed, batch_size) for one in pipelines]
+        best = cheapest(rules, max_accuracy_drop)
+        for source, found in zip(sources, rules):
+            if len(rules) > 1:
+                console.print(f"\n{escape(str(source))}: {found.report.rule}, merge {found.report.merge}")
+            console.print(score_table(found.report, "searching", None if best is None else best[1]))
+        if best is None:
+            _keep(ScheduleReport.without_confirmation(rules[0].report, _reports(rules[1:])), report, json_output)
+            raise _nothing_within(rules, max_accuracy_drop)
+        place, chosen = best
+        settings, compared = _against_even(pipelines[place], reference, wanted, rules[place], chosen.setting)
         source_text = f"{chosen.setting.name}, the most accurate of its work on half of {asked.name}"
         if wanted.pairs > 1:
             source_text += f"; the cheapest of {wanted.pairs} pairs of share and ratio within {max_accuracy_drop:g}"
+        if len(rules) > 1:
+            source_text += f"; the rule the best of {', '.join(_rule(found) for found in rules)}"
     else:
+        if len(pipelines) > 1:
+            raise UsageError(
+                f"--against {against}: it counts tokens by one rule; give one bundle, or a dense one with --against"
+            )
         if wanted.pairs > 1:
             raise UsageError(
                 f"--against {against}: it counts tokens for one share of the work; give one --flops and no --ratios, "
                 "or a dense bundle"
             )
-        settings, compared, source_text = _count(pipeline, reference, spec, asked, wanted, seed, pictures)
+        settings, compared, source_text = _count(pipelines[0], reference, specs[0], asked, wanted, seed, pictures)
+    pipeline = pipelines[place]
     with _progress("confirmation", len(asked) // 2) as advance:
         answered = answer_all(half(asked, seed, "confirmation"), compared, asked.metric, batch_size, advance)
     work = answers_gflops(pipeline, settings, answered.prompt_tokens) if wanted.pairs > 1 else None
     confirming = make_report(pipeline.manifest, asked, seed, settings, answered, work)
-    result = ScheduleReport(**dict(confirming), search=None if found is None else found.report)
+    searched, others = (rules[place].report, [*rules[:place], *rules[place + 1 :]]) if rules else (None, [])
+    result = ScheduleReport(**dict(confirming), search=searched, other_rules=_reports(others))
     console.print(score_table(result, "confirming"))
     if result.skipped:
         console.print(f"[yellow]warning:[/] {result.skipped:,} questions could not be asked")
     _keep(result, report, json_output)
     _check(result, max_accuracy_drop)
-    _apply(source, pipeline.manifest, source_text, result, ratios is not None)
+    _apply(sources[place], pipeline.manifest, source_text, result, ratios is not None)
+
+
+def _check_rules(sources: Sequence[Path], pipelines: Sequence[Pipeline]) -> None:
+    """Raises UsageError where two bundles prune alike, or vote otherwise: their difference would not be the rule's."""
+    first = pipelines[0].manifest
+    seen: dict[object, Path] = {}
+    for source, pipeline in zip(sources, pipelines):
+        manifest = pipeline.manifest
+        spec = manifest.encoder_pruning
+        assert spec is not None
+        if (other := seen.setdefault((spec.rule, spec.merge, spec.layers), source)) is not source:
+            raise UsageError(
+                f"{other} and {source}: both prune by {spec.rule} ({spec.merge}) in layers "
+                f"{', '.join(map(str, spec.layers))}; give one of them"
+            )
+        if manifest.vote != first.vote:
+            raise UsageError(
+                f"{sources[0]} and {source}: their query tokens are voted for in other ways; export both with the same "
+                "--ratio, --method and --positions"
+            )
+
+
+def _rule(found: Searched) -> str:
+    return f"{found.report.rule} ({found.report.merge})"
+
+
+def _reports(of: Sequence[Searched]) -> tuple[EncoderReport, ...]:
+    return tuple(found.report for found in of)
 
 
 def _numbers(name: str, text: str, example: str) -> tuple[float, ...]:
@@ -199,12 +251,13 @@ def _keep(found: ScheduleReport, report: Path | None, json_output: bool) -> None
         print_json_line(found.model_dump_json())
 
 
-def _nothing_within(found: Searched, budget: float) -> CatpError:
-    best = max(found.pairs, key=lambda pair: pair.low)
+def _nothing_within(rules: Sequence[Searched], budget: float) -> CatpError:
+    best = max((pair for found in rules for pair in found.pairs), key=lambda pair: pair.low)
+    report = rules[0].report
     return CatpError(
         f"no pair of encoder share and ratio stays within {budget:g} of the accuracy "
-        f"{found.report.scores[0].accuracy:.3f}: the best one may cost {-100 * best.low:.1f} points; nothing was "
-        f"changed. {_few(found.report, budget)}Try larger --flops, smaller --ratios, or a larger --max-accuracy-drop"
+        f"{report.scores[0].accuracy:.3f}: the best one may cost {-100 * best.low:.1f} points; nothing was "
+        f"changed. {_few(report, budget)}Try larger --flops, smaller --ratios, or a larger --max-accuracy-drop"
     )
 
 

@@ -92,12 +92,15 @@ class ScheduleReport(EncoderReport):
     """The confirmation of a schedule, or its failure, and the search before it on other images."""
 
     search: EncoderReport | None = Field(default=None, description="every candidate; none where tokens were counted")
+    other_rules: tuple[EncoderReport, ...] = Field(
+        default=(), description="the same search in bundles of other rules, none of which was chosen"
+    )
 
     @classmethod
-    def without_confirmation(cls, search: EncoderReport) -> ScheduleReport:
+    def without_confirmation(cls, search: EncoderReport, others: Sequence[EncoderReport] = ()) -> ScheduleReport:
         """The report of a search that found nothing to confirm: no question of the other half was asked."""
         nothing = {"questions": 0, "images": 0, "skipped": 0, "prompt_tokens": 0.0, "scores": ()}
-        return cls(**{**dict(search), **nothing}, search=search)
+        return cls(**{**dict(search), **nothing}, search=search, other_rules=tuple(others))
 
 
 def make_report(

@@ -1,5 +1,5 @@
-"""A schedule, or a schedule and a ratio, chosen on the searching half: of one work the most accurate, of all the
-cheapest within a budget."""
+"""A schedule, a ratio beside it and the rule, chosen on the searching half: of one work the most accurate, of all
+the cheapest within a budget."""
 
 from __future__ import annotations
 
@@ -42,13 +42,25 @@ class Searched:
         assert setting.kept_tokens is not None
         return self.even[setting.kept_tokens].model_copy(update={"ratio": setting.ratio})
 
-    def cheapest(self, budget: float) -> EncoderScore | None:
-        """The pair with the least work in all, of those that lose at most `budget`, of 1, with confidence.
 
-        A single pair is not chosen, and so it is never left out: the other half judges it.
-        """
-        within = [pair for pair in self.pairs if pair.low >= -budget or len(self.pairs) == 1]
-        return min(within, key=lambda pair: (pair.answer_gflops or pair.gflops, -pair.accuracy), default=None)
+def cheapest(found: Sequence[Searched], budget: float) -> tuple[int, EncoderScore] | None:
+    """The place in `found` of the best rule, and its pair with the least work of those within the budget.
+
+    Rules leave slightly different numbers of tokens for one share, so they are compared share by share: of each pair of
+    share and ratio the most accurate rule stands for it, of equally accurate ones the first.
+
+    Args:
+        found: by rule, each with the same pairs of share and ratio in the same order.
+        budget: of 1, what a pair may lose with confidence. A single pair is not chosen, and so it is never left out:
+            the other half judges it.
+    """
+    alone = len(found) == 1 and len(found[0].pairs) == 1
+    best = []
+    for pairs in zip(*(one.pairs for one in found), strict=True):
+        within = [(place, pair) for place, pair in enumerate(pairs) if pair.low >= -budget or alone]
+        if within:
+            best.append(max(within, key=lambda of: of[1].accuracy))
+    return min(best, key=lambda of: (of[1].answer_gflops or of[1].gflops, -of[1].accuracy), default=None)
 
 
 def search(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from catp.calibration.commands.calibrate import app as calibrate
 from catp.calibration.encoder.answering import Answered
 from catp.calibration.encoder.report import EncoderReport, EncoderSetting, score
-from catp.calibration.encoder.search import Searched
+from catp.calibration.encoder.search import Searched, cheapest
 from catp.export.exporter import export_bundle
 from catp.export.image_encoders.plan import EncoderOptions
 from catp.runtime import Pipeline
@@ -152,10 +152,60 @@ def test_the_cheapest_within_the_budget() -> None:
     scores = score(answered, settings, 6.0, 0, [16.0, 15.0, 14.0, 13.0])
     assert [one.answer_gflops for one in scores] == [16, 15, 14, 13]
     searched = Searched(report=EncoderReport.model_construct(), pairs=scores[1:], even={})
-    chosen = [searched.cheapest(budget) for budget in (0.7, 0.05, 0.02, 0.001)]
-    assert [one and one.setting.name for one in chosen] == ["wrong", "cheap", "dear", None]
+    chosen = [cheapest([searched], budget) for budget in (0.7, 0.05, 0.02, 0.001)]
+    assert [one and one[1].setting.name for one in chosen] == ["wrong", "cheap", "dear", None]
     alone = Searched(report=EncoderReport.model_construct(), pairs=scores[3:], even={})
-    assert alone.cheapest(0.02) is scores[3]  # the other half judges it
+    assert cheapest([alone], 0.02) == (0, scores[3])  # the other half judges it
+
+
+def test_the_best_rule_of_each_pair() -> None:
+    """Of one share the most accurate rule, however little less another one computes; of the shares the cheapest."""
+
+    def searched(*pairs: tuple[float, float, float]) -> Searched:
+        scores = (dense.model_copy(update=dict(zip(("accuracy", "low", "gflops"), pair))) for pair in pairs)
+        return Searched(report=EncoderReport.model_construct(), pairs=tuple(scores), even={})
+
+    answered = Answered(np.ones((400, 1)), tuple(map(str, range(400))), np.array([9.0]), 0)
+    (dense,) = score(answered, [EncoderSetting(name="dense")], 9.0, 0)
+    careful = searched((0.98, -0.01, 5.1), (0.90, -0.15, 3.0))
+    hasty = searched((0.97, -0.02, 5.0), (0.93, -0.06, 3.1))
+    assert cheapest([careful, hasty], 0.03) == (0, careful.pairs[0])
+    assert cheapest([hasty, careful], 0.03) == (1, careful.pairs[0])
+    assert cheapest([careful, hasty], 0.1) == (1, hasty.pairs[1])
+    assert cheapest([careful, hasty], 0.2) == (1, hasty.pairs[1])  # both are within, and it is more accurate
+    assert cheapest([careful, careful], 0.2) == (0, careful.pairs[1])
+    one = searched((0.9, -0.1, 5.0))
+    assert cheapest([one, one], 0.05) is None  # of two something is chosen: a rule that loses too much is not
+
+
+def test_the_rule_is_chosen_too(bundle: Path, demo_bundle: Path, tmp_path: Path) -> None:
+    by_chance, report = tmp_path / "by-chance", tmp_path / "report.json"
+    options = EncoderOptions(rule="random", flops=0.8)
+    export_bundle("export/demo/checkpoint", by_chance, encoder=options)
+    before = (by_chance / "catp.json").read_bytes()
+    code, output = schedule(
+        by_chance, bundle, "--flops", 0.8, "--ratios", "0.25", "--against", demo_bundle, "--limit", 60,
+        "--max-accuracy-drop", 0.9, "--report", report,
+    )  # fmt: skip
+    assert code == 0 and f"{by_chance}: random, merge one" in output, output
+    assert f"{bundle}: by default its vision encoder now keeps" in output
+    assert (by_chance / "catp.json").read_bytes() == before
+    pruning = open_bundle(bundle).manifest.encoder_pruning
+    assert pruning is not None and pruning.rule == "tome" and pruning.confirmed is not None
+    assert pruning.source.endswith("the rule the best of random (one), tome (nearest)")
+    found = json.loads(report.read_text())
+    (other,) = found["other_rules"]
+    assert (found["rule"], found["search"]["rule"], other["rule"]) == ("tome", "tome", "random")
+    best = max(row["accuracy"] for row in found["search"]["scores"][1:])
+    assert best > max(row["accuracy"] for row in other["scores"][1:])
+    code, output = schedule(bundle, bundle, "--flops", 0.8, "--against", demo_bundle)
+    assert code == 2 and "both prune by tome (nearest) in layers" in output
+    manifest = open_bundle(by_chance).manifest
+    write_manifest(
+        by_chance, manifest.model_copy(update={"vote": manifest.pruning.model_copy(update={"positions": "compact"})})
+    )
+    code, output = schedule(by_chance, bundle, "--flops", 0.8, "--ratios", "0", "--against", demo_bundle)
+    assert code == 2 and "are voted for in other ways" in output
 
 
 @pytest.mark.heavy
