@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = (
     "README.md",
     "docs/families.md",
+    "docs/bundle.md",
     "docs/generation.md",
     "docs/serving.md",
     "docs/accuracy.md",
