@@ -25,6 +25,7 @@ PAGES = (
 OTHERS = (
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "examples/cpp/README.md",
     "export/demo/accuracy/README.md",
     "export/demo/checkpoint/README.md",
     "export/demo/vqa/checkpoint/README.md",

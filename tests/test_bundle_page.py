@@ -15,7 +15,7 @@ PAGE = "docs/bundle.md"
 GRAPHS = {
     graph.strip("`"): cells for names, *cells in table(PAGE, "graph | inputs | outputs") for graph in names.split(", ")
 }
-FIELDS = {names: content for names, content in table(PAGE, "field | content")}
+FIELDS = dict(table(PAGE, "field | content"))
 
 DIAGNOSTICS = ("positions.", "merged_into.")
 
