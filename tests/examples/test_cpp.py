@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("make") is None or shutil.which("g++") is None, reason="no make, or no g++"),
     pytest.mark.skipif(
         not (HEADERS / "onnxruntime_cxx_api.h").is_file(),
-        reason=f"no headers of ONNX Runtime in {HEADERS} (Debian 13: libonnxruntime-dev); ORT_INCLUDE names another place",
+        reason=f"no headers of ONNX Runtime in {HEADERS} (Debian 13: libonnxruntime-dev); ORT_INCLUDE is another place",
     ),
     pytest.mark.skipif(LIBRARY is None, reason="this ONNX Runtime is no shared library"),
 ]
@@ -43,9 +43,14 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def picture(demo_bundle: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "scene-a.ppm"
+    return resized(demo_bundle, tmp_path)
+
+
+def resized(bundle: Path, folder: Path) -> Path:
+    """The sample's picture, of the bundle's size."""
+    path = folder / "scene-a.ppm"
     image = Image.open(samples()[0].image).convert("RGB")
-    Image.fromarray(resize(image, open_bundle(demo_bundle).manifest.image)).save(path)
+    Image.fromarray(resize(image, open_bundle(bundle).manifest.image)).save(path)
     return path
 
 
@@ -59,12 +64,14 @@ def printed(text: str, what: str) -> list[int]:
     return [int(number) for number in line.partition(": ")[2].split()]
 
 
-@pytest.mark.parametrize("fixture", ["demo_bundle", "twice_pruned_bundle"])
+@pytest.mark.parametrize("fixture", ["demo_bundle", "odd_bundle", "twice_pruned_bundle"])
 @pytest.mark.parametrize("ratio", [None, 0.25, 0.9])
 def test_tokens_are_those_of_python(
-    program: Path, fixture: str, picture: Path, ratio: float | None, request: pytest.FixtureRequest
+    program: Path, fixture: str, ratio: float | None, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    """The demo answers alike from wrong positions; the odd model, whose weights are random, does not."""
     bundle, sample = request.getfixturevalue(fixture), samples()[0]
+    picture = resized(bundle, tmp_path)
     (wanted,) = Pipeline.load(bundle).generate([sample.image], [sample.prompt], ratio)
     result = run(program, bundle, picture, sample.prompt, *([] if ratio is None else ["--ratio", str(ratio)]))
     assert result.returncode == 0, result.stderr
@@ -73,8 +80,8 @@ def test_tokens_are_those_of_python(
     assert result.stdout.strip() == wanted.answer
 
 
-def test_compact_positions_are_those_of_python(program: Path, demo_bundle: Path, picture: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(demo_bundle, tmp_path / "compact")
+def test_compact_positions_are_those_of_python(program: Path, odd_bundle: Path, tmp_path: Path) -> None:
+    copy, picture = shutil.copytree(odd_bundle, tmp_path / "compact"), resized(odd_bundle, tmp_path)
     manifest = json.loads((copy / "catp.json").read_text())
     manifest["pruning"] |= {"positions": "compact", "ratio": 0.75}
     (copy / "catp.json").write_text(json.dumps(manifest))
