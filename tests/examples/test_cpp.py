@@ -56,7 +56,10 @@ def resized(bundle: Path, folder: Path) -> Path:
 
 def run(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "ORT_LIBRARY": str(LIBRARY)}
-    return subprocess.run([program, *arguments], capture_output=True, text=True, env=environment, timeout=60)
+    # Random tokens end in the middle of characters.
+    return subprocess.run(
+        [program, *arguments], capture_output=True, text=True, errors="replace", env=environment, timeout=60
+    )
 
 
 def printed(text: str, what: str) -> list[int]:
