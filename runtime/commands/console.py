@@ -9,34 +9,51 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 import typer.core
-from rich.console import Console
-from rich.markup import escape
 
 from catp.runtime.errors import CatpError
 from catp.runtime.system.printable import in_json, one_line, printable
 
-
-class _Console(Console):
-    """Prints nothing that would steer a terminal, whatever a file's name or a manifest has."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*(printable(part) if isinstance(part, str) else part for part in objects), **options)
-
-    def render_str(self, text: str, **options: Any) -> Any:
-        return super().render_str(printable(text), **options)  # in tables
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def make_console(**options: Any) -> Console:
-    """On standard error; see rich.console.Console."""
-    return _Console(stderr=True, highlight=False, **options)
+    """On standard error; see rich.console.Console. It prints nothing that would steer a terminal."""
+    from catp.runtime.commands.safe_console import SafeConsole
+
+    return SafeConsole(stderr=True, highlight=False, **options)
 
 
-console = make_console()
+class _Late:
+    """A console that is made when it is first used: a command that has nothing to say does not load rich."""
+
+    @functools.cached_property
+    def _made(self) -> Console:
+        return make_console()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made, name)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether it is one that shows spinners. Variables by which rich is told so are its own to read."""
+        told = any(name in os.environ for name in ("FORCE_COLOR", "TTY_COMPATIBLE"))
+        return (told or sys.stderr.isatty()) and self._made.is_terminal
+
+
+console: Console = cast("Console", _Late())
 """People read standard error; standard output is for results and for --json."""
+
+
+def escape(text: str) -> str:
+    """Text that no part of is markup."""
+    from rich.markup import escape as escaped
+
+    return escaped(text)
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
