@@ -59,6 +59,12 @@ PATH_CHARACTERS: Final = 1024
 THREADS_PER_CORE: Final = 32
 """More threads than cores help nobody, a million of them end the process."""
 
+CACHE_ROUNDING: Final = 32
+"""Slots of a KV cache come in multiples of this: attention costs what the cache is long."""
+
+PROGRAM_BYTES: Final = 100_000_000
+"""Of a process beside weights and cache, in estimates (--max-memory): Python, numpy, ONNX Runtime."""
+
 # Of a server: what a client may make it do. Those with an option are its default.
 
 SERVED_ROWS: Final = 8

@@ -10,6 +10,7 @@ import typer
 
 from catp.runtime.commands.console import busy, make_app, print_json_line, print_line
 from catp.runtime.commands.encoder_options import FlopsOption, KeptOption, parse_counts
+from catp.runtime.commands.memory_option import MaxMemoryOption, check_bundle
 from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
@@ -27,6 +28,7 @@ def match(
     encoder_kept: KeptOption = None,
     provider: Annotated[str, typer.Option(help=f"What executes the graphs: {', '.join(PROVIDERS)}.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads within an operator.")] = None,
+    max_memory: MaxMemoryOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="ONNX Runtime's log on standard error.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object per pair on standard output.")] = False,
 ) -> None:
@@ -40,6 +42,7 @@ def match(
     if len(images) != len(text):
         raise UsageError(f"{len(image)} --image and {len(text)} --text: give one text per image, or one image for all")
     encoder = EncoderWish(parse_counts(encoder_kept), encoder_flops)
+    check_bundle(bundle, provider, max_memory, text)
     with busy("load the bundle"):
         pipeline = Pipeline.load(bundle, provider, threads=threads, verbose=verbose)
     with busy("score"):

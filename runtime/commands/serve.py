@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from catp.runtime.bundle.folder import open_bundle
+from catp.runtime.bundle.footprint import Footprint, check_memory
 from catp.runtime.commands.console import make_app
+from catp.runtime.commands.memory_option import MaxMemoryOption, check_limit, footprint
 from catp.runtime.errors import UsageError
 from catp.runtime.limits import (
     CACHE_BYTES,
@@ -99,6 +101,7 @@ def serve(
         float,
         typer.Option(min=0, help="Seconds that answers get once the server is to stop.", rich_help_panel=_LIMITS),
     ] = DRAIN_SECONDS,
+    max_memory: MaxMemoryOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="ONNX Runtime's log on standard error.")] = False,
 ) -> None:
     """Serve bundles over HTTP: OpenAI's chat completions, KServe's v2 protocol, health, metrics.
@@ -113,8 +116,14 @@ def serve(
     from catp.runtime.server.settings import ServerSettings, read_keys
 
     bundles = _bundles(bundle, model or [])
-    for path in bundles.values():
-        open_bundle(path, verify=False)  # what is wrong with it is said before a port is taken
+    check_limit(max_memory)
+    # What is wrong with a bundle is said before a port is taken.
+    manifests = [open_bundle(path, verify=False).manifest for path in bundles.values()]
+    each = [footprint(manifest, provider, rows, max_length) for manifest in manifests]
+    # Pictures that were seen before are kept of each model.
+    cached = sum(found.cache for found in each) + len(each) * (cache << 20)
+    needed = Footprint(sum(found.weights for found in each), cached)
+    check_memory(f"serving {', '.join(map(str, bundles.values()))}", needed, max_memory)
     if prompt_template is not None and ("{text}" not in prompt_template or len(prompt_template) > TEMPLATE_CHARACTERS):
         raise UsageError(f"--prompt-template {prompt_template[:100]!r}: it must contain {{text}}")
     settings = ServerSettings(

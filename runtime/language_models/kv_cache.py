@@ -6,6 +6,7 @@ import copy
 
 import numpy as np
 
+from catp.runtime.bundle.footprint import cache_bytes
 from catp.runtime.bundle.manifest import GraphSpec
 from catp.runtime.errors import UsageError
 from catp.runtime.providers.base import DeviceTensor, Engine
@@ -50,11 +51,9 @@ class Cache:
 
 def _check_memory(graph: GraphSpec, rows: int, slots: int) -> None:
     """Raises UsageError where the machine could never hold the cache, or an answer's scores."""
-    needed = 0
-    for spec in (*graph.inputs, *graph.outputs):
-        if spec.name.startswith("past_key_values."):
-            needed += rows * slots * int(spec.shape[1]) * int(spec.shape[3]) * np.dtype(spec.dtype).itemsize
-        elif spec.name == "logits":
+    needed = cache_bytes(graph, rows, slots)
+    for spec in graph.outputs:
+        if spec.name == "logits":
             needed += rows * int(spec.shape[1]) * np.dtype(spec.dtype).itemsize
     if needed < WORTH_A_LOOK:
         return

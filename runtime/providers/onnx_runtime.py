@@ -15,7 +15,7 @@ from ml_dtypes import bfloat16
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import Purpose
 from catp.runtime.errors import BundleError, GraphError, UsageError
-from catp.runtime.limits import THREADS_PER_CORE
+from catp.runtime.limits import CACHE_ROUNDING, THREADS_PER_CORE
 from catp.runtime.providers.base import DeviceTensor, HostMoment, Value
 from catp.runtime.providers.row_copies import row_copies
 from catp.runtime.system.optional_imports import optional_import
@@ -30,9 +30,6 @@ _EXECUTION_PROVIDERS = {
 }
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "ort-tensorrt": "cuda"}
 _EXTRAS = {"cpu": "cpu", "cuda": "gpu", "ort-tensorrt": "gpu"}
-
-SLOT_BUCKET = 32
-"""Cache lengths are multiples of this: attention costs what the cache is long, so it is no longer than needed."""
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -204,7 +201,7 @@ class OrtEngine:
         wait_for_default_stream()
 
     def cache_slots(self, needed: int) -> int:
-        return -(-needed // SLOT_BUCKET) * SLOT_BUCKET
+        return -(-needed // CACHE_ROUNDING) * CACHE_ROUNDING
 
     def upload(self, array: np.ndarray[Any, Any]) -> OrtTensor:
         array = np.ascontiguousarray(array)
