@@ -31,7 +31,7 @@ FLOORS = {
         ("image_encoders",),
         ("families",),
         ("checkpoints", "engines"),
-        ("writing", "verification", "conversion"),
+        ("writing", "verification", "conversion", "packing"),
         ("exporter",),
         ("commands",),
     ),
@@ -54,6 +54,7 @@ KEPT_IN = {
         "calibration/ratio",
         "calibration/benchmark/results",
     ),
+    "packaging": ("export/packing",),
     "starlette": ("runtime/server",),
     "uvicorn": ("runtime/server",),
     "matplotlib": (
