@@ -13,6 +13,7 @@ PAGES = (
     "docs/bundle.md",
     "docs/generation.md",
     "docs/serving.md",
+    "docs/edge.md",
     "docs/accuracy.md",
     "docs/encoder-pruning.md",
     "docs/precision.md",

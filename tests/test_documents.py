@@ -84,6 +84,8 @@ def outputs(clone: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, s
         # The tests' own environment stands in for the one that make would create.
         run = command.replace("make ", f"make -o {VENV}/.installed VENV={VENV} ", 1)
         result = subprocess.run(run, shell=True, cwd=clone, env=environment, capture_output=True, text=True)
+        if command.startswith("catp-pack") and "can't reach its package index" in result.stderr:
+            continue  # tests of its own are skipped by name then
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
         printed[command] = result.stdout + result.stderr
     yield printed
