@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from catp.export.demo import samples
 
@@ -56,3 +57,13 @@ def test_a_common_picture_is_read_without_the_decoders_of_others(loaded: set[str
 
 def test_its_modules_are_not_many(loaded: set[str]) -> None:
     assert len(loaded) < 550  # 490 with the pinned versions, of Python 3.11
+
+
+@pytest.mark.parametrize("form", ["WEBP", "TIFF"])
+def test_a_rare_picture_is_read_all_the_same(tmp_path: Path, form: str) -> None:
+    """In a process of its own, where nothing has loaded all decoders before."""
+    path = tmp_path / "picture"
+    Image.new("RGB", (6, 4), (9, 8, 7)).save(path, form)
+    code = "import sys; from catp.runtime.inputs.images import load_image; print(load_image(sys.argv[1]).size)"
+    result = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert result.stdout.strip() == "(6, 4)", result.stderr
