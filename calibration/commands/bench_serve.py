@@ -41,7 +41,10 @@ def serve(
         str, typer.Option(metavar="OPTIONS", help="Of catp-serve on the bundle, such as '--rows 4 --threads 2'.")
     ] = "",
     model: Annotated[
-        str | None, typer.Option(help="As the servers of --url name it. Default: the only one that each serves.")
+        str | None,
+        typer.Option(
+            help="As servers of --url name it that serve several, or list none. Default: the only one that each serves."
+        ),
     ] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(help="File whose first line is the key that the servers of --url want.")

@@ -67,25 +67,31 @@ def parse_target(text: str) -> tuple[str, str]:
 def find_target(name: str, url: str, model: str | None, key: str | None) -> Target:
     """A running server, and the model that it serves.
 
+    Args:
+        model: taken where the server has it, or lists none (LitServe); of a single one that it has, it is that.
+
     Raises:
         CatpError: nobody answers there.
         UsageError: it serves several models, and none was named, or not that one.
     """
-    target = Target(name, url, model or "", key)
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     try:
         response = httpx.get(f"{url}/v1/models", headers=headers, timeout=30, trust_env=False)
+        if response.status_code == 404:
+            if model is None:
+                raise UsageError(f"--url {url}: this server lists no models; say with --model how requests name it")
+            return Target(name, url, model, key)
         response.raise_for_status()
         served = [entry["id"] for entry in response.json()["data"]]
     except httpx.HTTPStatusError as error:
         raise CatpError(f"{url}/v1/models: status {error.response.status_code}; does it want a key?") from None
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise CatpError(f"{url}: no OpenAI-compatible server answers there ({type(error).__name__})") from None
-    if model is None and len(served) == 1:
+    if len(served) == 1:
         return Target(name, url, served[0], key)
     if model is None or model not in served:
         raise UsageError(f"--model {model or '(none)'}: {url} serves {', '.join(served) or 'none'}; name one of them")
-    return target
+    return Target(name, url, model, key)
 
 
 @contextmanager

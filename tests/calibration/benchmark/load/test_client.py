@@ -74,8 +74,8 @@ def test_one_number_is_one_picture() -> None:
 
 
 @contextmanager
-def answering(*replies: bytes) -> Iterator[str]:
-    """A server that reads a request and writes these bytes, one connection each, whatever was asked."""
+def answering(*replies: bytes, end: bytes = b"{}") -> Iterator[str]:
+    """A server that reads a request up to its end and writes these bytes, one connection each, whatever was asked."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -83,7 +83,7 @@ def answering(*replies: bytes) -> Iterator[str]:
             connection, _ = listener.accept()
             with connection:
                 read = b""
-                while not read.endswith(b"{}"):  # what is left unread would reset the connection
+                while not read.endswith(end):  # what is left unread would reset the connection
                     read += connection.recv(1 << 16)
                 connection.sendall(reply)
 
@@ -151,6 +151,11 @@ def test_models_are_named_where_there_are_several(pipeline: Pipeline) -> None:
         assert find_target("x", server.address, "two", None).model == "two"
         with pytest.raises(UsageError, match=r"--model \(none\): .* serves one, two; name one of them"):
             find_target("x", server.address, None, None)
+    missing = b"HTTP/1.1 404 x\r\ncontent-length: 0\r\n\r\n"
+    with answering(missing, missing, end=b"\r\n\r\n") as url:
+        assert find_target("x", url, "any", None).model == "any"
+        with pytest.raises(UsageError, match="this server lists no models; say with --model"):
+            find_target("x", url, None, None)
     with running(pipeline, keys=("secret",)) as server:
         assert find_target("x", server.address, None, "secret").model == NAME
         with pytest.raises(CatpError, match="status 401; does it want a key"):
