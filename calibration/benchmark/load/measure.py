@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +29,7 @@ def measure(
     rounds: int,
     timeout: float,
     advance: Callable[[], None] = lambda: None,
+    fields: Mapping[str, Mapping[str, Any]] = {},
 ) -> dict[Setting, list[list[Sample]]]:
     """Samples by setting and round.
 
@@ -37,11 +40,13 @@ def measure(
         requests: of each client.
         timeout: seconds without a byte after which a request has failed.
         advance: called after each setting of each round.
+        fields: of bodies, by the name of a server that has others than the workload's.
 
     Raises:
         CatpError: a server does not answer one of the first requests.
     """
     by_name = {target.name: target for target in targets}
+    worded = {name: replace(workload, fields=fields.get(name, workload.fields)) for name in by_name}
     rng = np.random.default_rng(workload.seed)
     pictures: Mapping[str, dict[Pictures, Iterator[int]]] = {
         name: {"cached": numbers("cached"), "new": numbers("new")} for name in by_name
@@ -51,7 +56,7 @@ def measure(
     async def run() -> None:
         for target in targets:
             async with target.client(timeout) as client:
-                found = await closed_loop(client, [workload.body(target.model, n) for n in range(POOL)], 1)
+                found = await closed_loop(client, [worded[target.name].body(target.model, n) for n in range(POOL)], 1)
             if failed := next((sample.failure for sample in found if sample.failure is not None), None):
                 raise CatpError(f"{target.name}: {target.url} does not answer a question about a picture ({failed})")
         for _ in range(rounds):
@@ -60,7 +65,9 @@ def measure(
                 target = by_name[setting.server]
                 count = requests * (setting.clients or ARRIVALS_OF)
                 asked = islice(pictures[target.name][setting.pictures], count)
-                bodies = [workload.body(target.model, number) for number in asked]  # made before any clock runs
+                bodies = [
+                    worded[target.name].body(target.model, number) for number in asked
+                ]  # made before any clock runs
                 async with target.client(timeout) as client:
                     if setting.clients is not None:
                         found = await closed_loop(client, bodies, setting.clients)
