@@ -99,6 +99,8 @@ class Serving:
     Args:
         loaders: open a bundle each, by the name under which it is served.
         listening: called with the server's address.
+        leave: ends the process with an exit code while a graph still runs in its thread: what ends it otherwise would
+            take memory away under the graph.
     """
 
     def __init__(
@@ -106,9 +108,11 @@ class Serving:
         loaders: Mapping[str, Callable[[], Pipeline]],
         settings: ServerSettings,
         listening: Callable[[str], None] = lambda address: None,
+        leave: Callable[[int], object] = os._exit,
     ) -> None:
         self.settings = settings
         self._listening = listening
+        self._leave = leave
         self.metrics = Metrics()
         self.engines = {
             name: ModelEngine(name, load, settings, self.metrics, self._engine_ended) for name, load in loaders.items()
@@ -169,10 +173,9 @@ class Serving:
         if error is None and cut_off:
             error = CatpError("answers were cut off: they took longer than the drain")
         if not all(ended):
-            # A graph still runs in its thread; what ends the process otherwise would take memory away under it.
             if error is not None:
                 print(f"error: {error}", file=sys.stderr, flush=True)
-            os._exit(0 if error is None else 1)
+            self._leave(0 if error is None else 1)
         if error is not None:
             raise error
 
