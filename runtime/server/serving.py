@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -23,6 +25,7 @@ from catp.runtime.server.engine import ModelEngine
 from catp.runtime.server.failures import Failure
 from catp.runtime.server.log import describe, log
 from catp.runtime.server.metrics import Metrics
+from catp.runtime.server.reloading import Reloading
 from catp.runtime.server.settings import ServerSettings
 from catp.runtime.server.state import State
 
@@ -119,6 +122,8 @@ class Serving:
         }
         self.state = State(self.engines, settings, self.metrics)
         self.app = make_app(self.state)
+        self._reloading = Reloading(loaders, self.state, self._engine_ended)
+        self._reload = False
         self._error: BaseException | None = None
         self._told_at: float | None = None
         self._now = False
@@ -153,18 +158,22 @@ class Serving:
         log("listening", url=address, models=list(self.engines), needs_key=bool(self.settings.keys))
         self._listening(address)
         for engine in self.engines.values():
+            engine.publish()
             engine.start()
         cut_off = False
 
         async def live() -> None:
             nonlocal cut_off
+            if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
             serve = asyncio.create_task(server.serve(sockets=[listener]))
             cut_off = await self._until_drained(serve)
             server.should_exit = True
             await serve
 
         asyncio.run(live())
-        ended = [engine.stop(_LAST_WORDS_SECONDS) for engine in self.engines.values()]
+        engines = (*self.engines.values(), *self._reloading.retired)
+        ended = [engine.stop(_LAST_WORDS_SECONDS) for engine in engines]
         self.state.close()
         log("stopped", cut_off=cut_off)
         error = self._error
@@ -185,6 +194,10 @@ class Serving:
         self._told_at = self._told_at or time.monotonic()
         self._now = times > 1
 
+    def reload(self) -> None:
+        """Have every bundle opened again, while the server answers with what it has."""
+        self._reload = True
+
     def _engine_ended(self, error: BaseException) -> None:
         log("model_ended", **describe(error))
         self._error, self._ended = error, True
@@ -192,9 +205,15 @@ class Serving:
     async def _until_drained(self, serve: asyncio.Task[None]) -> bool:
         """Whether answers were cut off."""
         gate = self.state.gate
+        reloading: asyncio.Task[None] | None = None
         while not self._ended and not serve.done():
             await asyncio.sleep(0.05)
+            if reloading is not None and reloading.done():
+                reloading.result()
+                reloading = None
             if self._told_at is None:
+                if self._reload and reloading is None:
+                    self._reload, reloading = False, asyncio.create_task(self._reloading.run())
                 continue
             if gate.empty:
                 return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -21,10 +21,10 @@ class State:
     """The state of the whole server, on the event loop.
 
     Args:
-        engines: by the name of their model.
+        engines: by the name of their model; a reloaded one takes the place of the old one.
     """
 
-    def __init__(self, engines: Mapping[str, ModelEngine], settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(self, engines: dict[str, ModelEngine], settings: ServerSettings, metrics: Metrics) -> None:
         self.engines = engines
         self.settings = settings
         self.metrics = metrics
