@@ -38,12 +38,12 @@ class Setting(_Strict):
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What two servers' settings share where they carry the same load."""
+        """The load alone, which is what settings of two servers are compared by."""
         return self.pictures, self.clients, self.rate
 
 
 class Quantiles(_Strict):
-    """Of milliseconds, over all requests of all rounds."""
+    """Quantiles of milliseconds, over all requests of all rounds."""
 
     p50: float
     p95: float
