@@ -29,6 +29,9 @@ from catp.runtime.server.reloading import Reloading
 from catp.runtime.server.settings import ServerSettings
 from catp.runtime.server.state import State
 
+_EVENTS = {"uvicorn": "http", "opentelemetry": "traces"}
+"""Events of the log that are words of libraries, by their loggers."""
+
 _KEEP_ALIVE_SECONDS = 30
 _LAST_WORDS_SECONDS = 2.0
 """In which streams that a drain cuts off send their error event, and threads end."""
@@ -71,12 +74,17 @@ class _Protocol(H11Protocol):
 
 
 class _Lines(logging.Handler):
-    """uvicorn's own words as lines of the log."""
+    """Words of libraries as lines of the log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         fields = {} if error is None else describe(error)
-        log("http", level=record.levelname.lower(), message=record.getMessage(), **fields)
+        log(
+            _EVENTS[record.name.partition(".")[0]],
+            level=record.levelname.lower(),
+            message=record.getMessage(),
+            **fields,
+        )
 
 
 class _Server(uvicorn.Server):
@@ -137,8 +145,9 @@ class Serving:
             CatpError: a bundle can't be loaded, a model's thread has ended, or answers were cut off.
         """
         listener = _listen(self.settings)
-        spoken = logging.getLogger("uvicorn")
-        spoken.handlers, spoken.propagate = [_Lines(logging.WARNING)], False
+        for library in _EVENTS:
+            spoken = logging.getLogger(library)
+            spoken.handlers, spoken.propagate = [_Lines(logging.WARNING)], False
         config = uvicorn.Config(
             self.app,
             http=_Protocol,
