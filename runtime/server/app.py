@@ -51,7 +51,7 @@ def make_app(state: State) -> Front:
     if state.settings.page:
         routes.append(Route("/", page))
     router = Router(routes, redirect_slashes=False, default=_unknown)
-    return Front(router, state.settings, lambda: state.draining, partial(_count, state.metrics))
+    return Front(router, state.settings, lambda: state.draining, partial(_count, state.metrics), state.tracing)
 
 
 def _count(metrics: Metrics, facts: Mapping[str, Any]) -> None:

@@ -21,12 +21,16 @@ from catp.runtime.limits import BODY_BYTES, REQUEST_ID_CHARACTERS
 from catp.runtime.server.failures import Failure
 from catp.runtime.server.log import describe, log
 from catp.runtime.server.settings import ServerSettings
+from catp.runtime.server.tracing import Tracing
 
 OPEN_TO_ALL = ("/health", "/health/live", "/health/ready")
 """Paths that need no key; every other one does."""
 
 _WHILE_DRAINING = ("/metrics", "/v2/health/live", "/v2/health/ready")
 """Paths beside those open to all that are served until the end."""
+
+_NOT_TRACED = (*OPEN_TO_ALL, "/metrics")
+"""Paths that somebody asks for every few seconds."""
 
 _DISCARDED_SECONDS = 2.0
 
@@ -44,6 +48,7 @@ class Front:
     Args:
         draining: whether the server has been told to stop.
         finished: called with the facts about each request when it is over.
+        tracing: of requests, if there is any.
     """
 
     def __init__(
@@ -52,8 +57,10 @@ class Front:
         settings: ServerSettings,
         draining: Callable[[], bool],
         finished: Callable[[dict[str, Any]], None] = lambda facts: None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.app = app
+        self._tracing = tracing
         self.open_paths = {*OPEN_TO_ALL, *(["/"] if settings.page else [])}
         self._digests = [_digest(key) for key in settings.keys]
         self._draining = draining
@@ -69,6 +76,8 @@ class Front:
         scope["catp"] = facts
         scope["app"] = self  # Starlette's routes raise where there is one, instead of answering as plain text
         began, started = time.monotonic(), False
+        traced = self._tracing is not None and scope["path"] not in _NOT_TRACED
+        span = self._tracing.begin(scope["method"], scope["path"], headers) if self._tracing and traced else None
 
         async def answer(message: Message) -> None:
             nonlocal started
@@ -103,6 +112,8 @@ class Front:
                     )
         finally:
             self._end(scope, facts, time.monotonic() - began)
+            if self._tracing is not None and span is not None:
+                self._tracing.end(span, facts)
 
     def _check(self, path: str, headers: Headers) -> None:
         if path in self.open_paths:
