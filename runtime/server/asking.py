@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,7 @@ class Reading:
 
     engine: ModelEngine
     makers: Sequence[Maker]
-    whole: Callable[[Sequence[Finished | Matched]], dict[str, Any]]
+    whole: Callable[[Sequence[Finished | Matched]], Mapping[str, object]]
     dialect: Dialect | None = None
 
 
@@ -118,7 +118,7 @@ class Asking:
                 event = await inbox.next()
             assert isinstance(event, Finished)
             closing = [_event(part) for part in dialect.closing(event)]
-            await say(*opening, *closing, dialect.end or b"")
+            await say(*opening, *closing, b"" if dialect.end is None else _data(dialect.end.encode()))
             _note(request.scope, [event])
         except Failure as failure:
             note(request.scope, failed=failure)
@@ -128,8 +128,12 @@ class Asking:
         await exchange.send(send, {"type": "http.response.body", "body": b""})
 
 
-def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + compact(content) + b"\n\n"
+def _event(content: Mapping[str, object]) -> bytes:
+    return _data(compact(content))
+
+
+def _data(content: bytes) -> bytes:
+    return b"data: " + content + b"\n\n"
 
 
 def _start(kind: str) -> dict[str, Any]:

@@ -11,7 +11,12 @@ from catp.runtime.server.failures import Failure
 
 Model = TypeVar("Model", bound=BaseModel)
 
-Prompt = Annotated[str, Field(max_length=SERVED_PROMPT_CHARACTERS)]
+Prompt = Annotated[str, Field(max_length=SERVED_PROMPT_CHARACTERS, examples=["what is in the picture?"])]
+EXAMPLE_PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mPUiDrBgA0wMeAAg1MCAAWzAVqiKYDVAAAA"
+    "AElFTkSuQmCC"
+)
+Picture = Annotated[str, Field(examples=[EXAMPLE_PICTURE])]
 _Stop = Annotated[str, Field(min_length=1, max_length=SERVED_PROMPT_CHARACTERS)]
 
 _one_or_many = Discriminator(lambda value: "(many)" if isinstance(value, list | tuple) else "(one)")
@@ -22,7 +27,7 @@ Stop = Annotated[
     _one_or_many,
 ]
 Pictures = Annotated[
-    Annotated[str, Tag("(one)")] | Annotated[list[str], Field(min_length=1, max_length=FRAMES), Tag("(many)")],
+    Annotated[Picture, Tag("(one)")] | Annotated[list[Picture], Field(min_length=1, max_length=FRAMES), Tag("(many)")],
     _one_or_many,
 ]
 
@@ -55,7 +60,7 @@ class Choice(Strict):
 class ImageUrl(Strict):
     """A picture."""
 
-    url: str
+    url: Picture
     detail: Literal["auto", "low", "high"] | None = None  # this model sees every picture at one size
 
 

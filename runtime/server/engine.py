@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from catp.runtime.server.jobs import Finished, Job, Matched, Piece
 from catp.runtime.server.log import describe, log
 from catp.runtime.server.metrics import Metrics
 from catp.runtime.server.settings import ServerSettings
+from catp.runtime.server.shapes import Explanation
 
 _WAIT: Final = 0.25
 """Seconds between two signs of life of a thread without work."""
@@ -49,7 +50,7 @@ class _Answering:
     prefill_seconds: float
     last_token: float  # on time.monotonic's clock
     decode_seconds: float = 0.0
-    explanation: dict[str, Any] | None = None
+    explanation: Explanation | None = None
 
 
 class ModelEngine:

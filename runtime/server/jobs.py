@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from catp.runtime.answers import Answer
 from catp.runtime.image_sides.query_tokens import Seen
 from catp.runtime.questions import Wishes
 from catp.runtime.server.failures import Failure
+from catp.runtime.server.shapes import Explanation
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Finished:
     prompt_tokens: int  # of the text
     reason: str
     cached: bool
-    explanation: dict[str, Any] | None = None
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from starlette.requests import Request
 
@@ -75,8 +74,8 @@ def read_infer_request(state: State, request: Request, body: bytes) -> Reading:
     return Reading(engine, makers, whole)
 
 
-def _whole(dialect: Dialect) -> Callable[[Sequence[Finished | Matched]], dict[str, Any]]:
-    def whole(ends: Sequence[Finished | Matched]) -> dict[str, Any]:
+def _whole(dialect: Dialect) -> Callable[[Sequence[Finished | Matched]], Mapping[str, object]]:
+    def whole(ends: Sequence[Finished | Matched]) -> Mapping[str, object]:
         (end,) = ends
         assert isinstance(end, Finished)
         return dialect.whole(end)
