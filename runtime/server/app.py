@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from catp.runtime.server import kserve, shapes
 from catp.runtime.server import metrics as prometheus
 from catp.runtime.server.asking import Asking
-from catp.runtime.server.bodies import ChatBody, GenerateBody
+from catp.runtime.server.bodies import ChatBody, EmbeddingsBody, GenerateBody
 from catp.runtime.server.dialects import KServeGenerate, OpenAiChat
 from catp.runtime.server.engine import ModelEngine
 from catp.runtime.server.failures import Failure
@@ -24,7 +24,12 @@ from catp.runtime.server.metrics import Metrics
 from catp.runtime.server.openapi import describe
 from catp.runtime.server.operations import Operation
 from catp.runtime.server.page import page
-from catp.runtime.server.readers import read_chat_request, read_generate_request, read_infer_request
+from catp.runtime.server.readers import (
+    read_chat_request,
+    read_embeddings_request,
+    read_generate_request,
+    read_infer_request,
+)
 from catp.runtime.server.state import State
 
 
@@ -65,6 +70,13 @@ def make_operations(state: State) -> list[Operation]:
             shapes.ChatCompletion,
             ChatBody,
             stream=OpenAiChat,
+        ),
+        Operation(
+            "/v1/embeddings",
+            Asking(state, "embeddings", read_embeddings_request),
+            "Embed texts and pictures",
+            shapes.EmbeddingList,
+            EmbeddingsBody,
         ),
         Operation("/v2", _v2_server, "The server", shapes.ServerMetadata),
         Operation("/v2/health/live", _live, "A sign of life", shapes.Live, while_draining=True),

@@ -17,7 +17,7 @@ from catp.runtime.server.engine import ModelEngine
 from catp.runtime.server.exchange import Exchange, compact, read_body
 from catp.runtime.server.failures import Failure, failure_of
 from catp.runtime.server.front import note
-from catp.runtime.server.jobs import Event, Finished, Job, Matched, Piece
+from catp.runtime.server.jobs import End, Event, Finished, Job, Piece
 from catp.runtime.server.state import State
 
 Maker = Callable[[Callable[[Event], None]], Job]
@@ -36,7 +36,7 @@ class Reading:
 
     engine: ModelEngine
     makers: Sequence[Maker]
-    whole: Callable[[Sequence[Finished | Matched]], Mapping[str, object]]
+    whole: Callable[[Sequence[End]], Mapping[str, object]]
     dialect: Dialect | None = None
 
 
@@ -141,7 +141,7 @@ def _start(kind: str) -> dict[str, Any]:
     return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
-def _note(scope: Scope, ends: Sequence[Finished | Matched]) -> None:
+def _note(scope: Scope, ends: Sequence[End]) -> None:
     """Numbers of answers, for the log."""
     finished = [end for end in ends if isinstance(end, Finished)]
     if finished:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from catp.runtime.limits import FRAMES, SERVED_PROMPT_CHARACTERS, SERVED_STOP_STRINGS, SERVED_TURNS
+from catp.runtime.limits import FRAMES, SERVED_EMBEDDINGS, SERVED_PROMPT_CHARACTERS, SERVED_STOP_STRINGS, SERVED_TURNS
 from catp.runtime.server.failures import Failure
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -133,6 +133,32 @@ class ChatBody(Choice):
     user: str | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
+
+
+class PictureInput(Strict):
+    """A picture to embed."""
+
+    image: Picture
+
+
+EmbeddingInput = Annotated[
+    Annotated[Prompt, Tag("(text)")] | Annotated[PictureInput, Tag("(picture)")],
+    Discriminator(lambda given: "(text)" if isinstance(given, str) else "(picture)"),
+]
+
+
+class EmbeddingsBody(Strict):
+    """POST /v1/embeddings."""
+
+    model: str
+    input: Annotated[
+        Annotated[EmbeddingInput, Tag("(one)")]
+        | Annotated[list[EmbeddingInput], Field(min_length=1, max_length=SERVED_EMBEDDINGS), Tag("(many)")],
+        _one_or_many,
+    ]
+    encoding_format: Literal["float", "base64"] = "float"
+    ratio: float | None = None  # of pictures
+    user: str | None = None
 
 
 class GenerateParameters(Choice):

@@ -24,7 +24,7 @@ from catp.runtime.questions import Question, Wishes
 from catp.runtime.server.explanation import explain
 from catp.runtime.server.failures import Failure, failure_of
 from catp.runtime.server.image_cache import ImageCache
-from catp.runtime.server.jobs import Finished, Job, Matched, Piece
+from catp.runtime.server.jobs import Embedded, End, Finished, Job, Matched, Piece
 from catp.runtime.server.log import describe, log
 from catp.runtime.server.metrics import Metrics
 from catp.runtime.server.settings import ServerSettings
@@ -279,8 +279,10 @@ class ModelEngine:
             job = self._waiting.popleft()
         try:
             self._metrics.observe("catp_time_in_queue_seconds", time.monotonic() - job.accepted, model=self.name)
-            if job.matches:
+            if job.work == "match":
                 self._match(job)
+            elif job.work == "embed":
+                self._embed(job)
             else:
                 self._admit(job)
         except Exception as error:  # of this request; the others go on
@@ -341,6 +343,14 @@ class ModelEngine:
             job,
             Matched([m.probability for m in found], [m.similarity for m in found], found[0].kept_indices),
         )
+
+    def _embed(self, job: Job) -> None:
+        assert self._pipeline is not None
+        if job.pixel_values is None:
+            self._tell_end(job, Embedded(self._pipeline.matching.embed(job.tokens), []))
+            return
+        indices, vectors = self._pipeline.embed_pixels(job.pixel_values, job.wishes.ratio)
+        self._tell_end(job, Embedded(vectors[0], indices[0].tolist()))
 
     def _step(self) -> None:
         assert self._together is not None
@@ -415,7 +425,7 @@ class ModelEngine:
             log("request_failed", model=self.name, request_id=job.request_id, **describe(error))
         self._tell_end(job, failure)
 
-    def _tell_end(self, job: Job, event: Finished | Matched | Failure) -> None:
+    def _tell_end(self, job: Job, event: End | Failure) -> None:
         seconds = time.monotonic() - job.accepted
         if event is _CANCELLED:
             self._metrics.count("catp_cancellations_total", model=self.name)

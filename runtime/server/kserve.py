@@ -16,7 +16,7 @@ from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.limits import BODY_BYTES, IMAGE_BYTES, SERVED_PROMPT_CHARACTERS
 from catp.runtime.server.bodies import EXAMPLE_PICTURE, GenerateParameters, Strict, parse
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.jobs import Finished, Matched
+from catp.runtime.server.jobs import End, Finished, Matched
 from catp.runtime.server.pictures import decode_base64, read_url
 from catp.runtime.server.shapes import Inferred, ModelMetadata, OutputTensor, ServerMetadata
 
@@ -177,7 +177,7 @@ def describe_model(name: str, manifest: Manifest) -> ModelMetadata:
     }
 
 
-def infer_response(name: str, asked: InferBody, ends: Sequence[Finished | Matched]) -> Inferred:
+def infer_response(name: str, asked: InferBody, ends: Sequence[End]) -> Inferred:
     """The response to `infer`, data in JSON."""
     tensors: dict[str, tuple[str, list[Any]]] = {}
     first = ends[0]

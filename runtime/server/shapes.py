@@ -185,6 +185,38 @@ class ChatChunk(Shape):
     catp: NotRequired[Account]
 
 
+class Kept(Shape):
+    """The vectors of a picture: one for each query token that is kept, one after another in its embedding."""
+
+    num_kept: int
+    kept_indices: list[int]
+
+
+class Embedding(Shape):
+    """A text's vector, or a picture's vectors; in base64, of float32, the lowest byte first."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+    catp: NotRequired[Kept]
+
+
+class EmbeddingUsage(Shape):
+    """Tokens that were read; of pictures, those that were kept."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Shape):
+    """Embeddings, in the order of what was given."""
+
+    object: Literal["list"]
+    model: str
+    data: list[Embedding]
+    usage: EmbeddingUsage
+
+
 class ServerMetadata(Shape):
     """The server."""
 

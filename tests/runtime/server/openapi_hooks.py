@@ -4,6 +4,7 @@ Without them hardly a body is answered: nobody makes up base64 of a PNG, or twen
 """
 
 import json
+import os
 import zlib
 from typing import Any
 
@@ -35,6 +36,6 @@ def map_body(context: schemathesis.HookContext, body: Any) -> Any:
         if "inputs" in body:
             body["inputs"] = [
                 {"name": "image"},
-                {"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["what?"]},
+                {"name": os.environ["TEXT_TENSOR"], "shape": [1], "datatype": "BYTES", "data": ["what?"]},
             ]
     return with_pictures(body)
