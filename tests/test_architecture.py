@@ -31,7 +31,7 @@ FLOORS = {
         ("image_encoders",),
         ("families",),
         ("checkpoints", "engines"),
-        ("writing", "verification", "conversion"),
+        ("writing", "verification", "conversion", "triton"),
         ("exporter",),
         ("commands",),
     ),
