@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 Shared = Callable[[str, Callable[[Path], object]], Path]
 
 
+def _lives(process: str) -> bool:
+    """Whether the process of that number runs; one whose number is not written yet does."""
+    return not process or Path(f"/proc/{process}").exists()
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Shared:
     """`shared(name, make)`: a folder that the first process to ask for it makes, and the others wait for."""
@@ -63,12 +69,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     root = base.parent if hasattr(request.config, "workerinput") else base  # pytest-xdist: one base per process
 
     def get(name: str, make: Callable[[Path], object]) -> Path:
-        folder, done, failed = root / name, root / f"{name}.done", root / f"{name}.failed"
+        folder, begun, done, failed = (root / f"{name}{end}" for end in ("", ".begun", ".done", ".failed"))
         try:
-            (root / f"{name}.begun").mkdir()
+            with begun.open("x") as file:
+                file.write(str(os.getpid()))
         except FileExistsError:
             while not done.exists():
                 assert not failed.exists(), f"{name} could not be made in another process"
+                # A process that died says nothing more; without this, whoever needs the same would wait for ever.
+                assert _lives(begun.read_text()) or done.exists(), f"the process that was to make {name} has died"
                 time.sleep(0.1)
             return folder
         try:

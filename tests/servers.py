@@ -76,10 +76,12 @@ def running(models: Pipeline | Mapping[str, Pipeline], wait: bool = True, **sett
     """A server of loaded models, in a thread of this process."""
     named = {NAME: models} if isinstance(models, Pipeline) else models
     found: list[str] = []
+    left: list[int] = []
     serving = Serving(
         {name: lambda pipeline=pipeline: pipeline for name, pipeline in named.items()},  # type: ignore[misc]
         ServerSettings(port=0, **settings),
         listening=found.append,
+        leave=left.append,  # it would end the tests' process without a word
     )
     errors: list[BaseException] = []
 
@@ -99,7 +101,7 @@ def running(models: Pipeline | Mapping[str, Pipeline], wait: bool = True, **sett
     finally:
         serving.told(1)
         thread.join(IN_TIME)
-        assert not thread.is_alive()
+        assert not thread.is_alive() and not left, "a graph still runs after the server's end"
     if errors:
         raise errors[0]
 

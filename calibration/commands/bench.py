@@ -48,6 +48,7 @@ from catp.calibration.benchmark.timing.loading import load_subjects
 from catp.calibration.benchmark.timing.rounds import MOST_ROUNDS, Rounds, measure
 from catp.calibration.benchmark.vote.payoff import find_break_even
 from catp.calibration.benchmark.vote.vote import time_vote, why_not
+from catp.calibration.commands.bench_serve import serve
 from catp.calibration.plots import check_plot
 from catp.calibration.supported import check_decoder_only
 from catp.runtime.bundle.folder import Bundle
@@ -369,7 +370,7 @@ def _costs(manifest: Manifest, sizes: Geometry, setup: Setup, schedule: Schedule
 
 app = make_group(
     "How long a bundle takes, stage by stage. `catp-bench BUNDLE` is short for `catp-bench run BUNDLE`.",
-    {"run": run, "compare": compare_reports},
+    {"run": run, "compare": compare_reports, "serve": serve},
     usual="run",
 )
 

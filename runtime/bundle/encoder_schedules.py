@@ -61,7 +61,7 @@ def shaped_schedule(spec: EncoderPruningSpec, share: float, weights: Sequence[fl
     if left > share + CLOSE:
         raise UsageError(
             f"encoder flops {share:g}: pruning in layers {', '.join(map(str, spec.layers))} leaves at least {left:.2f} "
-            "of the encoder's work; give a larger share, or export with more or earlier layers that prune"
+            "of the encoder's work; give a larger share, or export with other layers that prune"
         )
     return kept
 
@@ -71,12 +71,15 @@ def _distance(spec: EncoderPruningSpec, kept: Sequence[int], share: float) -> fl
 
 
 def _kept(spec: EncoderPruningSpec, fraction: float, weights: Sequence[float]) -> tuple[int, ...] | None:
-    """Counts of these powers of a fraction; None where a layer gets too few tokens to prune any."""
+    """Counts of these powers of a fraction, none so small that a later layer could leave nothing out; None where one
+    gets too few tokens to prune any.
+    """
     tokens, kept = spec.sizes.patches, []
-    for weight in weights:
-        if spec.least_kept(tokens) > tokens - CAN_SKIP:
+    for weight, enough in zip(weights, spec.bounds()[0]):
+        least = max(spec.least_kept(tokens), enough)
+        if least > tokens - CAN_SKIP:
             return None
-        kept.append(min(max(round(fraction**weight * tokens), spec.least_kept(tokens)), tokens - CAN_SKIP))
+        kept.append(min(max(round(fraction**weight * tokens), least), tokens - CAN_SKIP))
         tokens = kept[-1] + spec.added
     return tuple(kept)
 

@@ -56,6 +56,10 @@ def serve(
         typer.Option(help="Host that pictures may be fetched from by https; repeatable. Default: none is fetched."),
     ] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="A page to try it in a browser, at /.")] = True,
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where a span of each request is sent (OpenTelemetry over HTTP)."),
+    ] = None,
     rows: Annotated[
         int,
         typer.Option(
@@ -132,6 +136,7 @@ def serve(
         media_domains=tuple(map(check_domain, allow_media_domain or ())),
         prompt_template=prompt_template,
         page=page,
+        traces=otlp_traces_endpoint,
     )
     loaders = {
         name: loader(str(path), provider=provider, threads=threads, engines=engines, verbose=verbose)

@@ -37,14 +37,16 @@ def make_app(state: State) -> Front:
     """The whole application, with what stands before every route."""
     operations = make_operations(state)
     router = Router([operation.route() for operation in operations], redirect_slashes=False, default=_unknown)
-    return Front(router, state.settings, operations, lambda: state.draining, partial(_count, state.metrics))
+    return Front(
+        router, state.settings, operations, lambda: state.draining, partial(_count, state.metrics), state.tracing
+    )
 
 
 def make_operations(state: State) -> list[Operation]:
     """Everything that is served."""
     v2 = "/v2/models/{name}"
     health: Any = {"answer": shapes.Ready, "statuses": (200, 503), "while_draining": True}
-    unlocked: Any = {"needs_key": False, "logged": False}
+    unlocked: Any = {"needs_key": False, "logged": False, "traced": False}
     ready, v2_ready = partial(_ready, state), partial(_v2_ready, state)
     is_ready: Any = {"summary": "Whether a model is ready", "answer": shapes.ModelReady, "statuses": (200, 503)}
     tensors: Any = {"summary": "A model's tensors", "answer": shapes.ModelMetadata}
@@ -58,7 +60,14 @@ def make_operations(state: State) -> list[Operation]:
         Operation("/health", ready, "Whether all models are ready", **health, **unlocked),
         Operation("/health/ready", ready, "Whether all models are ready", **health, **unlocked),
         Operation("/health/live", _live, "A sign of life", shapes.Live, while_draining=True, **unlocked),
-        Operation("/metrics", partial(_metrics, state), "Metrics for Prometheus", "text/plain", while_draining=True),
+        Operation(
+            "/metrics",
+            partial(_metrics, state),
+            "Metrics for Prometheus",
+            "text/plain",
+            while_draining=True,
+            traced=False,
+        ),
         Operation("/version", _version, "The version of the server", shapes.Version),
         Operation("/openapi.json", lambda request: JSONResponse(document()), "This document", dict[str, Any]),
         Operation("/v1/models", partial(_models, state), "The models that are served", shapes.ModelList),

@@ -88,14 +88,18 @@ class ModelEngine:
         self._dropped: Failure | None = None  # all jobs are to end with it
         self._request_seconds = 1.0  # of late
         self._thread = threading.Thread(target=self._run, name=f"catp {name}", daemon=True)
-        metrics.gauge("catp_requests_running", lambda: len(self._answering), model=name)
-        metrics.gauge("catp_requests_waiting", lambda: len(self._waiting), model=name)
-        metrics.gauge("catp_rows", lambda: settings.rows, model=name)
-        metrics.gauge("catp_image_cache_bytes", lambda: self.cache.bytes, model=name)
-        metrics.gauge("catp_image_cache_entries", lambda: len(self.cache), model=name)
-        metrics.gauge("catp_model_ready", lambda: self.ready, model=name)
 
     # From any thread.
+
+    def publish(self) -> None:
+        """Have its gauges read, in place of those of a model of the same name."""
+        gauge = self._metrics.gauge
+        gauge("catp_requests_running", lambda: len(self._answering), model=self.name)
+        gauge("catp_requests_waiting", lambda: len(self._waiting), model=self.name)
+        gauge("catp_rows", lambda: self.settings.rows, model=self.name)
+        gauge("catp_image_cache_bytes", lambda: self.cache.bytes, model=self.name)
+        gauge("catp_image_cache_entries", lambda: len(self.cache), model=self.name)
+        gauge("catp_model_ready", lambda: self.ready, model=self.name)
 
     def start(self) -> None:
         self._thread.start()

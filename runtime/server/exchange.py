@@ -26,9 +26,20 @@ class Gate:
     def __init__(self, requests: int, waiting_bytes: int) -> None:
         self._most = requests
         self._most_bytes = waiting_bytes
-        self.requests = 0
+        self._inside: set[int] = set()  # requests by their numbers
+        self.entered = 0
+        """Requests that were let in so far."""
         self.bodies = 0  # on their way, or read and not yet made jobs of
         self.bytes = 0
+
+    @property
+    def requests(self) -> int:
+        """Requests that are in."""
+        return len(self._inside)
+
+    def has_any_of_first(self, count: int) -> bool:
+        """Whether one of the first so many that were let in is in still."""
+        return any(number < count for number in self._inside)
 
     def check(self, retry_after: int) -> None:
         """Raises Failure where as many requests are in as may."""
@@ -40,11 +51,13 @@ class Gate:
     def enter(self, retry_after: int) -> Iterator[None]:
         """Let a request in until the block ends; raises Failure as `check`."""
         self.check(retry_after)
-        self.requests += 1
+        number = self.entered
+        self.entered += 1
+        self._inside.add(number)
         try:
             yield
         finally:
-            self.requests -= 1
+            self._inside.remove(number)
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[list[bytes]]:

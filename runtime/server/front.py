@@ -22,6 +22,7 @@ from catp.runtime.server.failures import Failure
 from catp.runtime.server.log import describe, log
 from catp.runtime.server.operations import Operation
 from catp.runtime.server.settings import ServerSettings
+from catp.runtime.server.tracing import Tracing
 
 _DISCARDED_SECONDS = 2.0
 
@@ -40,6 +41,7 @@ class Front:
         operations: those that are served; which of them need a key, and end when the server drains.
         draining: whether the server has been told to stop.
         finished: called with the facts about each request when it is over.
+        tracing: of requests, if there is any.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class Front:
         operations: Iterable[Operation],
         draining: Callable[[], bool],
         finished: Callable[[dict[str, Any]], None] = lambda facts: None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.app = app
         self._operations = {operation.path: operation for operation in operations}
+        self._tracing = tracing
         self._digests = [_digest(key) for key in settings.keys]
         self._draining = draining
         self._finished = finished
@@ -66,6 +70,9 @@ class Front:
         scope["catp"] = facts
         scope["app"] = self  # Starlette's routes raise where there is one, instead of answering as plain text
         began, started = time.monotonic(), False
+        operation = self._operations.get(scope["path"])
+        traced = operation is None or operation.traced
+        span = self._tracing.begin(scope["method"], scope["path"], headers) if self._tracing and traced else None
 
         async def answer(message: Message) -> None:
             nonlocal started
@@ -102,6 +109,8 @@ class Front:
                     )
         finally:
             self._end(scope, facts, time.monotonic() - began)
+            if self._tracing is not None and span is not None:
+                self._tracing.end(span, facts)
 
     def _check(self, path: str, headers: Headers) -> None:
         operation = self._operations.get(path)

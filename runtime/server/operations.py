@@ -27,6 +27,7 @@ class Operation:
         needs_key: where there are keys.
         while_draining: it is served until the end.
         logged: its requests have lines in the log.
+        traced: they are traced, where any are; those that somebody sends every few seconds are not.
         statuses: of HTTP with which `answer` comes.
     """
 
@@ -40,6 +41,7 @@ class Operation:
     needs_key: bool = True
     while_draining: bool = False
     logged: bool = True
+    traced: bool = True
     statuses: Sequence[int] = (200,)
 
     @property

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -23,8 +25,12 @@ from catp.runtime.server.engine import ModelEngine
 from catp.runtime.server.failures import Failure
 from catp.runtime.server.log import describe, log
 from catp.runtime.server.metrics import Metrics
+from catp.runtime.server.reloading import Reloading
 from catp.runtime.server.settings import ServerSettings
 from catp.runtime.server.state import State
+
+_EVENTS = {"uvicorn": "http", "opentelemetry": "traces"}
+"""Events of the log that are words of libraries, by their loggers."""
 
 _KEEP_ALIVE_SECONDS = 30
 _LAST_WORDS_SECONDS = 2.0
@@ -68,12 +74,17 @@ class _Protocol(H11Protocol):
 
 
 class _Lines(logging.Handler):
-    """uvicorn's own words as lines of the log."""
+    """Words of libraries as lines of the log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         fields = {} if error is None else describe(error)
-        log("http", level=record.levelname.lower(), message=record.getMessage(), **fields)
+        log(
+            _EVENTS[record.name.partition(".")[0]],
+            level=record.levelname.lower(),
+            message=record.getMessage(),
+            **fields,
+        )
 
 
 class _Server(uvicorn.Server):
@@ -99,6 +110,8 @@ class Serving:
     Args:
         loaders: open a bundle each, by the name under which it is served.
         listening: called with the server's address.
+        leave: ends the process with an exit code while a graph still runs in its thread: what ends it otherwise would
+            take memory away under the graph.
     """
 
     def __init__(
@@ -106,15 +119,19 @@ class Serving:
         loaders: Mapping[str, Callable[[], Pipeline]],
         settings: ServerSettings,
         listening: Callable[[str], None] = lambda address: None,
+        leave: Callable[[int], object] = os._exit,
     ) -> None:
         self.settings = settings
         self._listening = listening
+        self._leave = leave
         self.metrics = Metrics()
         self.engines = {
             name: ModelEngine(name, load, settings, self.metrics, self._engine_ended) for name, load in loaders.items()
         }
         self.state = State(self.engines, settings, self.metrics)
         self.app = make_app(self.state)
+        self._reloading = Reloading(loaders, self.state, self._engine_ended)
+        self._reload = False
         self._error: BaseException | None = None
         self._told_at: float | None = None
         self._now = False
@@ -128,8 +145,9 @@ class Serving:
             CatpError: a bundle can't be loaded, a model's thread has ended, or answers were cut off.
         """
         listener = _listen(self.settings)
-        spoken = logging.getLogger("uvicorn")
-        spoken.handlers, spoken.propagate = [_Lines(logging.WARNING)], False
+        for library in _EVENTS:
+            spoken = logging.getLogger(library)
+            spoken.handlers, spoken.propagate = [_Lines(logging.WARNING)], False
         config = uvicorn.Config(
             self.app,
             http=_Protocol,
@@ -149,18 +167,22 @@ class Serving:
         log("listening", url=address, models=list(self.engines), needs_key=bool(self.settings.keys))
         self._listening(address)
         for engine in self.engines.values():
+            engine.publish()
             engine.start()
         cut_off = False
 
         async def live() -> None:
             nonlocal cut_off
+            if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
             serve = asyncio.create_task(server.serve(sockets=[listener]))
             cut_off = await self._until_drained(serve)
             server.should_exit = True
             await serve
 
         asyncio.run(live())
-        ended = [engine.stop(_LAST_WORDS_SECONDS) for engine in self.engines.values()]
+        engines = (*self.engines.values(), *self._reloading.retired)
+        ended = [engine.stop(_LAST_WORDS_SECONDS) for engine in engines]
         self.state.close()
         log("stopped", cut_off=cut_off)
         error = self._error
@@ -169,10 +191,9 @@ class Serving:
         if error is None and cut_off:
             error = CatpError("answers were cut off: they took longer than the drain")
         if not all(ended):
-            # A graph still runs in its thread; what ends the process otherwise would take memory away under it.
             if error is not None:
                 print(f"error: {error}", file=sys.stderr, flush=True)
-            os._exit(0 if error is None else 1)
+            self._leave(0 if error is None else 1)
         if error is not None:
             raise error
 
@@ -182,6 +203,10 @@ class Serving:
         self._told_at = self._told_at or time.monotonic()
         self._now = times > 1
 
+    def reload(self) -> None:
+        """Have every bundle opened again, while the server answers with what it has."""
+        self._reload = True
+
     def _engine_ended(self, error: BaseException) -> None:
         log("model_ended", **describe(error))
         self._error, self._ended = error, True
@@ -189,9 +214,15 @@ class Serving:
     async def _until_drained(self, serve: asyncio.Task[None]) -> bool:
         """Whether answers were cut off."""
         gate = self.state.gate
+        reloading: asyncio.Task[None] | None = None
         while not self._ended and not serve.done():
             await asyncio.sleep(0.05)
+            if reloading is not None and reloading.done():
+                reloading.result()
+                reloading = None
             if self._told_at is None:
+                if self._reload and reloading is None:
+                    self._reload, reloading = False, asyncio.create_task(self._reloading.run())
                 continue
             if gate.empty:
                 return False

@@ -34,6 +34,7 @@ class ServerSettings:
     media_domains: tuple[str, ...] = ()  # hosts that pictures are fetched from; none: nothing is fetched
     prompt_template: str | None = None  # in place of the family's; has {text}
     page: bool = True
+    traces: str | None = None  # a URL that takes OTLP; None: nothing is traced
 
     @property
     def waiting(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from catp.runtime.server.exchange import Gate
 from catp.runtime.server.failures import Failure
 from catp.runtime.server.metrics import Metrics
 from catp.runtime.server.settings import ServerSettings
+from catp.runtime.server.tracing import Tracing
 
 Result = TypeVar("Result")
 
@@ -21,10 +22,10 @@ class State:
     """The state of the whole server, on the event loop.
 
     Args:
-        engines: by the name of their model.
+        engines: by the name of their model; a reloaded one takes the place of the old one.
     """
 
-    def __init__(self, engines: Mapping[str, ModelEngine], settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(self, engines: dict[str, ModelEngine], settings: ServerSettings, metrics: Metrics) -> None:
         self.engines = engines
         self.settings = settings
         self.metrics = metrics
@@ -34,6 +35,7 @@ class State:
         self.decoders = ThreadPoolExecutor(DECODERS, "catp decode")
         # Those that wait for other hosts keep nobody from decoding.
         self.readers = ThreadPoolExecutor(FETCHES, "catp read") if settings.media_domains else self.decoders
+        self.tracing = None if settings.traces is None else Tracing(settings.traces)
         metrics.gauge("catp_draining", lambda: self.draining)
 
     def engine(self, name: str, param: str | None = "model") -> ModelEngine:
@@ -60,6 +62,8 @@ class State:
         return await asyncio.get_running_loop().run_in_executor(self.decoders, work)
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and send the last traces."""
+        if self.tracing is not None:
+            self.tracing.close()
         for pool in (self.decoders, self.readers):
             pool.shutdown(wait=False, cancel_futures=True)

@@ -54,6 +54,22 @@ def test_even_schedules_leave_the_share(share: float, rule: Rule, merge: Merge) 
     assert max(fractions) - min(fractions) < 0.1
 
 
+@pytest.mark.parametrize(("rule", "merge"), [("cls", "nearest"), ("tome", "nearest"), ("madtp", "one")])
+def test_a_deep_encoder_leaves_a_fifth(rule: Rule, merge: Merge) -> None:
+    """BLIP-2's own: of 256 patches each of 39 layers must leave out some, so the first ones can't keep the last few."""
+    sizes = EncoderSizes(patches=256, patch_values=588, layers=39, width=1408, feed_forward=6144)
+    start = EncoderPruningSpec.model_construct(
+        rule=rule, merge=merge, form="schedule", layers=tuple(range(39)), sizes=sizes, gflops_dense=dense_gflops(sizes)
+    )
+    for share in (0.5, 0.2):
+        kept = even_schedule(start, share)
+        assert start.check(kept) == kept and start.gflops(kept) / start.gflops_dense == pytest.approx(share, abs=0.005)
+    fractions = [
+        k / (before + start.added) for k, before in zip(even_schedule(start, 0.5)[1:], even_schedule(start, 0.5))
+    ]
+    assert max(fractions) - min(fractions) < 0.03  # of which none needed to be spared
+
+
 def test_too_little_work_for_the_layers_that_prune() -> None:
     with pytest.raises(UsageError, match="pruning in layers 8 leaves at least"):
         even_schedule(spec(layers=(8,)), 0.3)
