@@ -112,6 +112,9 @@ SERVED_PROMPT_CHARACTERS: Final = 4096
 SERVED_TURNS: Final = 64
 """Messages of a conversation."""
 
+SERVED_EMBEDDINGS: Final = 64
+"""Texts and pictures of one request for embeddings."""
+
 SERVED_STOP_STRINGS: Final = 16
 """Of a request."""
 

@@ -50,8 +50,16 @@ class Matching:
         self._head = provider.engine(bundle, "image_text_matching")
 
     def embed(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """float32 [B, Dt] of length 1, from token ids."""
-        return to_host(self._embedding.bind(self._inputs(texts)).run()["text_embeds"])
+        """float32 [B, Dt] of length 1, from token ids.
+
+        Raises:
+            UsageError: a text has more tokens than the Q-Former has positions.
+            GraphError: the graph fails, or its vectors are not finite.
+        """
+        found = to_host(self._embedding.bind(self._inputs(texts)).run()["text_embeds"])
+        if not np.isfinite(found).all():
+            raise GraphError("text_embedding", "its vectors are not finite (NaN or infinite)")
+        return found
 
     def score(
         self, image_embeds: Value, kept_indices: Value, kept_embeds: Value, texts: Sequence[Sequence[int]]

@@ -13,7 +13,7 @@ from catp.runtime.answers import Answer, Timings
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings, Overrides
 from catp.runtime.bundle.manifest import Manifest, Positions
-from catp.runtime.errors import UsageError
+from catp.runtime.errors import GraphError, UsageError
 from catp.runtime.generation.loop import generate, generate_in_steps
 from catp.runtime.generation.ranking import ROWS, K, RankedAnswer, rank
 from catp.runtime.generation.request import Request, limit_lengths
@@ -360,6 +360,28 @@ class Pipeline:
         scores = matching.score(embeds, indices, kept_embeds, texts)
         rows = zip(scores.probability.tolist(), scores.similarity.tolist(), to_host(indices).tolist())
         return [Match(*row) for row in rows]
+
+    def embed_pixels(self, pixel_values: np.ndarray, ratio: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Kept query tokens of pictures, as a retrieval model compares them with texts.
+
+        Args:
+            pixel_values: float32 [B, 3, H, W].
+            ratio: as in `match`.
+
+        Returns:
+            kept_indices int64 [B, k]; kept_embeds float32 [B, k, Dt], each of length 1.
+
+        Raises:
+            UsageError: the bundle generates text instead, or the ratio is out of range.
+            GraphError: a graph fails, or what it gives is not finite.
+        """
+        _, kept = self.matching, self.num_kept(ratio)
+        pruned = self.prune(self.encode(pixel_values), kept)
+        pruned.check(len(pixel_values), kept, self.manifest.pruning.num_query_tokens)
+        vectors = to_host(pruned.kept_embeds)
+        if not np.isfinite(vectors).all():
+            raise GraphError("qformer_voting", "its vectors are not finite (NaN or infinite)")
+        return to_host(pruned.kept_indices), vectors
 
     @property
     def matching(self) -> Matching:

@@ -31,7 +31,7 @@ FLOORS = {
         ("image_encoders",),
         ("families",),
         ("checkpoints", "engines"),
-        ("writing", "verification", "conversion", "packing"),
+        ("writing", "verification", "conversion", "packing", "triton"),
         ("exporter",),
         ("commands",),
     ),

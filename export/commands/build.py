@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from catp.export.triton.repository import check_place, write_repository
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.bundle.plans import PlanSpec, Profile, Target
 from catp.runtime.commands.console import busy, console, make_app, print_json_line, print_line
@@ -58,7 +59,13 @@ def build(
     workspace: Annotated[
         str | None, typer.Option(help="Scratch memory of a layer at most, such as 4GiB. Default: the target's.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Build again what is up to date.")] = False,
+    triton: Annotated[
+        Path | None,
+        typer.Option(help="Also write it as a model of this repository of Triton's, engines included."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Build again what is up to date; replace what is in --triton.")
+    ] = False,
     print_commands: Annotated[
         bool,
         typer.Option("--print-commands", help="Print the equivalent polygraphy and trtexec commands; build nothing."),
@@ -86,6 +93,8 @@ def build(
     if ratio is not None:
         check_ratio(ratio)
     limits = Limits(max_batch, max_prompt, max_length, ratio, fixed_ratio, fixed_schedule, dynamic_encoder)
+    if triton is not None:
+        check_place(triton, bundle.resolve().name, overwrite)
     capabilities = compute_capability or ()
     workspace_bytes = None if workspace is None else parse_size(workspace)
     if print_commands:
@@ -101,6 +110,9 @@ def build(
         console.print(_table([plans[graph] for graph in plans], built.new))
     word = "Published" if built.new else "Up to date:"
     console.print(f"{word} {escape(str(built.engines.folder))}", soft_wrap=True)
+    if triton is not None:
+        written = write_repository(open_bundle(bundle, verify=False), triton, target, overwrite)
+        console.print(f"Published {escape(str(written))} for Triton", soft_wrap=True)
     if json_output:
         print_json_line(
             json.dumps(

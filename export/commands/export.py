@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from catp.export.demo import CHECKPOINT, samples
+from catp.export.triton.repository import check_place, write_repository
 from catp.runtime.bundle.encoder_pruning import Form, Merge, Rule
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import Method, Positions, Precision
@@ -139,6 +140,10 @@ def export(
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle.")] = Path("catp-bundle"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    triton: Annotated[
+        Path | None,
+        typer.Option(help="Also write the bundle as a model of this repository of Triton's, under its own name."),
+    ] = None,
     list_families: Annotated[
         bool,
         typer.Option("--list-families", help="Show which models are supported, and what each exports; do no more."),
@@ -171,6 +176,8 @@ def export(
     if list_families:
         print_json_line(json.dumps(families_as_json())) if json_output else print_line(families_as_text())
         return
+    if triton is not None:
+        check_place(triton, output.resolve().name, overwrite)  # before minutes of work
     if model is None:
         console.print(f"No --model: exporting the embedded demo. A real one: --model {EXAMPLE_MODEL}", soft_wrap=True)
     bundle = export_bundle(
@@ -201,6 +208,9 @@ def export(
         warn=lambda text: console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True),
     )
     _report(bundle)
+    if triton is not None:
+        written = write_repository(bundle, triton, overwrite=overwrite)
+        console.print(f"Published {escape(str(written))} for Triton", soft_wrap=True)
     if json_output:
         print_json_line(json.dumps({"bundle": str(bundle.path), **bundle.manifest.model_dump(mode="json")}))
 

@@ -3,55 +3,123 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route, Router
+from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
-from catp.runtime.server import kserve
+from catp.runtime.server import kserve, shapes
 from catp.runtime.server import metrics as prometheus
 from catp.runtime.server.asking import Asking
+from catp.runtime.server.bodies import ChatBody, EmbeddingsBody, GenerateBody
+from catp.runtime.server.dialects import KServeGenerate, OpenAiChat
 from catp.runtime.server.engine import ModelEngine
 from catp.runtime.server.failures import Failure
 from catp.runtime.server.front import Front
 from catp.runtime.server.metrics import Metrics
+from catp.runtime.server.openapi import describe
+from catp.runtime.server.operations import Operation
 from catp.runtime.server.page import page
-from catp.runtime.server.readers import read_chat_request, read_generate_request, read_infer_request
+from catp.runtime.server.readers import (
+    read_chat_request,
+    read_embeddings_request,
+    read_generate_request,
+    read_infer_request,
+)
 from catp.runtime.server.state import State
 
 
 def make_app(state: State) -> Front:
     """The whole application, with what stands before every route."""
+    operations = make_operations(state)
+    router = Router([operation.route() for operation in operations], redirect_slashes=False, default=_unknown)
+    return Front(
+        router, state.settings, operations, lambda: state.draining, partial(_count, state.metrics), state.tracing
+    )
+
+
+def make_operations(state: State) -> list[Operation]:
+    """Everything that is served."""
     v2 = "/v2/models/{name}"
-    routes = [
-        Route("/health", partial(_ready, state)),
-        Route("/health/ready", partial(_ready, state)),
-        Route("/health/live", _live),
-        Route("/metrics", partial(_metrics, state)),
-        Route("/version", _version),
-        Route("/v1/models", partial(_models, state)),
-        Route("/v1/models/{name:path}", partial(_model, state)),
-        Route("/v2", _v2_server),
-        Route("/v2/health/live", _live),
-        Route("/v2/health/ready", partial(_ready, state)),
-        Route(v2, partial(_v2_model, state)),
-        Route(f"{v2}/versions/1", partial(_v2_model, state)),
-        Route(f"{v2}/ready", partial(_v2_ready, state)),
-        Route(f"{v2}/versions/1/ready", partial(_v2_ready, state)),
-        Route(f"{v2}/infer", Asking(state, "infer", read_infer_request), methods=["POST"]),
-        Route(f"{v2}/versions/1/infer", Asking(state, "infer", read_infer_request), methods=["POST"]),
-        Route("/v1/chat/completions", Asking(state, "chat", read_chat_request), methods=["POST"]),
-        Route(f"{v2}/generate", Asking(state, "generate", read_generate_request), methods=["POST"]),
-        Route(f"{v2}/generate_stream", Asking(state, "generate_stream", read_generate_request), methods=["POST"]),
+    health: Any = {"answer": shapes.Ready, "statuses": (200, 503), "while_draining": True}
+    unlocked: Any = {"needs_key": False, "logged": False, "traced": False}
+    ready, v2_ready = partial(_ready, state), partial(_v2_ready, state)
+    is_ready: Any = {"summary": "Whether a model is ready", "answer": shapes.ModelReady, "statuses": (200, 503)}
+    tensors: Any = {"summary": "A model's tensors", "answer": shapes.ModelMetadata}
+    infer: Any = {
+        "summary": "Answer questions, or score texts, given as tensors",
+        "body": kserve.InferBody,
+        "answer": shapes.Inferred,
+        "binary": True,
+    }
+    operations = [
+        Operation("/health", ready, "Whether all models are ready", **health, **unlocked),
+        Operation("/health/ready", ready, "Whether all models are ready", **health, **unlocked),
+        Operation("/health/live", _live, "A sign of life", shapes.Live, while_draining=True, **unlocked),
+        Operation(
+            "/metrics",
+            partial(_metrics, state),
+            "Metrics for Prometheus",
+            "text/plain",
+            while_draining=True,
+            traced=False,
+        ),
+        Operation("/version", _version, "The version of the server", shapes.Version),
+        Operation("/openapi.json", lambda request: JSONResponse(document()), "This document", dict[str, Any]),
+        Operation("/v1/models", partial(_models, state), "The models that are served", shapes.ModelList),
+        Operation("/v1/models/{name:path}", partial(_model, state), "A model", shapes.Model),
+        Operation(
+            "/v1/chat/completions",
+            Asking(state, "chat", read_chat_request),
+            "Answer a question about a picture",
+            shapes.ChatCompletion,
+            ChatBody,
+            stream=OpenAiChat,
+        ),
+        Operation(
+            "/v1/embeddings",
+            Asking(state, "embeddings", read_embeddings_request),
+            "Embed texts and pictures",
+            shapes.EmbeddingList,
+            EmbeddingsBody,
+        ),
+        Operation("/v2", _v2_server, "The server", shapes.ServerMetadata),
+        Operation("/v2/health/live", _live, "A sign of life", shapes.Live, while_draining=True),
+        Operation("/v2/health/ready", ready, "Whether all models are ready", **health),
+        Operation(v2, partial(_v2_model, state), **tensors),
+        Operation(f"{v2}/versions/1", partial(_v2_model, state), **tensors),
+        Operation(f"{v2}/ready", v2_ready, **is_ready),
+        Operation(f"{v2}/versions/1/ready", v2_ready, **is_ready),
+        Operation(f"{v2}/infer", Asking(state, "infer", read_infer_request), **infer),
+        Operation(f"{v2}/versions/1/infer", Asking(state, "infer", read_infer_request), **infer),
+        Operation(
+            f"{v2}/generate",
+            Asking(state, "generate", read_generate_request),
+            "Answer a question about a picture",
+            shapes.Generated,
+            GenerateBody,
+        ),
+        Operation(
+            f"{v2}/generate_stream",
+            Asking(state, "generate_stream", read_generate_request),
+            "Answer a question about a picture, as a stream",
+            None,
+            GenerateBody,
+            stream=KServeGenerate,
+        ),
     ]
     if state.settings.page:
-        routes.append(Route("/", page))
-    router = Router(routes, redirect_slashes=False, default=_unknown)
-    return Front(router, state.settings, lambda: state.draining, partial(_count, state.metrics), state.tracing)
+        operations.append(Operation("/", page, "A page to ask in a browser", "text/html", needs_key=False))
+
+    @cache
+    def document() -> dict[str, Any]:
+        return describe(operations, state.engines, bool(state.settings.keys), package_version())
+
+    return operations
 
 
 def _count(metrics: Metrics, facts: Mapping[str, Any]) -> None:
@@ -72,13 +140,16 @@ async def _unknown(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _ready(state: State, request: Request) -> Response:
-    models = {name: "ready" if engine.ready else "not ready" for name, engine in state.engines.items()}
-    said = "draining" if state.draining else "ready" if state.ready else "not ready"
-    return JSONResponse({"status": said, "models": models}, 200 if state.ready else 503)
+    found: shapes.Ready = {
+        "status": "draining" if state.draining else "ready" if state.ready else "not ready",
+        "models": {name: "ready" if engine.ready else "not ready" for name, engine in state.engines.items()},
+    }
+    return JSONResponse(found, 200 if state.ready else 503)
 
 
 async def _live(request: Request) -> Response:
-    return JSONResponse({"status": "live"})
+    found: shapes.Live = {"status": "live"}
+    return JSONResponse(found)
 
 
 async def _metrics(state: State, request: Request) -> Response:
@@ -94,11 +165,13 @@ def package_version() -> str:
 
 
 async def _version(request: Request) -> Response:
-    return JSONResponse({"version": package_version()})
+    found: shapes.Version = {"version": package_version()}
+    return JSONResponse(found)
 
 
 async def _models(state: State, request: Request) -> Response:
-    return JSONResponse({"object": "list", "data": [_described(engine) for engine in state.engines.values()]})
+    found: shapes.ModelList = {"object": "list", "data": [_described(engine) for engine in state.engines.values()]}
+    return JSONResponse(found)
 
 
 async def _model(state: State, request: Request) -> Response:
@@ -116,11 +189,12 @@ async def _v2_model(state: State, request: Request) -> Response:
 
 async def _v2_ready(state: State, request: Request) -> Response:
     engine = state.engine(request.path_params["name"], None)
-    return JSONResponse({"name": engine.name, "ready": engine.ready}, 200 if engine.ready else 503)
+    found: shapes.ModelReady = {"name": engine.name, "ready": engine.ready}
+    return JSONResponse(found, 200 if found["ready"] else 503)
 
 
-def _described(engine: ModelEngine) -> dict[str, Any]:
-    found = {"id": engine.name, "object": "model", "created": engine.created, "owned_by": "catp"}
+def _described(engine: ModelEngine) -> shapes.Model:
+    found: shapes.Model = {"id": engine.name, "object": "model", "created": engine.created, "owned_by": "catp"}
     if engine.ready:
         manifest = engine.pipeline.manifest
         vote = manifest.vote

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from catp.runtime.server.engine import ModelEngine
 from catp.runtime.server.exchange import Exchange, compact, read_body
 from catp.runtime.server.failures import Failure, failure_of
 from catp.runtime.server.front import note
-from catp.runtime.server.jobs import Event, Finished, Job, Matched, Piece
+from catp.runtime.server.jobs import End, Event, Finished, Job, Piece
 from catp.runtime.server.state import State
 
 Maker = Callable[[Callable[[Event], None]], Job]
@@ -36,7 +36,7 @@ class Reading:
 
     engine: ModelEngine
     makers: Sequence[Maker]
-    whole: Callable[[Sequence[Finished | Matched]], dict[str, Any]]
+    whole: Callable[[Sequence[End]], Mapping[str, object]]
     dialect: Dialect | None = None
 
 
@@ -118,7 +118,7 @@ class Asking:
                 event = await inbox.next()
             assert isinstance(event, Finished)
             closing = [_event(part) for part in dialect.closing(event)]
-            await say(*opening, *closing, dialect.end or b"")
+            await say(*opening, *closing, b"" if dialect.end is None else _data(dialect.end.encode()))
             _note(request.scope, [event])
         except Failure as failure:
             note(request.scope, failed=failure)
@@ -128,8 +128,12 @@ class Asking:
         await exchange.send(send, {"type": "http.response.body", "body": b""})
 
 
-def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + compact(content) + b"\n\n"
+def _event(content: Mapping[str, object]) -> bytes:
+    return _data(compact(content))
+
+
+def _data(content: bytes) -> bytes:
+    return b"data: " + content + b"\n\n"
 
 
 def _start(kind: str) -> dict[str, Any]:
@@ -137,7 +141,7 @@ def _start(kind: str) -> dict[str, Any]:
     return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
-def _note(scope: Scope, ends: Sequence[Finished | Matched]) -> None:
+def _note(scope: Scope, ends: Sequence[End]) -> None:
     """Numbers of answers, for the log."""
     finished = [end for end in ends if isinstance(end, Finished)]
     if finished:

@@ -6,12 +6,17 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from catp.runtime.limits import FRAMES, SERVED_PROMPT_CHARACTERS, SERVED_STOP_STRINGS, SERVED_TURNS
+from catp.runtime.limits import FRAMES, SERVED_EMBEDDINGS, SERVED_PROMPT_CHARACTERS, SERVED_STOP_STRINGS, SERVED_TURNS
 from catp.runtime.server.failures import Failure
 
 Model = TypeVar("Model", bound=BaseModel)
 
-Prompt = Annotated[str, Field(max_length=SERVED_PROMPT_CHARACTERS)]
+Prompt = Annotated[str, Field(max_length=SERVED_PROMPT_CHARACTERS, examples=["what is in the picture?"])]
+EXAMPLE_PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mPUiDrBgA0wMeAAg1MCAAWzAVqiKYDVAAAA"
+    "AElFTkSuQmCC"
+)
+Picture = Annotated[str, Field(examples=[EXAMPLE_PICTURE])]
 _Stop = Annotated[str, Field(min_length=1, max_length=SERVED_PROMPT_CHARACTERS)]
 
 _one_or_many = Discriminator(lambda value: "(many)" if isinstance(value, list | tuple) else "(one)")
@@ -22,7 +27,7 @@ Stop = Annotated[
     _one_or_many,
 ]
 Pictures = Annotated[
-    Annotated[str, Tag("(one)")] | Annotated[list[str], Field(min_length=1, max_length=FRAMES), Tag("(many)")],
+    Annotated[Picture, Tag("(one)")] | Annotated[list[Picture], Field(min_length=1, max_length=FRAMES), Tag("(many)")],
     _one_or_many,
 ]
 
@@ -55,7 +60,7 @@ class Choice(Strict):
 class ImageUrl(Strict):
     """A picture."""
 
-    url: str
+    url: Picture
     detail: Literal["auto", "low", "high"] | None = None  # this model sees every picture at one size
 
 
@@ -128,6 +133,32 @@ class ChatBody(Choice):
     user: str | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
+
+
+class PictureInput(Strict):
+    """A picture to embed."""
+
+    image: Picture
+
+
+EmbeddingInput = Annotated[
+    Annotated[Prompt, Tag("(text)")] | Annotated[PictureInput, Tag("(picture)")],
+    Discriminator(lambda given: "(text)" if isinstance(given, str) else "(picture)"),
+]
+
+
+class EmbeddingsBody(Strict):
+    """POST /v1/embeddings."""
+
+    model: str
+    input: Annotated[
+        Annotated[EmbeddingInput, Tag("(one)")]
+        | Annotated[list[EmbeddingInput], Field(min_length=1, max_length=SERVED_EMBEDDINGS), Tag("(many)")],
+        _one_or_many,
+    ]
+    encoding_format: Literal["float", "base64"] = "float"
+    ratio: float | None = None  # of pictures
+    user: str | None = None
 
 
 class GenerateParameters(Choice):

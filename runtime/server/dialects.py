@@ -4,57 +4,73 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 from catp.runtime.server.failures import Failure
 from catp.runtime.server.jobs import Finished
+from catp.runtime.server.shapes import (
+    Account,
+    ChatChunk,
+    ChatCompletion,
+    ChatDelta,
+    ChatMessage,
+    Generated,
+    KServeError,
+    OpenAiError,
+    Usage,
+)
 
 
 class Dialect(ABC):
     """One API's words for the answer to one request."""
 
-    end: bytes | None = None
-    """The last event of a stream that did not fail."""
+    event: ClassVar[Any]
+    """The shape of a stream's events."""
+
+    end: ClassVar[str | None] = None
+    """The data of one more event, after a stream that did not fail."""
 
     @abstractmethod
-    def whole(self, finished: Finished) -> dict[str, Any]:
+    def whole(self, finished: Finished) -> Mapping[str, object]:
         """The body of a response that is no stream."""
 
     @abstractmethod
-    def opening(self) -> Iterator[dict[str, Any]]:
+    def opening(self) -> Iterator[Mapping[str, object]]:
         """Events before the first piece."""
 
     @abstractmethod
-    def piece(self, text: str) -> dict[str, Any]:
+    def piece(self, text: str) -> Mapping[str, object]:
         """The event of a piece of the text."""
 
     @abstractmethod
-    def closing(self, finished: Finished) -> Iterator[dict[str, Any]]:
+    def closing(self, finished: Finished) -> Iterator[Mapping[str, object]]:
         """Events after the last piece."""
 
     @abstractmethod
-    def failed(self, failure: Failure) -> dict[str, Any]:
+    def failed(self, failure: Failure) -> Mapping[str, object]:
         """The last event of a stream that failed."""
 
 
-def account(finished: Finished) -> dict[str, Any]:
+def account(finished: Finished) -> Account:
     """The extra facts about an answer, the same in every dialect."""
     answer = finished.answer
-    told = {} if finished.explanation is None else {"explanation": finished.explanation}
-    return {
+    found: Account = {
         "num_kept": answer.num_kept,
         "kept_indices": answer.kept_indices,
         "image_cached": finished.cached,
         "timings_ms": {name: round(value, 3) for name, value in answer.to_dict()["timings_ms"].items()},
-        **told,
     }
+    if finished.explanation is not None:
+        found["explanation"] = finished.explanation
+    return found
 
 
 class OpenAiChat(Dialect):
     """Chat completions of OpenAI's API (https://platform.openai.com/docs/api-reference/chat)."""
 
-    end = b"data: [DONE]\n\n"
+    event = ChatChunk
+    end = "[DONE]"
 
     def __init__(self, request_id: str, model: str, include_usage: bool) -> None:
         self._id = f"chatcmpl-{request_id}"
@@ -62,40 +78,48 @@ class OpenAiChat(Dialect):
         self._include_usage = include_usage
         self._created = int(time.time())
 
-    def whole(self, finished: Finished) -> dict[str, Any]:
-        message = {"role": "assistant", "content": finished.answer.answer, "refusal": None}
-        choice = {"index": 0, "message": message, "finish_reason": finished.reason, "logprobs": None}
+    def whole(self, finished: Finished) -> ChatCompletion:
+        message: ChatMessage = {"role": "assistant", "content": finished.answer.answer, "refusal": None}
         return {
-            **self._head("chat.completion"),
-            "choices": [choice],
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": [{"index": 0, "message": message, "finish_reason": finished.reason, "logprobs": None}],
             "usage": self._usage(finished),
             "catp": account(finished),
         }
 
-    def opening(self) -> Iterator[dict[str, Any]]:
+    def opening(self) -> Iterator[ChatChunk]:
         yield self._chunk({"role": "assistant", "content": ""})
 
-    def piece(self, text: str) -> dict[str, Any]:
+    def piece(self, text: str) -> ChatChunk:
         return self._chunk({"content": text})
 
-    def closing(self, finished: Finished) -> Iterator[dict[str, Any]]:
-        yield {**self._chunk({}, finished.reason), "catp": account(finished)}
+    def closing(self, finished: Finished) -> Iterator[ChatChunk]:
+        last = self._chunk({}, finished.reason)
+        last["catp"] = account(finished)
+        yield last
         if self._include_usage:
-            yield {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage(finished)}
+            yield {**self._chunk({}), "choices": [], "usage": self._usage(finished)}
 
-    def failed(self, failure: Failure) -> dict[str, Any]:
+    def failed(self, failure: Failure) -> OpenAiError | KServeError:
         return failure.body()
 
-    def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
-        usage = {"usage": None} if self._include_usage else {}
-        return {**self._head("chat.completion.chunk"), "choices": [choice], **usage}
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+    def _chunk(self, delta: ChatDelta, reason: str | None = None) -> ChatChunk:
+        found: ChatChunk = {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model,
+            "choices": [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}],
+        }
+        if self._include_usage:
+            found["usage"] = None
+        return found
 
     @staticmethod
-    def _usage(finished: Finished) -> dict[str, Any]:
+    def _usage(finished: Finished) -> Usage:
         """Image tokens are counted as they are read: pruning shows in the bill."""
         kept, generated = finished.answer.num_kept, len(finished.answer.token_ids)
         prompt = kept + finished.prompt_tokens
@@ -110,24 +134,29 @@ class OpenAiChat(Dialect):
 class KServeGenerate(Dialect):
     """The generate extension of KServe's and Triton's v2 protocol."""
 
+    event = Generated
+
     def __init__(self, model: str, id: str | None) -> None:
-        self._head = {"model_name": model, "model_version": "1", **({} if id is None else {"id": id})}
+        self._model = model
+        self._id = id
 
-    def whole(self, finished: Finished) -> dict[str, Any]:
-        return {**self._head, "text_output": finished.answer.answer, **self._details(finished)}
+    def whole(self, finished: Finished) -> Generated:
+        return self._details(finished.answer.answer, finished)
 
-    def opening(self) -> Iterator[dict[str, Any]]:
+    def opening(self) -> Iterator[Generated]:
         return iter(())
 
-    def piece(self, text: str) -> dict[str, Any]:
-        return {**self._head, "text_output": text}
+    def piece(self, text: str) -> Generated:
+        found: Generated = {"model_name": self._model, "model_version": "1", "text_output": text}
+        if self._id is not None:
+            found["id"] = self._id
+        return found
 
-    def closing(self, finished: Finished) -> Iterator[dict[str, Any]]:
-        yield {**self._head, "text_output": "", **self._details(finished)}
+    def closing(self, finished: Finished) -> Iterator[Generated]:
+        yield self._details("", finished)
 
-    def failed(self, failure: Failure) -> dict[str, Any]:
+    def failed(self, failure: Failure) -> OpenAiError | KServeError:
         return failure.body("/v2/")
 
-    @staticmethod
-    def _details(finished: Finished) -> dict[str, Any]:
-        return {"finish_reason": finished.reason, "catp": account(finished)}
+    def _details(self, text: str, finished: Finished) -> Generated:
+        return {**self.piece(text), "finish_reason": finished.reason, "catp": account(finished)}

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -24,10 +24,11 @@ from catp.runtime.questions import Question, Wishes
 from catp.runtime.server.explanation import explain
 from catp.runtime.server.failures import Failure, failure_of
 from catp.runtime.server.image_cache import ImageCache
-from catp.runtime.server.jobs import Finished, Job, Matched, Piece
+from catp.runtime.server.jobs import Embedded, End, Finished, Job, Matched, Piece
 from catp.runtime.server.log import describe, log
 from catp.runtime.server.metrics import Metrics
 from catp.runtime.server.settings import ServerSettings
+from catp.runtime.server.shapes import Explanation
 
 _WAIT: Final = 0.25
 """Seconds between two signs of life of a thread without work."""
@@ -49,7 +50,7 @@ class _Answering:
     prefill_seconds: float
     last_token: float  # on time.monotonic's clock
     decode_seconds: float = 0.0
-    explanation: dict[str, Any] | None = None
+    explanation: Explanation | None = None
 
 
 class ModelEngine:
@@ -282,8 +283,10 @@ class ModelEngine:
             job = self._waiting.popleft()
         try:
             self._metrics.observe("catp_time_in_queue_seconds", time.monotonic() - job.accepted, model=self.name)
-            if job.matches:
+            if job.work == "match":
                 self._match(job)
+            elif job.work == "embed":
+                self._embed(job)
             else:
                 self._admit(job)
         except Exception as error:  # of this request; the others go on
@@ -344,6 +347,14 @@ class ModelEngine:
             job,
             Matched([m.probability for m in found], [m.similarity for m in found], found[0].kept_indices),
         )
+
+    def _embed(self, job: Job) -> None:
+        assert self._pipeline is not None
+        if job.pixel_values is None:
+            self._tell_end(job, Embedded(self._pipeline.matching.embed(job.tokens), []))
+            return
+        indices, vectors = self._pipeline.embed_pixels(job.pixel_values, job.wishes.ratio)
+        self._tell_end(job, Embedded(vectors[0], indices[0].tolist()))
 
     def _step(self) -> None:
         assert self._together is not None
@@ -418,7 +429,7 @@ class ModelEngine:
             log("request_failed", model=self.name, request_id=job.request_id, **describe(error))
         self._tell_end(job, failure)
 
-    def _tell_end(self, job: Job, event: Finished | Matched | Failure) -> None:
+    def _tell_end(self, job: Job, event: End | Failure) -> None:
         seconds = time.monotonic() - job.accepted
         if event is _CANCELLED:
             self._metrics.count("catp_cancellations_total", model=self.name)

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Send
 
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.jobs import Event, Finished, Job, Matched, Piece
+from catp.runtime.server.jobs import End, Event, Job, Piece
 from catp.runtime.server.settings import ServerSettings
 
 _GRACE = 5.0
@@ -133,7 +133,7 @@ class Inbox:
             self.job.cancel()
         self._events.put_nowait(Failure(499, "the client went away"))
 
-    async def next(self) -> Piece | Finished | Matched:
+    async def next(self) -> Piece | End:
         """The next event.
 
         Raises:
@@ -148,7 +148,7 @@ class Inbox:
             raise event
         return event
 
-    async def last(self) -> Finished | Matched:
+    async def last(self) -> End:
         """The event with which the job ends."""
         while isinstance(event := await self.next(), Piece):
             pass

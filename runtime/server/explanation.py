@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from catp.runtime.bundle.image_spec import ImageSpec
 from catp.runtime.bundle.manifest import QUERY_ATTENTION
 from catp.runtime.image_sides.query_tokens import Votes
+from catp.runtime.server.shapes import Explanation
 
 
-def explain(votes: Votes, kept: np.ndarray, image: ImageSpec) -> dict[str, Any]:
+def explain(votes: Votes, kept: np.ndarray, image: ImageSpec) -> Explanation:
     """The score of each query token, and, of a bundle with diagnostics, where those kept and those dropped look.
 
     Args:
@@ -23,7 +22,7 @@ def explain(votes: Votes, kept: np.ndarray, image: ImageSpec) -> dict[str, Any]:
         falls there, of tokens kept and of those dropped (null where there are none).
     """
     scores = votes.scores[0]
-    found: dict[str, Any] = {"scores": [round(float(score), 6) for score in scores]}
+    found: Explanation = {"scores": [round(float(score), 6) for score in scores]}
     if QUERY_ATTENTION not in votes.outputs:
         return found
     attention = votes.outputs[QUERY_ATTENTION][0][:, 1:]  # the first image token is CLS

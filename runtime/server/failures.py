@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from catp.runtime.errors import CatpError, ImageError, UsageError
+from catp.runtime.server.shapes import KServeError, OpenAiError
+
+
+def speaks_kserve(path: str) -> bool:
+    """Whether clients of a path know KServe's errors, and otherwise OpenAI's."""
+    return path.startswith("/v2/")
 
 
 @dataclass(eq=False)
@@ -16,6 +21,7 @@ class Failure(Exception):
         status: of HTTP.
         param: the field of the body that is to blame, if one is.
         retry_after: seconds, where it may work later.
+        allow: methods that would do.
     """
 
     status: int
@@ -23,6 +29,7 @@ class Failure(Exception):
     code: str | None = None
     param: str | None = None
     retry_after: int | None = None
+    allow: str | None = None
 
     @property
     def type(self) -> str:
@@ -30,14 +37,16 @@ class Failure(Exception):
         named = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         return named.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
 
-    def body(self, path: str = "") -> dict[str, Any]:
+    def body(self, path: str = "") -> OpenAiError | KServeError:
         """For a client of the API that has the path: OpenAI's error object, or under /v2 KServe's, which is a text."""
-        if path.startswith("/v2/"):
+        if speaks_kserve(path):
             return {"error": self.message}
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        if self.allow is not None:
+            headers["allow"] = self.allow  # which RFC 9110 asks for
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         return headers

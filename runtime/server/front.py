@@ -9,7 +9,7 @@ import hmac
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,17 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from catp.runtime.limits import BODY_BYTES, REQUEST_ID_CHARACTERS
 from catp.runtime.server.failures import Failure
 from catp.runtime.server.log import describe, log
+from catp.runtime.server.operations import Operation
 from catp.runtime.server.settings import ServerSettings
 from catp.runtime.server.tracing import Tracing
-
-OPEN_TO_ALL = ("/health", "/health/live", "/health/ready")
-"""Paths that need no key; every other one does."""
-
-_WHILE_DRAINING = ("/metrics", "/v2/health/live", "/v2/health/ready")
-"""Paths beside those open to all that are served until the end."""
-
-_NOT_TRACED = (*OPEN_TO_ALL, "/metrics")
-"""Paths that somebody asks for every few seconds."""
 
 _DISCARDED_SECONDS = 2.0
 
@@ -46,6 +38,7 @@ class Front:
     """Everything before the routes.
 
     Args:
+        operations: those that are served; which of them need a key, and end when the server drains.
         draining: whether the server has been told to stop.
         finished: called with the facts about each request when it is over.
         tracing: of requests, if there is any.
@@ -55,13 +48,14 @@ class Front:
         self,
         app: ASGIApp,
         settings: ServerSettings,
+        operations: Iterable[Operation],
         draining: Callable[[], bool],
         finished: Callable[[dict[str, Any]], None] = lambda facts: None,
         tracing: Tracing | None = None,
     ) -> None:
         self.app = app
+        self._operations = {operation.path: operation for operation in operations}
         self._tracing = tracing
-        self.open_paths = {*OPEN_TO_ALL, *(["/"] if settings.page else [])}
         self._digests = [_digest(key) for key in settings.keys]
         self._draining = draining
         self._finished = finished
@@ -76,7 +70,8 @@ class Front:
         scope["catp"] = facts
         scope["app"] = self  # Starlette's routes raise where there is one, instead of answering as plain text
         began, started = time.monotonic(), False
-        traced = self._tracing is not None and scope["path"] not in _NOT_TRACED
+        operation = self._operations.get(scope["path"])
+        traced = operation is None or operation.traced
         span = self._tracing.begin(scope["method"], scope["path"], headers) if self._tracing and traced else None
 
         async def answer(message: Message) -> None:
@@ -97,7 +92,9 @@ class Front:
             except Failure as error:
                 failure = error
             except HTTPException as error:
-                failure = Failure(error.status_code, str(error.detail), error.detail.lower().replace(" ", "_"))
+                allow = (error.headers or {}).get("Allow")
+                code = error.detail.lower().replace(" ", "_")
+                failure = Failure(error.status_code, str(error.detail), code, allow=allow)
             except Exception as error:
                 log("bug", request_id=request_id, **describe(error))
                 failure = Failure(
@@ -116,7 +113,8 @@ class Front:
                 self._tracing.end(span, facts)
 
     def _check(self, path: str, headers: Headers) -> None:
-        if path in self.open_paths:
+        operation = self._operations.get(path)
+        if operation is not None and not operation.needs_key:
             return
         if self._digests:
             scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -124,7 +122,7 @@ class Front:
             found = [hmac.compare_digest(_digest(key.strip()), digest) for digest in self._digests]
             if scheme.lower() != "bearer" or not any(found):
                 raise Failure(401, "no valid API key: send Authorization: Bearer KEY", "invalid_api_key")
-        if self._draining() and path not in _WHILE_DRAINING:
+        if self._draining() and not (operation is not None and operation.while_draining):
             raise Failure(503, "the server is stopping", "stopping", retry_after=5)
 
     def _end(self, scope: Scope, facts: dict[str, Any], seconds: float) -> None:
@@ -132,7 +130,8 @@ class Front:
         if isinstance(failed, Failure):
             facts["status"], facts["code"] = failed.status, failed.code
         self._finished({**facts, "path": scope["path"]})
-        if scope["path"] not in OPEN_TO_ALL:
+        operation = self._operations.get(scope["path"])
+        if operation is None or operation.logged:
             log("request", method=scope["method"], path=scope["path"][:200], ms=round(1e3 * seconds, 1), **facts)
 
 

@@ -107,5 +107,40 @@ def make_match_job(
         tell=tell,
         deadline=began + engine.settings.request_seconds,
         queue_deadline=began + engine.settings.queue_seconds,
-        matches=True,
+        work="match",
+    )
+
+
+def make_embed_job(
+    engine: ModelEngine,
+    tokens: Sequence[Sequence[int]],
+    picture: bytes | None,
+    ratio: float | None,
+    request_id: str,
+    tell: Callable[[Event], None],
+    began: float,
+) -> Job:
+    """A job that embeds texts, given as token ids, or a picture; other arguments as of `make_job`.
+
+    Raises:
+        UsageError: the ratio is out of range.
+        ImageError: the picture can't be read.
+    """
+    pipeline = engine.pipeline
+    pipeline.num_kept(ratio)
+    started = time.monotonic()
+    pixel_values = None if picture is None else pipeline.preprocess([open_picture(picture)])
+    return Job(
+        request_id=request_id,
+        prompt="",
+        wishes=Wishes(pipeline.manifest.generation, ratio),
+        tokens=tokens,
+        key=b"",
+        seen=None,
+        pixel_values=pixel_values,
+        preprocess_seconds=time.monotonic() - started,
+        tell=tell,
+        deadline=began + engine.settings.request_seconds,
+        queue_deadline=began + engine.settings.queue_seconds,
+        work="embed",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from catp.runtime.answers import Answer
 from catp.runtime.image_sides.query_tokens import Seen
 from catp.runtime.questions import Wishes
 from catp.runtime.server.failures import Failure
+from catp.runtime.server.shapes import Explanation
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Finished:
     prompt_tokens: int  # of the text
     reason: str
     cached: bool
-    explanation: dict[str, Any] | None = None
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,23 @@ class Matched:
     kept_indices: list[int]
 
 
-Event = Piece | Finished | Matched | Failure
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors of texts, or of one picture.
+
+    Args:
+        vectors: float32 [n, Dt], each of length 1: one for each text, or for each query token that is kept.
+        kept_indices: of a picture, ascending.
+    """
+
+    vectors: np.ndarray
+    kept_indices: list[int]
+
+
+End = Finished | Matched | Embedded
+"""The event with which a job ends that did not fail."""
+
+Event = Piece | End | Failure
 
 
 @dataclass(eq=False)
@@ -59,7 +76,7 @@ class Job:
         tokens: of the prompt; of a retrieval model, of each text.
         key: of the image cache.
         seen: the picture, where it is known.
-        pixel_values: float32 [F, 3, H, W], where it is not.
+        pixel_values: float32 [F, 3, H, W], where it is not; None for texts alone.
         tell: hands an event to the client, from any thread.
         deadline: on time.monotonic's clock; a request without an answer by then gets none.
         queue_deadline: likewise, for its row.
@@ -76,7 +93,7 @@ class Job:
     tell: Callable[[Event], None]
     deadline: float
     queue_deadline: float
-    matches: bool = False
+    work: Literal["answer", "match", "embed"] = "answer"
     explains: bool = False
     cancelled: bool = False
     accepted: float = field(default_factory=time.monotonic)

@@ -14,10 +14,11 @@ from pydantic import Field
 
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.limits import BODY_BYTES, IMAGE_BYTES, SERVED_PROMPT_CHARACTERS
-from catp.runtime.server.bodies import GenerateParameters, Strict, parse
+from catp.runtime.server.bodies import EXAMPLE_PICTURE, GenerateParameters, Strict, parse
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.jobs import Finished, Matched
+from catp.runtime.server.jobs import End, Finished, Matched
 from catp.runtime.server.pictures import decode_base64, read_url
+from catp.runtime.server.shapes import Inferred, ModelMetadata, OutputTensor, ServerMetadata
 
 EXTENSIONS = ("generate", "binary_tensor_data")
 
@@ -25,7 +26,7 @@ _MOST_ELEMENTS = 64
 """Questions, or texts, of one request."""
 
 
-class _Tensor(Strict):
+class Tensor(Strict):
     """An input."""
 
     name: Literal["image", "prompt", "text"]
@@ -35,26 +36,32 @@ class _Tensor(Strict):
     data: list[Any] | None = None
 
 
-class _Output(Strict):
+class Output(Strict):
     """An output that is asked for."""
 
     name: str
     parameters: dict[str, Any] = Field(default={})
 
 
-class _Parameters(GenerateParameters):
+class InferParameters(GenerateParameters):
     """Parameters of a request."""
 
     binary_data_output: bool | None = None  # what Triton's client asks for; data may come as JSON all the same
+
+
+_EXAMPLE = [
+    {"name": "image", "shape": [1], "datatype": "BYTES", "data": [EXAMPLE_PICTURE]},
+    {"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["Question: what is in the picture? Answer:"]},
+]
 
 
 class InferBody(Strict):
     """POST /v2/models/NAME/infer."""
 
     id: Annotated[str, Field(max_length=256)] | None = None
-    parameters: _Parameters = _Parameters()
-    inputs: Annotated[list[_Tensor], Field(min_length=2, max_length=2)]
-    outputs: list[_Output] | None = None
+    parameters: InferParameters = InferParameters()
+    inputs: Annotated[list[Tensor], Field(min_length=2, max_length=2, examples=[_EXAMPLE])]
+    outputs: list[Output] | None = None
 
 
 def read_infer(body: bytes, header_length: str | None, manifest: Manifest) -> tuple[InferBody, list[bytes], list[str]]:
@@ -111,7 +118,7 @@ def read_infer(body: bytes, header_length: str | None, manifest: Manifest) -> tu
     return asked, pictures, texts
 
 
-def _from_json(tensor: _Tensor, where: str) -> list[bytes]:
+def _from_json(tensor: Tensor, where: str) -> list[bytes]:
     data: list[Any] = tensor.data if tensor.data is not None else []
     flat = [element for part in data for element in (part if isinstance(part, list) else [part])]
     if not all(isinstance(element, str) for element in flat):
@@ -148,11 +155,11 @@ def _text(element: bytes, name: str) -> str:
     return text
 
 
-def describe_server(version: str) -> dict[str, Any]:
+def describe_server(version: str) -> ServerMetadata:
     return {"name": "catp-serve", "version": version, "extensions": list(EXTENSIONS)}
 
 
-def describe_model(name: str, manifest: Manifest) -> dict[str, Any]:
+def describe_model(name: str, manifest: Manifest) -> ModelMetadata:
     """Metadata of a model."""
     scores = manifest.model.language == "none"
     inputs = [("image", "BYTES"), ("text" if scores else "prompt", "BYTES")]
@@ -170,7 +177,7 @@ def describe_model(name: str, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def infer_response(name: str, asked: InferBody, ends: Sequence[Finished | Matched]) -> dict[str, Any]:
+def infer_response(name: str, asked: InferBody, ends: Sequence[End]) -> Inferred:
     """The response to `infer`, data in JSON."""
     tensors: dict[str, tuple[str, list[Any]]] = {}
     first = ends[0]
@@ -182,9 +189,11 @@ def infer_response(name: str, asked: InferBody, ends: Sequence[Finished | Matche
         tensors["text"] = ("BYTES", [end.answer.answer for end in finished])
         tensors["num_kept"] = ("INT64", [end.answer.num_kept for end in finished])
         tensors["finish_reason"] = ("BYTES", [end.reason for end in finished])
-    outputs = []
+    outputs: list[OutputTensor] = []
     for output in [output.name for output in asked.outputs] if asked.outputs else tensors:
         kind, data = tensors[output]
         outputs.append({"name": output, "datatype": kind, "shape": [len(data)], "data": data})
-    head = {"model_name": name, "model_version": "1", **({} if asked.id is None else {"id": asked.id})}
-    return {**head, "outputs": outputs}
+    found: Inferred = {"model_name": name, "model_version": "1", "outputs": outputs}
+    if asked.id is not None:
+        found["id"] = asked.id
+    return found

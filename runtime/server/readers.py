@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from starlette.requests import Request
 
@@ -14,12 +13,14 @@ from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.questions import Wishes
 from catp.runtime.server import kserve
 from catp.runtime.server.asking import Maker, Reading
-from catp.runtime.server.bodies import ChatBody, GenerateBody, GenerateParameters, parse
+from catp.runtime.server.bodies import ChatBody, EmbeddingsBody, GenerateBody, GenerateParameters, parse
 from catp.runtime.server.dialects import Dialect, KServeGenerate, OpenAiChat
+from catp.runtime.server.embeddings import write_embeddings
 from catp.runtime.server.engine import ModelEngine
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.intake import make_job, make_match_job
-from catp.runtime.server.jobs import Finished, Matched
+from catp.runtime.server.intake import make_embed_job, make_job, make_match_job
+from catp.runtime.server.jobs import Embedded, End, Finished
+from catp.runtime.server.pictures import read_url
 from catp.runtime.server.questions import Asked, read_chat, read_pictures, read_wishes
 from catp.runtime.server.state import State
 
@@ -75,8 +76,49 @@ def read_infer_request(state: State, request: Request, body: bytes) -> Reading:
     return Reading(engine, makers, whole)
 
 
-def _whole(dialect: Dialect) -> Callable[[Sequence[Finished | Matched]], dict[str, Any]]:
-    def whole(ends: Sequence[Finished | Matched]) -> dict[str, Any]:
+def read_embeddings_request(state: State, request: Request, body: bytes) -> Reading:
+    """POST /v1/embeddings: the texts are one job, and each picture is one."""
+    asked = parse(EmbeddingsBody, body)
+    engine = state.engine(asked.model)
+    if engine.pipeline.manifest.model.language != "none":
+        message = f"model {engine.name!r} answers questions and embeds nothing; only bundles of retrieval models do"
+        raise Failure(400, message, "unsupported_model", "model")
+    inputs = asked.input if isinstance(asked.input, list) else [asked.input]
+    texts = [given for given in inputs if isinstance(given, str)]
+    domains = state.settings.media_domains
+    pictures = [
+        read_url(given.image, f"input.{place}.image", domains)
+        for place, given in enumerate(inputs)
+        if not isinstance(given, str)
+    ]
+    began = time.monotonic()
+    text_tokens = [engine.pipeline.tokenize(text) for text in texts]
+    makers: list[Maker] = []
+    if texts:
+        makers.append(lambda tell: make_embed_job(engine, text_tokens, None, asked.ratio, _id(request), tell, began))
+    for picture in pictures:
+        makers.append(
+            lambda tell, picture=picture: make_embed_job(  # type: ignore[misc]
+                engine, (), picture, asked.ratio, _id(request), tell, began
+            )
+        )
+
+    def whole(ends: Sequence[End]) -> Mapping[str, object]:
+        found = [end for end in ends if isinstance(end, Embedded)]
+        of_texts = iter(found[0].vectors if texts else ())
+        of_pictures = iter(found[1:] if texts else found)
+        return write_embeddings(
+            engine.name,
+            [next(of_texts) if isinstance(given, str) else next(of_pictures) for given in inputs],
+            sum(map(len, text_tokens)),
+            asked.encoding_format,
+        )
+
+    return Reading(engine, makers, whole)
+
+
+def _whole(dialect: Dialect) -> Callable[[Sequence[End]], Mapping[str, object]]:
+    def whole(ends: Sequence[End]) -> Mapping[str, object]:
         (end,) = ends
         assert isinstance(end, Finished)
         return dialect.whole(end)
