@@ -12,7 +12,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +26,7 @@ from catp.calibration.benchmark.load.report import LoadReport, Measured, Server,
 from catp.calibration.benchmark.load.tables import ratio_text
 from catp.calibration.benchmark.load.targets import Target, find_target, started
 from catp.calibration.benchmark.load.workload import Workload
-from catp.calibration.benchmark.machine import describe_machine, load_average
+from catp.calibration.benchmark.machine import available_cpus, describe_machine, load_average
 
 RECORD = ROOT / "tests" / "benchmarks" / "records" / "serving.json"
 TOKENS = 32
@@ -39,9 +39,11 @@ VLLM_FIELDS = {"ignore_eos": True}
 
 
 @contextmanager
-def rival(name: str, command: list[str], port: int, model: str) -> Iterator[Target]:
+def rival(
+    name: str, command: list[str], port: int, model: str, environment: Mapping[str, str] = {}
+) -> Iterator[Target]:
     """A server of somebody else's, once it answers; its whole group of processes ends with it."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
@@ -78,6 +80,9 @@ def main(
     folder: Annotated[Path, typer.Option(help="What mid_size.py made.")] = Path("build/mid-size"),
     litserve: Annotated[Path | None, typer.Option(help="Python of an environment with LitServe and '.[cpu]'.")] = None,
     vllm: Annotated[Path | None, typer.Option(help="Python of an environment with vLLM for CPUs.")] = None,
+    vllm_preload: Annotated[
+        str, typer.Option(help="Libraries that vLLM's page on CPUs advises: tcmalloc and libiomp5, separated by ':'.")
+    ] = "",
     rounds: Annotated[int, typer.Option(min=1)] = 6,
     requests: Annotated[int, typer.Option(min=1, help="Of each client in a round.")] = 2,
     clients: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(map(str, CLIENTS)),
@@ -105,7 +110,14 @@ def main(
             if vllm is not None:
                 command = [str(vllm), "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
                 command += ["--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "8", "--port", "9002"]
-                targets.append(stack.enter_context(rival("vLLM fp32", command, 9002, str(checkpoint))))
+                settings_of_vllm = {
+                    "VLLM_CPU_KVCACHE_SPACE": "1",
+                    "VLLM_CPU_OMP_THREADS_BIND": f"0-{available_cpus() - 1}",  # it would leave a core out
+                    "LD_PRELOAD": vllm_preload,
+                }
+                targets.append(
+                    stack.enter_context(rival("vLLM fp32", command, 9002, str(checkpoint), settings_of_vllm))
+                )
             fields = {target.name: VLLM_FIELDS for target in targets if target.name.startswith("vLLM")}
             settings = [
                 Setting(server=target.name, pictures=kind, clients=number)
