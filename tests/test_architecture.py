@@ -22,7 +22,7 @@ FLOORS = {
         ("generation", "answers", "questions"),
         ("pipeline",),
         ("server",),
-        ("commands",),
+        ("commands", "cluster"),
     ),
     "export": (
         ("voting", "demo", "encoder_pruning"),
@@ -54,8 +54,9 @@ KEPT_IN = {
         "calibration/ratio",
         "calibration/benchmark/results",
     ),
-    "starlette": ("runtime/server",),
+    "starlette": ("runtime/server", "runtime/cluster"),
     "uvicorn": ("runtime/server",),
+    "ray": ("runtime/cluster",),
     "matplotlib": (
         "calibration/plots.py",
         "calibration/explanation",
