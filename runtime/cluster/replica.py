@@ -37,9 +37,7 @@ class Replica:
         self._error: BaseException | None = None
         self._serving = False
         self._metrics = Metrics()
-        load = loader(
-            settings.bundle, provider=settings.provider, threads=settings.threads, engines=settings.engines
-        )
+        load = loader(settings.bundle, provider=settings.provider, threads=settings.threads, engines=settings.engines)
         server = settings.read()
         self._engine = ModelEngine(settings.model, load, server, self._metrics, self._engine_ended)
         self._state = State({settings.model: self._engine}, server, self._metrics)
