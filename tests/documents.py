@@ -12,6 +12,7 @@ PAGES = (
     "docs/families.md",
     "docs/generation.md",
     "docs/serving.md",
+    "docs/cluster.md",
     "docs/accuracy.md",
     "docs/encoder-pruning.md",
     "docs/precision.md",

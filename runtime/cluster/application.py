@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
@@ -25,20 +27,21 @@ def make_application(settings: ClusterSettings) -> Application:
         UsageError: see `ClusterSettings.check`.
     """
     settings.check()
-    router = RequestRouterConfig(
-        request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-    )
-    model = serve.deployment(Replica, name="Model").options(
+    router: dict[str, Any] = {
+        "request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+    }
+    deployment: Any = serve.deployment
+    model = deployment(Replica, name="Model").options(
         num_replicas=settings.replicas,
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         max_ongoing_requests=settings.rows + settings.waiting,
         max_queued_requests=max(1, settings.waiting),
-        request_router_config=router,
+        request_router_config=RequestRouterConfig(**router),
         health_check_period_s=_HEALTH_PERIOD_SECONDS,
         graceful_shutdown_timeout_s=settings.drain_timeout,
         graceful_shutdown_wait_loop_s=0.5,
     )
-    ingress = serve.deployment(serve.ingress()(Ingress), name="Ingress").options(
+    ingress = deployment(serve.ingress()(Ingress), name="Ingress").options(
         num_replicas=settings.ingresses,
         ray_actor_options={"num_cpus": _INGRESS_CPUS},
         max_ongoing_requests=CONNECTIONS,
@@ -47,4 +50,5 @@ def make_application(settings: ClusterSettings) -> Application:
     )
     # Ray replaces every process whose arguments change: their number is none of them.
     each = settings.model_copy(update={"replicas": 1, "ingresses": 1})
-    return ingress.bind(model.bind(each), each)
+    bound: Application = ingress.bind(model.bind(each), each)
+    return bound

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -139,9 +139,9 @@ class Relay:
         note(scope, failed=failure)
         await send({"type": "http.response.body", "body": b"data: " + compact(failure.body(scope["path"])) + b"\n\n"})
 
-    async def _messages(self, told: dict[str, Any], body: bytes, hint: str) -> AsyncIterator[Message]:
+    async def _messages(self, told: dict[str, Any], body: bytes, hint: str) -> AsyncGenerator[Message, None]:
         """The messages of a replica's response; it is cancelled where they are not read to their end."""
-        answer = self._models.options(stream=True, session_id=hint).answer.remote(told, body)
+        answer: Any = self._models.options(stream=True, session_id=hint).answer.remote(told, body)
         ended = False
         try:
             async for message in answer:

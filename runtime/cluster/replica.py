@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 from ray import serve
 from starlette.types import Message, Scope
@@ -33,7 +33,7 @@ class Replica:
         CatpError: the bundle can't be loaded, or the file of keys read.
     """
 
-    async def __init__(self, settings: ClusterSettings) -> None:
+    def __init__(self, settings: ClusterSettings) -> None:
         self._error: BaseException | None = None
         self._serving = False
         self._metrics = Metrics()
@@ -46,7 +46,7 @@ class Replica:
         while not self._engine.ready:
             if self._error is not None:
                 raise CatpError(f"model {settings.model!r}: {self._error}") from self._error
-            await asyncio.sleep(0.05)
+            time.sleep(0.05)
         self._serving = True
 
     def __del__(self) -> None:

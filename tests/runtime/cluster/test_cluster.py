@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import signal
 import socket
@@ -22,6 +21,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from documents import blocks
 from openai import APIStatusError, OpenAI
 from PIL import Image, ImageOps
 from prometheus_client.parser import text_string_to_metric_families
@@ -48,17 +48,6 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-CONFIGURATION = """
-applications:
-  - name: default
-    import_path: catp.runtime.cluster:app
-    args: {args}
-    deployments:
-      - name: Model
-        num_replicas: {replicas}
-"""
-
-
 @dataclass
 class Cluster:
     """An application of these settings, where its clients and Ray's find it."""
@@ -72,13 +61,16 @@ class Cluster:
         return httpx.Client(base_url=self.address, timeout=IN_TIME, headers={"authorization": f"Bearer {KEY}"})
 
     def deploy(self, replicas: int = 2) -> None:
-        """What `serve deploy` does with a configuration file."""
+        """What `serve deploy` does with the page's file."""
         from ray import serve
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
 
-        written = CONFIGURATION.format(replicas=replicas, args=json.dumps(self.settings))
+        (written,) = blocks("docs/cluster.md", "yaml")
         config = ServeDeploySchema.model_validate(yaml.safe_load(written))
+        (application,) = config.applications
+        application.args |= self.settings
+        next(one for one in application.deployments if one.name == "Model").num_replicas = replicas
         _get_global_client().deploy_apps(config)
         wait_for(lambda: self.healthy() and len(self.replicas()) == replicas, f"{replicas}: {serve.status()}")
 
@@ -106,7 +98,7 @@ class Cluster:
     def kill(self, replica: str) -> None:
         import ray
 
-        name = f"SERVE_REPLICA::default#Model#{replica}"
+        name = f"SERVE_REPLICA::catp#Model#{replica}"
         ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
 
 
@@ -139,7 +131,7 @@ def cluster(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         ray.init(address=gcs, _node_ip_address=MACHINES[0], log_to_driver=False)
         wait_for(lambda: sum(node["Alive"] for node in ray.nodes()) == len(MACHINES), "a machine is missing")
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": http})
-        settings = {"bundle": str(demo_bundle), "name": "demo", "threads": 1, "api_key_file": str(keys)}
+        settings = {"bundle": str(demo_bundle), "name": "demo", "threads": 1, "api_key_file": str(keys), "cpus": 1}
         found = Cluster(f"http://127.0.0.1:{http}", settings, gcs)
         found.deploy()
         yield found
@@ -379,6 +371,21 @@ def streaming(cluster: Cluster, asked: list[bytes]) -> Iterator[list[str]]:
             stop.set()
     for one in streams:
         one.result()
+
+
+def test_a_model_whose_thread_dies_ends_its_process(demo_bundle: Path) -> None:
+    """Of which Ray's supervision makes another; here it is a process of its own, without Ray around it."""
+    code = f"""
+import time
+from catp.runtime.cluster.replica import Replica
+from catp.runtime.cluster.settings import ClusterSettings
+replica = Replica(ClusterSettings(bundle={str(demo_bundle)!r}, threads=1))
+replica.check_health()
+replica._engine._turn = None
+time.sleep({IN_TIME})
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=IN_TIME)
+    assert result.returncode == 1 and '"event": "model_ended"' in result.stderr, result.stderr
 
 
 def test_a_bundle_that_is_missing_is_no_application(cluster: Cluster, tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from pathlib import Path
 
 import pytest
+import yaml
+from documents import blocks
 from pydantic import ValidationError
 
 from catp.runtime.cluster import ClusterSettings, app
@@ -33,6 +36,14 @@ def test_settings_reach_the_server(tmp_path: Path) -> None:
     assert server.keys == ("a", "b") and server.media_domains == ("example.org",)
     assert given.waiting == server.waiting and given.model == "blip"
     assert ClusterSettings(bundle="b").read() == ServerSettings()
+
+
+def test_the_file_of_the_page_is_read() -> None:
+    (written,) = blocks("docs/cluster.md", "yaml")
+    (application,) = yaml.safe_load(written)["applications"]
+    module, _, attribute = application["import_path"].partition(":")
+    assert getattr(importlib.import_module(module), attribute) is app
+    assert ClusterSettings.model_validate(application["args"]).model == "blip2-bundle"
 
 
 def test_texts_of_a_command_line_are_read() -> None:
