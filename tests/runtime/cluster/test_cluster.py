@@ -131,7 +131,14 @@ def cluster(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         ray.init(address=gcs, _node_ip_address=MACHINES[0], log_to_driver=False)
         wait_for(lambda: sum(node["Alive"] for node in ray.nodes()) == len(MACHINES), "a machine is missing")
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": http})
-        settings = {"bundle": str(demo_bundle), "name": "demo", "threads": 1, "api_key_file": str(keys), "cpus": 1}
+        settings = {
+            "bundle": str(demo_bundle),
+            "name": "demo",
+            "threads": 1,
+            "api_key_file": str(keys),
+            "cpus": 1,
+            "queue": 8,
+        }
         found = Cluster(f"http://127.0.0.1:{http}", settings, gcs)
         found.deploy()
         yield found
@@ -277,6 +284,22 @@ def test_a_stream_that_nobody_reads_is_cancelled(cluster: Cluster) -> None:
         assert next(response.iter_lines()).startswith("data: ")
     wait_for(lambda: sum(cluster.metric("catp_cancellations_total").values()) >= 1, "it goes on")
     wait_for(lambda: not sum(cluster.metric("catp_requests_running").values()), "it has a row still")
+
+
+def test_more_than_all_replicas_take_is_refused(cluster: Cluster) -> None:
+    limits = httpx.Limits(max_connections=80)
+    auth = {"authorization": f"Bearer {KEY}"}
+    with (
+        httpx.Client(base_url=cluster.address, timeout=IN_TIME, headers=auth, limits=limits) as client,
+        ThreadPoolExecutor(80) as pool,
+    ):
+        bodies = [long(picture) for picture in pictures(8) * 10]
+        responses = list(pool.map(lambda body: client.post("/v1/chat/completions", json=body), bodies))
+    statuses = [response.status_code for response in responses]
+    assert set(statuses) == {200, 429} and statuses.count(200) >= 16, statuses
+    for response in responses:
+        if response.status_code == 429:
+            assert int(response.headers["retry-after"]) >= 1 and response.json()["error"]["code"] == "queue_full"
 
 
 def ask_on(cluster: Cluster, asked: list[bytes], stop: threading.Event) -> tuple[list[str], list[int]]:
