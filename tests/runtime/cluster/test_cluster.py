@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -153,6 +154,7 @@ def cluster(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(sessions, ignore_errors=True)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name)
