@@ -14,6 +14,7 @@ PAGES = (
     "docs/generation.md",
     "docs/serving.md",
     "docs/edge.md",
+    "docs/cluster.md",
     "docs/accuracy.md",
     "docs/encoder-pruning.md",
     "docs/precision.md",

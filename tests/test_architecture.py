@@ -22,7 +22,7 @@ FLOORS = {
         ("generation", "answers", "questions"),
         ("pipeline",),
         ("server",),
-        ("commands",),
+        ("commands", "cluster"),
     ),
     "export": (
         ("voting", "demo", "encoder_pruning"),
@@ -57,8 +57,9 @@ KEPT_IN = {
     ),
     "packaging": ("export/packing",),
     "httpx": ("calibration/benchmark/load",),
-    "starlette": ("runtime/server",),
+    "starlette": ("runtime/server", "runtime/cluster"),
     "uvicorn": ("runtime/server",),
+    "ray": ("runtime/cluster",),
     "matplotlib": (
         "calibration/plots.py",
         "calibration/explanation",
