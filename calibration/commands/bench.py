@@ -307,7 +307,8 @@ def _measure(
     def new_provider() -> Provider:
         return open_provider(setup.provider, setup.threads, setup.engines)
 
-    shared = None if PROVIDERS[setup.provider].runs_plans else SharedEngines(new_provider())
+    first_provider = new_provider()
+    shared = None if PROVIDERS[setup.provider].runs_plans else SharedEngines(first_provider)
 
     def open_subject(name: str) -> Subject:
         if name not in bundles:

@@ -7,7 +7,6 @@ import configparser
 import hashlib
 import io
 import zipfile
-from email.parser import HeaderParser
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -66,8 +65,9 @@ def write_own_wheel(folder: Path) -> Path:
 
 def _metadata(installed: Distribution, version: str) -> str:
     """The installed metadata, of what a machine that installs it looks at: name, Python, requirements and extras."""
-    written = HeaderParser().parsestr(installed.read_text("METADATA") or "")
-    kept = [(name, value) for name, value in written.items() if name in _KEPT]
+    # Not its file: an editable installation leaves a folder in the clone where that has another name.
+    written = installed.metadata
+    kept = [(name, value) for name in _KEPT for value in written.get_all(name, [])]
     lines = [f"{name}: {value}" for name, value in kept] + [f"Version: {version}"]
     lines += [f"Requires-Dist: {requirement}" for requirement in written.get_all("Requires-Dist", [])]
     return "\n".join(lines) + "\n"
