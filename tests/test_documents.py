@@ -266,6 +266,15 @@ def test_the_latency_tables_are_the_recorded_report() -> None:
     assert not report.noisy and not [note for note in report.notes if "other tokens" in note]
 
 
+def test_an_encoder_that_prunes_is_compared_by_the_recorded_report() -> None:
+    folder = ROOT / "tests" / "benchmarks"
+    record = folder / "records" / "mid-size-encoder.json"
+    command = [sys.executable, str(folder / "mid_size.py"), "--record", str(record)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (ratios,) = (found for found in printed.split("\n\n") if "| itself unpruned |" in found)
+    assert ratios.count("encoder at 20 %") == 4 and ratios.strip() in text_of("docs/benchmark.md")
+
+
 def test_a_report_with_encoders_that_prune_has_a_table_more(tmp_path: Path) -> None:
     against, schedules = (
         ("int8-int4", "pruned", "pruned-int8-int4"),
@@ -284,7 +293,7 @@ def test_a_report_with_encoders_that_prune_has_a_table_more(tmp_path: Path) -> N
     [
         ("encoder_accuracy.py", ROOT / "export" / "demo" / "vqa" / "accuracy" / "encoder-pruning.json", 3),
         ("both_prunings.py", ROOT / "export" / "demo" / "fine" / "accuracy" / "both-prunings.json", 5),
-        ("both_speed.py", ROOT / "tests" / "benchmarks" / "records", 1),
+        ("both_speed.py", ROOT / "tests" / "benchmarks" / "records", 2),
         ("encoder_speed.py", ROOT / "tests" / "benchmarks" / "records" / "encoder-speed.json", 1),
     ],
 )
@@ -296,6 +305,19 @@ def test_the_tables_of_encoder_pruning_are_the_recorded_reports(script: str, rec
     page = text_of("docs/encoder-pruning.md")
     assert len(tables) == count and all(table in page for table in tables)
     assert all(part in page for part in parts if part.startswith("MADTP's scores"))
+
+
+def test_what_is_said_of_both_prunings_at_full_size_is_the_recorded_report() -> None:
+    report = read_report(ROOT / "tests" / "benchmarks" / "records" / "both-prunings-speed-full.json")
+    found = {
+        one.encoder_flops: one.by_stage
+        for one in report.speedups
+        if (one.baseline, one.baseline_ratio, one.ratio) == ("dense", 0, 0.5)
+    }
+    first, whole = ([found[share][stage].median for share in (0.5, 0.2)] for stage in ("time_to_first_token", "total"))
+    page = " ".join(text_of("docs/encoder-pruning.md").split())
+    assert f"first token comes {first[0]:.1f} times as fast at half of the encoder's work, {first[1]:.1f} times" in page
+    assert f"ten tokens {whole[0]:.1f} and {whole[1]:.1f} times" in page and first[0] >= 1.5 and first[1] >= 2
 
 
 def test_what_is_said_of_votes_after_a_pruned_encoder_is_the_recorded_reports() -> None:

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from catp.runtime.cluster.relay import Relay
 from catp.runtime.cluster.settings import ClusterSettings
 from catp.runtime.server.front import Front
+from catp.runtime.server.operations import Operation
 
 
 class Ingress:
@@ -25,7 +26,15 @@ class Ingress:
 
     def __init__(self, models: DeploymentHandle[Any], settings: ClusterSettings) -> None:
         server = settings.read()
-        self._front = Front(Relay(models, server), server, lambda: False)
+        relay = Relay(models, server)
+        open_paths = [(path, False) for path in ("/health", "/health/ready", "/health/live")]
+        open_paths += [("/", True)] if server.page else []
+        # Every path goes to the relay; these alone are not those that an operation is by default.
+        operations = [
+            Operation(path, relay, "As of catp-serve", None, needs_key=False, logged=logged, traced=logged)
+            for path, logged in open_paths
+        ]
+        self._front = Front(relay, server, operations, lambda: False)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Ray once the process has its handle."""

@@ -42,6 +42,7 @@ class Replica:
         self._engine = ModelEngine(settings.model, load, server, self._metrics, self._engine_ended)
         self._state = State({settings.model: self._engine}, server, self._metrics)
         self._app = make_app(self._state)
+        self._engine.publish()
         self._engine.start()
         while not self._engine.ready:
             if self._error is not None:

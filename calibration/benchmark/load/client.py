@@ -17,7 +17,8 @@ PATH = "/v1/chat/completions"
 class Sample:
     """One request, in seconds of a clock that all samples share.
 
-    `pieces` are the times at which text came; a piece may be several tokens, or a token none.
+    `pieces` are the times at which text came; a piece may be several tokens, or a token none. A model of random weights
+    may give tokens that have no text at all.
     """
 
     began: float
@@ -27,9 +28,9 @@ class Sample:
     failure: str | None = None  # the status and code that came instead, such as "429 queue_full"
 
     @property
-    def first_ms(self) -> float:
-        """Milliseconds to the first text."""
-        return 1000 * (self.pieces[0] - self.began)
+    def first_ms(self) -> float | None:
+        """Milliseconds to the first text; None where there is none."""
+        return 1000 * (self.pieces[0] - self.began) if self.pieces else None
 
     @property
     def total_ms(self) -> float:
@@ -75,7 +76,7 @@ async def ask(client: httpx.AsyncClient, body: bytes) -> Sample:
         return _failed(began, "time-out")
     except (httpx.HTTPError, json.JSONDecodeError) as error:
         return _failed(began, type(error).__name__)
-    if not pieces:
+    if not pieces and not usage:
         return _failed(began, "no text")
     return Sample(began, time.perf_counter(), tuple(pieces), len(pieces) if usage is None else usage)
 

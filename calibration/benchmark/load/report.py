@@ -134,7 +134,7 @@ def measured(setting: Setting, rounds: Sequence[Sequence[Sample]]) -> Measured:
         tokens=tokens,
         tokens_per_second=tuple(_rate(of, sum(s.tokens for s in of if s.failure is None)) for of in rounds),
         requests_per_second=tuple(_rate(of, sum(s.failure is None for s in of)) for of in rounds),
-        first_ms=Quantiles.of([sample.first_ms for sample in answered]),
+        first_ms=Quantiles.of([sample.first_ms for sample in answered if sample.first_ms is not None]),
         gap_ms=Quantiles.of([gap for sample in answered for gap in sample.gaps_ms]),
         total_ms=Quantiles.of([sample.total_ms for sample in answered]),
         piece_tokens=tokens / pieces if pieces else None,

@@ -46,6 +46,7 @@ class Answers(litserve.LitAPI):
             picture, prompt = asked
             for text in self._pipeline.stream(picture, prompt, **self._settings):
                 yield self._message(text)
+            yield self._message("")  # tokens of random weights may have no text at all
             return
         pictures, prompts = zip(*asked)
         answers = self._pipeline.generate(list(pictures), list(prompts), **self._settings)

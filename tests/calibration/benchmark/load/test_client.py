@@ -37,7 +37,9 @@ def test_a_server_counts_what_the_client_counts(pipeline: Pipeline) -> None:
         assert [one.failure for one in found if one.failure] == []
         assert [len(of_round) for rounds in samples.values() for of_round in rounds] == [2, 2, 6, 6, 16, 16] * 2
         assert 2 * ARRIVALS_OF == 16
-        assert all(one.tokens == 6 and len(one.pieces) <= 6 and one.first_ms <= one.total_ms for one in found)
+        assert all(
+            one.tokens == 6 and 0 < len(one.pieces) <= 6 and (one.first_ms or 0) <= one.total_ms for one in found
+        )
         asked = len(found) + POOL
         assert server.metric("catp_generated_tokens_total") == 6 * asked
         # A picture of the pool is new once, before the rounds; each of the others is new when it is asked about.
@@ -107,6 +109,7 @@ DONE = b"data: [DONE]\n\n"
         (HEAD + TEXT + TEXT + DONE, None),
         (HEAD + TEXT, "stream ended early"),
         (HEAD + DONE, "no text"),
+        (HEAD + b'data: {"choices": [], "usage": {"completion_tokens": 0}}\n\n' + DONE, "no text"),
         (HEAD + TEXT + b'data: {"error": {"message": "m", "code": "stopping"}}\n\n', "stream stopping"),
         (HEAD + b"data: {nonsense\n\n", "JSONDecodeError"),
         (b"HTTP/1.1 429 x\r\ncontent-length: 32\r\n\r\n" + b'{"error": {"code": "queue_full"}}'[:32], "429"),
@@ -124,6 +127,18 @@ def test_what_ends_otherwise_is_a_failure(reply: bytes, failure: str | None) -> 
     assert found.failure == failure
     # Without usage, tokens are counted as pieces.
     assert (found.tokens, len(found.pieces)) == ((2, 2) if failure is None else (0, 0))
+
+
+def test_tokens_without_text_are_tokens() -> None:
+    """As random weights give them, or an end that has no words."""
+
+    async def one(url: str) -> Sample:
+        async with httpx.AsyncClient(base_url=url) as client:
+            return await ask(client, b"{}")
+
+    with answering(HEAD + b'data: {"choices": [], "usage": {"completion_tokens": 5}}\n\n' + DONE) as url:
+        found = asyncio.run(one(url))
+    assert (found.failure, found.tokens, found.first_ms, found.gaps_ms) == (None, 5, None, [])
 
 
 def test_silence_is_a_failure() -> None:
