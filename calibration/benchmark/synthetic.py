@@ -268,6 +268,7 @@ def _config(name: Preset, tokenizer: Any) -> Any:
             num_query_tokens=QUERIES,
             image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         )  # fmt: skip
+    config.architectures = ["Blip2ForConditionalGeneration"]  # by which other programs know what it is for
     setattr(config, RANDOM_WEIGHTS, True)
     return config
 

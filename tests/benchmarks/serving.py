@@ -31,7 +31,6 @@ from catp.calibration.benchmark.machine import available_cpus, describe_machine,
 RECORD = ROOT / "tests" / "benchmarks" / "records" / "serving.json"
 TOKENS = 32
 CLIENTS = (1, 2, 4, 8, 16)
-LITSERVE_BATCH = 8
 START_SECONDS = 600
 # Each server's name for "no answer ends early"; LitServe's is an argument of its script.
 FIELDS = {"min_new_tokens": TOKENS}
@@ -103,11 +102,8 @@ def main(
             ]
             if litserve is not None:
                 script = str(Path(__file__).parent / "rivals" / "litserve_server.py")
-                for port, batch in ((9001, 1), (9011, LITSERVE_BATCH)):
-                    command = [str(litserve), script, str(bundle), "--port", str(port), "--tokens", str(TOKENS)]
-                    name = f"LitServe fp32, batch {batch}"
-                    command += ["--batch", str(batch)]
-                    targets.append(stack.enter_context(rival(name, command, port, "any")))
+                command = [str(litserve), script, str(bundle), "--port", "9001", "--tokens", str(TOKENS)]
+                targets.append(stack.enter_context(rival("LitServe fp32", command, 9001, "any")))
             if vllm is not None:
                 command = [str(vllm), "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
                 command += ["--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "8", "--port", "9002"]
