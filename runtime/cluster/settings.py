@@ -47,6 +47,7 @@ class ClusterSettings(BaseModel):
     allow_media_domain: tuple[str, ...] = ()
     prompt_template: Annotated[str, Field(max_length=limits.TEMPLATE_CHARACTERS, pattern=r"\{text\}")] | None = None
     page: bool = True
+    otlp_traces_endpoint: str | None = None
     rows: Annotated[int, Field(ge=1, le=limits.MOST_SERVED_ROWS)] = limits.SERVED_ROWS
     max_length: Annotated[int, Field(ge=2, le=limits.POSITIONS)] = limits.SERVED_LENGTH
     queue: Annotated[int, Field(ge=0, le=limits.POSITIONS)] | None = None
@@ -102,4 +103,5 @@ class ClusterSettings(BaseModel):
             media_domains=tuple(map(check_domain, self.allow_media_domain)),
             prompt_template=self.prompt_template,
             page=self.page,
+            traces=self.otlp_traces_endpoint,
         )

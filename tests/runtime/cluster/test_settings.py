@@ -18,9 +18,9 @@ from catp.runtime.server.settings import KEY_VARIABLE, ServerSettings
 
 
 def test_every_option_of_the_command_is_a_setting_with_its_default() -> None:
-    """But for what the cluster's own configuration says: addresses, ports, several bundles, the log."""
+    """But for what the cluster's own configuration says: addresses, ports, several bundles, memory, the log."""
     options = {name: parameter.default for name, parameter in inspect.signature(serve).parameters.items()}
-    for name in set(options) - {"bundle", "model", "host", "port", "verbose"}:
+    for name in set(options) - {"bundle", "model", "host", "port", "max_memory", "verbose"}:
         default = ClusterSettings.model_fields[name].default
         assert default == options[name] or not (default or options[name]), name
 
@@ -29,11 +29,16 @@ def test_settings_reach_the_server(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("a\nb\n")
     given = ClusterSettings(
-        bundle="/x/blip", rows=3, queue=5, cache=7, api_key_file=str(keys), allow_media_domain=("Example.org",)
-    )
+        bundle="/x/blip", rows=3, queue=5, cache=7, api_key_file=str(keys), allow_media_domain=("Example.org",),
+        otlp_traces_endpoint="http://127.0.0.1:4318/v1/traces",
+    )  # fmt: skip
     server = given.read()
     assert (server.rows, server.waiting, server.cache_bytes) == (3, 5, 7 << 20)
-    assert server.keys == ("a", "b") and server.media_domains == ("example.org",)
+    assert (
+        server.traces == "http://127.0.0.1:4318/v1/traces"
+        and server.keys == ("a", "b")
+        and server.media_domains == ("example.org",)
+    )
     assert given.waiting == server.waiting and given.model == "blip"
     assert ClusterSettings(bundle="b").read() == ServerSettings()
 
