@@ -119,9 +119,9 @@ def calibrate_schedule(
         pipelines = [Pipeline.load(source, provider) for source in sources]
         reference = Pipeline.load(against, provider)
     specs = [check_reference(one, reference) for one in pipelines]
-    _check_rules(sources, pipelines)
     to_try = None if ratios is None else _numbers("ratios", ratios, "0,0.25,0.5")
     all_wanted = [_wanted(one, shares, ratio, to_try) for one in pipelines]
+    _check_rules(sources, pipelines, all_wanted)
     for one, of_one in zip(pipelines, all_wanted):
         check_votes_alike(one, reference, of_one)
     place, wanted = 0, all_wanted[0]
@@ -169,23 +169,24 @@ def calibrate_schedule(
     _apply(sources[place], pipeline.manifest, source_text, result, ratios is not None)
 
 
-def _check_rules(sources: Sequence[Path], pipelines: Sequence[Pipeline]) -> None:
+def _check_rules(sources: Sequence[Path], pipelines: Sequence[Pipeline], wanted: Sequence[Wanted]) -> None:
     """Raises UsageError where two bundles prune alike, or vote otherwise: their difference would not be the rule's."""
-    first = pipelines[0].manifest
+    first = pipelines[0].manifest.vote
     seen: dict[object, Path] = {}
-    for source, pipeline in zip(sources, pipelines):
-        manifest = pipeline.manifest
-        spec = manifest.encoder_pruning
+    for source, pipeline, of_one in zip(sources, pipelines, wanted):
+        spec, vote = pipeline.manifest.encoder_pruning, pipeline.manifest.vote
         assert spec is not None
         if (other := seen.setdefault((spec.rule, spec.merge, spec.layers), source)) is not source:
             raise UsageError(
                 f"{other} and {source}: both prune by {spec.rule} ({spec.merge}) in layers "
                 f"{', '.join(map(str, spec.layers))}; give one of them"
             )
-        if manifest.vote != first.vote:
+        votes = [one and (one.method, one.options, one.positions) for one in (vote, first)]
+        by_mass = [one and one.keep_mass for one in (vote, first)] if of_one.dense_ratio is None else []
+        if of_one != wanted[0] or votes[0] != votes[1] or len(set(by_mass)) > 1:
             raise UsageError(
                 f"{sources[0]} and {source}: their query tokens are voted for in other ways; export both with the same "
-                "--ratio, --method and --positions"
+                "--method and --positions, and give --ratio"
             )
 
 

@@ -206,6 +206,13 @@ def test_the_rule_is_chosen_too(bundle: Path, demo_bundle: Path, tmp_path: Path)
     )
     code, output = schedule(by_chance, bundle, "--flops", 0.8, "--ratios", "0", "--against", demo_bundle)
     assert code == 2 and "are voted for in other ways" in output
+    # Another default is no other vote where a ratio is given, as the search before has written one.
+    write_manifest(by_chance, manifest.model_copy(update={"vote": manifest.pruning.model_copy(update={"ratio": 0.4})}))
+    again = ("--flops", 0.8, "--against", demo_bundle, "--limit", 20, "--max-accuracy-drop", 0.95)
+    code, output = schedule(by_chance, bundle, *again)
+    assert code == 2 and "and give --ratio" in output
+    code, output = schedule(by_chance, bundle, *again, "--ratio", 0.25)
+    assert code in (0, 1) and "voted for" not in output
 
 
 @pytest.mark.heavy
