@@ -69,13 +69,22 @@ def test_no_answer_is_another_than_it_says(
 ) -> None:
     with running(Pipeline.load(request.getfixturevalue(bundle)), rows=2) as server:
         command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run"]
-        command += [f"{server.address}/openapi.json", "--checks", ",".join(CHECKS), "--seed", "7", "--no-color"]
+        command += [
+            f"{server.address}/openapi.json",
+            "--checks",
+            ",".join(CHECKS),
+            "--seed",
+            "7",
+            "--no-color",
+            "--request-timeout",
+            "60",
+        ]
         command += ["--phases", "examples,coverage,fuzzing", "--max-examples", str(EXAMPLES), "--continue-on-failure"]
         command += ["--include-path-regex", paths] if paths else []
         text = "text" if answered[0] == "embeddings" else "prompt"
         environment = {**os.environ, "SCHEMATHESIS_HOOKS": "openapi_hooks", "TEXT_TENSOR": text}
         environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(TESTS), str(TESTS.parent)])
-        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1500)
         assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]
         assert "Tested: " in ran.stdout and "failed" not in ran.stdout
         for route in answered:
