@@ -63,7 +63,7 @@ CACHE_ROUNDING: Final = 32
 """Slots of a KV cache come in multiples of this: attention costs what the cache is long."""
 
 PROGRAM_BYTES: Final = 100_000_000
-"""Of a process beside weights and cache, in estimates (--max-memory): Python, numpy, ONNX Runtime."""
+"""Memory of a process beside weights and cache, in estimates (--max-memory): Python, numpy, ONNX Runtime."""
 
 # Of a server: what a client may make it do. Those with an option are its default.
 

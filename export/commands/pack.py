@@ -14,7 +14,7 @@ from catp.runtime.errors import UsageError
 from catp.runtime.system.optional_imports import optional_import
 
 EXTRAS = ("cpu", "serve")
-"""Of this project, those of a machine that runs bundles."""
+"""Extras of this project that a machine needs to run bundles."""
 
 
 def pack(

@@ -17,7 +17,7 @@ NAME = "catp-exporter"
 _PACKAGE = "catp.runtime"
 _KEPT = ("Metadata-Version", "Name", "Summary", "License-Expression", "Requires-Python", "Provides-Extra")
 _DATE = (1980, 1, 1, 0, 0, 0)
-"""Of every file: equal content is an equal wheel."""
+"""Date of every file: equal content is an equal wheel."""
 
 
 def find_distribution() -> Distribution:

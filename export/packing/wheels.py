@@ -21,7 +21,7 @@ from catp.export.packing.platforms import Platform
 from catp.runtime.errors import CatpError, UsageError
 
 _ROUNDS = 20
-"""Of the search for requirements of requirements: chains of known libraries have less than ten."""
+"""Rounds of the search for requirements of requirements: chains of known libraries have less than ten."""
 
 _NO_NETWORK = ("Retrying (", "Failed to establish a new connection", "Temporary failure in name resolution")
 

@@ -28,7 +28,7 @@ from catp.runtime.server.metrics import CONTENT_TYPE
 from catp.runtime.server.settings import ServerSettings
 
 RETRIES = 2
-"""Of a request whose replica failed. Whatever a request did to one, it may do to so many more."""
+"""Further tries of a request whose replica failed. Whatever a request did to one, it may do to so many more."""
 
 _GRACE = 10.0
 """Seconds past a request's time, in which its replica says so itself."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from catp.runtime.questions import Question, Wishes
 from catp.runtime.server.engine import ModelEngine
@@ -90,25 +91,8 @@ def make_match_job(
         UsageError: the ratio is out of range, or a text can't be read.
         ImageError: the picture can't be read.
     """
-    pipeline = engine.pipeline
-    pipeline.num_kept(ratio)
-    tokens = [pipeline.tokenize(text) for text in texts]
-    started = time.monotonic()
-    pixel_values = pipeline.preprocess([open_picture(picture)])
-    return Job(
-        request_id=request_id,
-        prompt="",
-        wishes=Wishes(pipeline.manifest.generation, ratio),
-        tokens=tokens,
-        key=b"",
-        seen=None,
-        pixel_values=pixel_values,
-        preprocess_seconds=time.monotonic() - started,
-        tell=tell,
-        deadline=began + engine.settings.request_seconds,
-        queue_deadline=began + engine.settings.queue_seconds,
-        work="match",
-    )
+    tokens = [engine.pipeline.tokenize(text) for text in texts]
+    return _job_without_row(engine, tokens, picture, ratio, request_id, tell, began, "match")
 
 
 def make_embed_job(
@@ -126,6 +110,19 @@ def make_embed_job(
         UsageError: the ratio is out of range.
         ImageError: the picture can't be read.
     """
+    return _job_without_row(engine, tokens, picture, ratio, request_id, tell, began, "embed")
+
+
+def _job_without_row(
+    engine: ModelEngine,
+    tokens: Sequence[Sequence[int]],
+    picture: bytes | None,
+    ratio: float | None,
+    request_id: str,
+    tell: Callable[[Event], None],
+    began: float,
+    work: Literal["match", "embed"],
+) -> Job:
     pipeline = engine.pipeline
     pipeline.num_kept(ratio)
     started = time.monotonic()
@@ -142,5 +139,5 @@ def make_embed_job(
         tell=tell,
         deadline=began + engine.settings.request_seconds,
         queue_deadline=began + engine.settings.queue_seconds,
-        work="embed",
+        work=work,
     )

@@ -159,7 +159,7 @@ def test_the_cheapest_within_the_budget() -> None:
 
 
 def test_the_best_rule_of_each_pair() -> None:
-    """Of one share the most accurate rule, however little less another one computes; of the shares the cheapest."""
+    """The most accurate rule of one share, however little less another one computes; the cheapest of the shares."""
 
     def searched(*pairs: tuple[float, float, float]) -> Searched:
         scores = (dense.model_copy(update=dict(zip(("accuracy", "low", "gflops"), pair))) for pair in pairs)

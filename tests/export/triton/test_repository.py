@@ -27,7 +27,7 @@ from catp.runtime import Pipeline, UsageError
 from catp.runtime.bundle.folder import open_bundle
 
 WHEEL = "nvidia-pytriton==0.7.0"
-"""Of which the server alone is used: the package itself wants an older NumPy."""
+"""A wheel of which the server alone is used: the package itself wants an older NumPy."""
 
 
 def test_a_bundle_becomes_a_model(demo_bundle: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class Cluster:
         return httpx.Client(base_url=self.address, timeout=IN_TIME, headers={"authorization": f"Bearer {KEY}"})
 
     def deploy(self, replicas: int = 2) -> None:
-        """What `serve deploy` does with the page's file."""
+        """Deployment of the page's file, as by `serve deploy`."""
         from ray import serve
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
