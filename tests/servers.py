@@ -106,10 +106,24 @@ def running(models: Pipeline | Mapping[str, Pipeline], wait: bool = True, **sett
         raise errors[0]
 
 
+_SLOW = """
+import time
+from catp.runtime.generation.together import Together
+step = Together.step
+Together.step = lambda together: (time.sleep({} if together.running else 0), step(together))[1]
+"""
+
+
 @contextlib.contextmanager
-def process(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str, list[dict[str, Any]]]]:
-    """`catp-serve` as a user starts it: the process, its address, and the lines of its log so far."""
-    command = [sys.executable, "-c", "from catp.runtime.commands.serve import app; app()", *arguments, "--port", "0"]
+def process(
+    *arguments: str, step_seconds: float = 0.0, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], str, list[dict[str, Any]]]]:
+    """`catp-serve` as a user starts it: the process, its address, and the lines of its log so far.
+
+    Where an answer must outlast what a test does meanwhile, each step takes `step_seconds` more.
+    """
+    program = _SLOW.format(step_seconds) * bool(step_seconds) + "from catp.runtime.commands.serve import app; app()"
+    command = [sys.executable, "-c", program, *arguments, "--port", "0"]
     started = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}, cwd=Path(__file__).parent.parent
     )

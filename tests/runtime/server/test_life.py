@@ -9,7 +9,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,21 +35,6 @@ LONG = {"max_tokens": 200, "min_new_tokens": 200}
 def stream_long(client: openai.OpenAI, **fields: Any) -> openai.Stream[Any]:
     body = {**chat(max_tokens=200), **fields}
     return client.chat.completions.create(**body, stream=True, extra_body={"min_new_tokens": 200})
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """20 ms a step, until it is set."""
-    go, step = threading.Event(), Together.step
-
-    def held(together: Together) -> Any:
-        if together.running:
-            go.wait(0.02)
-        return step(together)
-
-    monkeypatch.setattr(Together, "step", held)
-    yield go
-    go.set()
 
 
 # Clients that go away.
@@ -182,7 +166,7 @@ def test_a_thread_without_a_sign_of_life_is_not_ready(pipeline: Pipeline, monkey
 
 
 def test_sigterm_lets_streams_end(demo_bundle: Path) -> None:
-    with process(str(demo_bundle), "--rows", "4") as (started, address, lines):
+    with process(str(demo_bundle), "--rows", "4", step_seconds=0.005) as (started, address, lines):
         wait_for(lambda: httpx.get(f"{address}/health/ready").status_code == 200, "it is ready")
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="x", max_retries=0, timeout=IN_TIME)
         body = {**chat(**LONG), "model": demo_bundle.resolve().name}

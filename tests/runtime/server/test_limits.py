@@ -23,7 +23,6 @@ from servers import IN_TIME, NAME, SAMPLES, Running, chat, data_url, running, wa
 from starlette.routing import Route
 
 from catp.runtime import Pipeline, UsageError
-from catp.runtime.generation.together import Together
 from catp.runtime.limits import (
     BODY_BYTES,
     CACHE_BYTES,
@@ -49,27 +48,6 @@ KEYS = ("first-key", "second-key")
 def server(pipeline: Pipeline) -> Iterator[Running]:
     with running(pipeline, rows=2) as found:
         yield found
-
-
-class Slow:
-    """Steps wait as long as a test holds them."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.go = threading.Event()
-        step = Together.step
-
-        def held(together: Together) -> Any:
-            if together.running:
-                self.go.wait(0.02)
-            return step(together)
-
-        monkeypatch.setattr(Together, "step", held)
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
-    """20 ms a step, until `go` is set."""
-    return Slow(monkeypatch)
 
 
 LONG = {"max_tokens": 200, "min_new_tokens": 200}
@@ -199,7 +177,7 @@ def test_bytes_that_wait_are_bounded(pipeline: Pipeline) -> None:
 # Too many, and too slow.
 
 
-def test_a_full_queue_refuses_at_once(pipeline: Pipeline, slow: Slow) -> None:
+def test_a_full_queue_refuses_at_once(pipeline: Pipeline, slow: threading.Event) -> None:
     with running(pipeline, rows=2, queue=1) as server:
         found: list[httpx.Response] = []
         threads = [threading.Thread(target=lambda: found.append(server.ask(**chat(**LONG)))) for _ in range(3)]
@@ -214,31 +192,31 @@ def test_a_full_queue_refuses_at_once(pipeline: Pipeline, slow: Slow) -> None:
         with pytest.raises(openai.RateLimitError):
             openai.OpenAI(base_url=f"{server.address}/v1", api_key="x", max_retries=0).chat.completions.create(**chat())
         assert server.metric("catp_rejections_total", reason="queue_full") == 2
-        slow.go.set()
+        slow.set()
         for thread in threads:
             thread.join(IN_TIME)
         assert [response.status_code for response in found] == [200] * 3
 
 
-def test_time_in_the_queue_is_bounded(pipeline: Pipeline, slow: Slow) -> None:
+def test_time_in_the_queue_is_bounded(pipeline: Pipeline, slow: threading.Event) -> None:
     with running(pipeline, rows=1, queue_seconds=0.3) as server:
         first = threading.Thread(target=lambda: server.ask(**chat(**LONG)))
         first.start()
         wait_for(lambda: server.metric("catp_requests_running") == 1, "it runs")
         late = server.ask()
         assert late.status_code == 408 and "no row was free within 0.3 s" in late.json()["error"]["message"]
-        slow.go.set()
+        slow.set()
         first.join(IN_TIME)
 
 
-def test_time_of_a_request_is_bounded(pipeline: Pipeline, slow: Slow) -> None:
+def test_time_of_a_request_is_bounded(pipeline: Pipeline, slow: threading.Event) -> None:
     with running(pipeline, rows=1, request_seconds=0.5) as server:
         late = server.ask(**chat(**LONG))
         assert late.status_code == 504 and late.json()["error"]["code"] == "request_timeout"
         text = server.ask(**chat(**LONG, stream=True)).text
         assert "no answer within 0.5 s" in text.split("\n\n")[-2]  # a stream ends with what ended it
         assert "[DONE]" not in text
-        slow.go.set()
+        slow.set()
         assert server.ask().status_code == 200
 
 

@@ -66,7 +66,7 @@ def test_no_request_fails_while_models_are_replaced(demo_bundle: Path, tmp_path:
         assert started.wait(IN_TIME) == 0
 
 
-def test_the_old_model_ends_when_its_last_request_has(pipeline: Pipeline) -> None:
+def test_the_old_model_ends_when_its_last_request_has(pipeline: Pipeline, slow: threading.Event) -> None:
     """A long answer that the old model began is ended by it, whole; then its thread is gone."""
     with running(pipeline, rows=2, length=256) as server:
         old = server.engine
@@ -78,6 +78,7 @@ def test_the_old_model_ends_when_its_last_request_has(pipeline: Pipeline) -> Non
             wait_for(lambda: server.serving.engines["demo"] is not old, "no model took over")
             assert old.in_flight == 1 and old.ready  # as it was at the switch, and still is
             assert server.ask(**chat()).json()["choices"][0]["message"]["content"] == "a black diamond"
+            slow.set()
             rest = [part for part in parts if part]
         assert rest[-1] == "data: [DONE]" and '"finish_reason":"length"' in rest[-2]
         wait_for(lambda: not server.serving._reloading.retired, "the old model's thread has not ended")
