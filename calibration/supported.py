@@ -43,7 +43,7 @@ def check_answers(bundle: Bundle, command: str) -> None:
         UsageError: it has no language model, or its votes depend on more than one image.
     """
     manifest = bundle.manifest
-    if manifest.model.language == "none":
+    if not manifest.writes_text:
         raise UsageError(
             f"{command}: bundle {bundle.path} is {manifest.model.family}, which generates no text; accepted: BLIP-2 "
             "with a language model"

@@ -47,7 +47,7 @@ class Pipeline:
         self.image_side = open_image_side(bundle, provider)
         self._text = TextCodec(bundle.path / "tokenizer.json", manifest.text, manifest.text.image_token_id)
         self.language_model = open_language_model(bundle, provider)
-        self._matching = Matching(bundle, provider) if manifest.model.language == "none" else None
+        self._matching = None if manifest.writes_text else Matching(bundle, provider)
 
     @classmethod
     def load(

@@ -241,8 +241,8 @@ def check_encoder(pipeline: Pipeline, command: str) -> None:
             f"{command}: the vision encoder of {pipeline.bundle.path} ({manifest.model.family}) prunes nothing; export "
             "it with --encoder-flops"
         )
-    if manifest.model.language == "none" or manifest.model.frames is not None:
-        does = "generates no text" if manifest.model.language == "none" else "is asked about videos"
+    if not manifest.writes_text or manifest.model.frames is not None:
+        does = "is asked about videos" if manifest.writes_text else "generates no text"
         raise UsageError(
             f"{command}: bundle {pipeline.bundle.path} is {manifest.model.family}, which {does}; accepted: "
             "what answers questions about images"

@@ -274,7 +274,7 @@ def _report(bundle: Bundle) -> None:
         soft_wrap=True,
     )
     sample = samples()[0]
-    scores = manifest.model.language == "none"
+    scores = not manifest.writes_text
     command = ["catp-match" if scores else "catp-run", str(bundle.path), "--image", _short(sample.image)]
     # A model that reads image tokens is asked the bare question, as BLIP was trained.
     command += ["--text" if scores else "--prompt", sample.prompt if manifest.vote else sample.question]

@@ -14,6 +14,7 @@ from catp.export.graphs import Graph
 from catp.export.image_encoders import ImageEncoder
 from catp.export.language_models import LanguagePart
 from catp.export.voting.base import VotingMethod
+from catp.runtime.bundle.chains import SCORE_TEXTS
 
 
 class Family:
@@ -61,7 +62,7 @@ class Family:
 
     @property
     def generates_text(self) -> bool:
-        return self.language.kind != "none"
+        return self.language.kind not in SCORE_TEXTS
 
     def model_class(self) -> type[Any]:
         """The Hugging Face class that `from_pretrained` is called on."""

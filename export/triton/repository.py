@@ -59,7 +59,7 @@ def write_repository(bundle: Bundle, repository: Path, provider: str = "cpu", ov
         CatpError: it can't be written.
     """
     manifest, name = bundle.manifest, bundle.path.resolve().name
-    if manifest.model.language == "none" or manifest.model.frames is not None:
+    if not manifest.writes_text or manifest.model.frames is not None:
         raise UsageError(
             f"--triton: bundle {bundle.path} is {manifest.model.family}; "
             "accepted: bundles that answer questions about one picture. Serve it with catp-serve"

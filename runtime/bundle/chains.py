@@ -20,6 +20,9 @@ and image tokens, and a decoder; none: the model scores texts."""
 READ_IMAGE_TOKENS: Final[tuple[LanguageKind, ...]] = ("question-answering",)
 """Kinds that read a vision encoder's tokens; the others follow an image side that ends in query tokens."""
 
+SCORE_TEXTS: Final[tuple[LanguageKind, ...]] = ("none",)
+"""Kinds that score given texts; the others write some."""
+
 DECODE_GRAPH: Final = "language_model_decode"
 """In some calibrated bundles, the graph that takes decode steps in place of language_model, which reads the prompts:
 other weights, the same inputs, outputs and cache."""

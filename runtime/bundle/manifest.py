@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from catp.runtime.bundle.chains import DECODE_GRAPH, Chain, LanguageKind, find_chain, made_from
+from catp.runtime.bundle.chains import DECODE_GRAPH, SCORE_TEXTS, Chain, LanguageKind, find_chain, made_from
 from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, QuestionPruningSpec
 from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings
 from catp.runtime.bundle.image_spec import ImageSpec
@@ -340,6 +340,11 @@ class Manifest(Strict):
                 if tensor.name == name:
                     return tensor
         raise ValueError(f"graphs: none has a tensor {name}")
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether it answers in words; otherwise it scores given ones."""
+        return self.model.language not in SCORE_TEXTS
 
     @property
     def reads_instruction(self) -> bool:

@@ -193,7 +193,7 @@ class ModelEngine:
         pipeline = self._load()
         loaded = time.monotonic()
         self.identity = hashlib.sha256((pipeline.bundle.path / MANIFEST_NAME).read_bytes()).digest()
-        if pipeline.manifest.model.language != "none":
+        if pipeline.manifest.writes_text:
             self._together = Together(pipeline.open_seats(self.settings.rows, self.settings.length))
         self._pipeline = pipeline
         self._warm_up(pipeline)

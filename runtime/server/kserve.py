@@ -87,7 +87,7 @@ def read_infer(body: bytes, header_length: str | None, manifest: Manifest) -> tu
             message = f"outputs: {output.name[:100]!r} is none of {', '.join(known)}"
             raise Failure(400, message, "invalid_value", "outputs")
     rest = memoryview(body)[length:]
-    text_name = "text" if manifest.model.language == "none" else "prompt"
+    text_name = "prompt" if manifest.writes_text else "text"
     found: dict[str, list[bytes]] = {}
     for place, tensor in enumerate(asked.inputs):
         size = tensor.parameters.get("binary_data_size")
@@ -161,7 +161,7 @@ def describe_server(version: str) -> ServerMetadata:
 
 def describe_model(name: str, manifest: Manifest) -> ModelMetadata:
     """Metadata of a model."""
-    scores = manifest.model.language == "none"
+    scores = not manifest.writes_text
     inputs = [("image", "BYTES"), ("text" if scores else "prompt", "BYTES")]
     outputs = (
         [("probability", "FP32"), ("similarity", "FP32")]

@@ -65,7 +65,7 @@ def read_infer_request(state: State, request: Request, body: bytes) -> Reading:
     asked, pictures, texts = kserve.read_infer(body, header_length, manifest)
     whole = partial(kserve.infer_response, engine.name, asked)
     began, given = time.monotonic(), asked.parameters
-    if manifest.model.language == "none":
+    if not manifest.writes_text:
         make = partial(make_match_job, engine, pictures[0], texts, given.ratio, _id(request))
         return Reading(engine, [lambda tell: make(tell, began)], whole)
     wishes = _wishes(given, manifest)
@@ -80,7 +80,7 @@ def read_embeddings_request(state: State, request: Request, body: bytes) -> Read
     """POST /v1/embeddings: the texts are one job, and each picture is one."""
     asked = parse(EmbeddingsBody, body)
     engine = state.engine(asked.model)
-    if engine.pipeline.manifest.model.language != "none":
+    if engine.pipeline.manifest.writes_text:
         message = f"model {engine.name!r} answers questions and embeds nothing; only bundles of retrieval models do"
         raise Failure(400, message, "unsupported_model", "model")
     inputs = asked.input if isinstance(asked.input, list) else [asked.input]
@@ -133,7 +133,7 @@ def _id(request: Request) -> str:
 def _generating(engine: ModelEngine) -> Manifest:
     """The manifest of a model that writes text; raises Failure for one that does not."""
     manifest = engine.pipeline.manifest
-    if manifest.model.language == "none":
+    if not manifest.writes_text:
         message = f"model {engine.name!r} scores texts and writes none; use /v2/models/{engine.name}/infer"
         raise Failure(400, message, "unsupported_model", "model")
     return manifest
