@@ -58,22 +58,24 @@ class Pipeline:
         threads: int | None = None,
         engines: str | None = None,
         verbose: bool = False,
+        rehash: bool = False,
     ) -> Pipeline:
         """Open a bundle and load its graphs.
 
         Args:
             bundle: a folder written by catp-export.
             provider: what executes the graphs, one of `catp.runtime.providers.PROVIDERS`.
-            verify: compare every file with the manifest's sha256 first.
+            verify: compare every file with the manifest's sha256 first; see `open_bundle`.
             threads: CPU threads within an operator; None leaves it to the provider.
             engines: name of an engine set (`catp-inspect` lists them); None: the newest that fits.
             verbose: let ONNX Runtime write its log to standard error.
+            rehash: read every file for that, also those that nobody touched since they were hashed last.
 
         Raises:
             UsageError: no such bundle or provider.
             BundleError: the bundle is incomplete or was altered.
         """
-        return cls(open_bundle(bundle, verify), open_provider(provider, threads, engines, verbose))
+        return cls(open_bundle(bundle, verify, rehash), open_provider(provider, threads, engines, verbose))
 
     def generate(
         self,

@@ -36,7 +36,7 @@ FLOORS = {
         ("commands",),
     ),
     "calibration": (
-        ("data", "cache", "plots", "supported"),
+        ("data", "plots", "supported"),
         ("accuracy", "benchmark", "explanation"),
         ("ratio", "encoder"),
         ("precision",),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
-from catp.calibration.cache import cache_folder
+from catp.runtime.system.cache import cache_folder
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.precision.formats.base import Range
 from catp.calibration.precision.graphs.graph import FloatGraph
