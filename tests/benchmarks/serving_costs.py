@@ -290,9 +290,7 @@ def main(
     report = Report.model_validate_json(record.read_bytes())
     print("\n".join(tables(report)))
     slots, static = report.rates_within_bound
-    print(
-        f"\nWithin {report.bound_ms:.0f} ms: {slots:.2f} and {static:.2f} requests a second, {report.gain:.2f} times."
-    )
+    print(f"\nWithin {report.bound_ms:.0f} ms: {slots:.2f} and {static:.2f} requests a second.")
 
 
 if __name__ == "__main__":
