@@ -10,7 +10,7 @@ import typer
 
 from catp.runtime.commands.console import busy, make_app, print_json_line, print_line
 from catp.runtime.commands.encoder_options import FlopsOption, KeptOption, parse_counts
-from catp.runtime.commands.memory_option import MaxMemoryOption, check_bundle
+from catp.runtime.commands.loading_options import MaxMemoryOption, RehashOption, check_bundle
 from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
@@ -29,6 +29,7 @@ def match(
     provider: Annotated[str, typer.Option(help=f"What executes the graphs: {', '.join(PROVIDERS)}.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads within an operator.")] = None,
     max_memory: MaxMemoryOption = None,
+    rehash: RehashOption = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="ONNX Runtime's log on standard error.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object per pair on standard output.")] = False,
 ) -> None:
@@ -44,7 +45,7 @@ def match(
     encoder = EncoderWish(parse_counts(encoder_kept), encoder_flops)
     check_bundle(bundle, provider, max_memory, text)
     with busy("load the bundle"):
-        pipeline = Pipeline.load(bundle, provider, threads=threads, verbose=verbose)
+        pipeline = Pipeline.load(bundle, provider, threads=threads, verbose=verbose, rehash=rehash)
     with busy("score"):
         matches = pipeline.match(images, text, ratio, encoder)
     for path, words, found in zip(images, text, matches):

@@ -12,7 +12,7 @@ from catp.runtime.bundle.generation_settings import Overrides
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.console import busy, make_app, print_json_line, print_line, print_result
 from catp.runtime.commands.encoder_options import ENCODER_PANEL, FlopsOption, KeptOption, parse_counts
-from catp.runtime.commands.memory_option import MaxMemoryOption, check_bundle
+from catp.runtime.commands.loading_options import MaxMemoryOption, RehashOption, check_bundle
 from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
@@ -57,6 +57,7 @@ def run(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads within an operator.")] = None,
     max_memory: MaxMemoryOption = None,
+    rehash: RehashOption = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="ONNX Runtime's log on standard error.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer to one prompt while it grows.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object per prompt on standard output.")] = False,
@@ -163,7 +164,7 @@ def run(
             raise UsageError(f"--answers ranks texts and writes none: leave out {', '.join(unfit)}")
     check_bundle(bundle, provider, max_memory, prompt, num_beams, max_new_tokens)
     with busy("load the bundle"):
-        pipeline = Pipeline.load(bundle, provider, threads=threads, engines=engines, verbose=verbose)
+        pipeline = Pipeline.load(bundle, provider, threads=threads, engines=engines, verbose=verbose, rehash=rehash)
     if given is not None:
         with busy("rank the answers"):
             rankings = pipeline.rank(images, prompt, given, encoder=encoder)

@@ -9,11 +9,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from catp.export.demo import samples
 from catp.runtime import BundleError
 from catp.runtime.bundle import receipts
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.bundle.receipts import SMALLEST, hash_of
+from catp.runtime.commands.run import app as run_command
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +140,13 @@ def test_a_bundle_that_rots_in_place_is_found_when_it_is_read_anew(
     with pytest.raises(BundleError, match=r"language_model\.onnx_data was altered"):
         open_bundle(bundle, rehash=True)
     assert large_ones <= set(read)
+
+
+def test_rehash_reads_every_file_for_a_command(
+    demo_bundle: Path, tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [str(demo_bundle), "--image", str(samples()[0].image), "--prompt", samples()[0].prompt]
+    for option, weights in ([], True), ([], False), (["--rehash"], True):
+        read.clear()
+        assert CliRunner().invoke(run_command, [*arguments, *option]).exit_code == 0
+        assert ("language_model.onnx_data" in read) is weights
