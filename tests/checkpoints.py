@@ -16,6 +16,7 @@ from transformers import (
     Blip2ForImageTextRetrieval,
     Blip2Processor,
     BlipConfig,
+    BlipForConditionalGeneration,
     BlipForQuestionAnswering,
     BlipProcessor,
     InstructBlipConfig,
@@ -193,6 +194,33 @@ def save_vqa_checkpoint(folder: Path, seed: int = 2) -> Path:
             if parameter.ndim == 2:  # small where layers add to what they read: or else no word matters
                 parameter.normal_(0, 0.1 if "dense" in name and "transform" not in name else 0.2)
         model.text_decoder.cls.predictions.bias[config.text_config.sep_token_id] = 2  # so that some answers end
+    model.save_pretrained(folder)
+    images = BlipImageProcessorPil(size={"height": 56, "width": 56})
+    BlipProcessor(images, tokenizer).save_pretrained(folder)
+    images.save_pretrained(folder)
+    return folder
+
+
+def save_caption_checkpoint(folder: Path, seed: int = 2) -> Path:
+    """BLIP for captions: image tokens are wider than words."""
+    torch.manual_seed(seed)
+    tokenizer = qformer_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    config = BlipConfig(
+        vision_config={**VISION, "num_hidden_layers": 2, "layer_norm_eps": 1e-6},
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "max_position_embeddings": 64,
+            "bos_token_id": tokenizer.bos_token_id, "sep_token_id": 3, "pad_token_id": 0, "eos_token_id": 2,
+        },
+    )  # fmt: skip
+    model = BlipForConditionalGeneration(config)
+    with torch.no_grad():
+        model.vision_model.embeddings.position_embedding.normal_(0, 0.5)
+        for name, parameter in model.text_decoder.named_parameters():
+            if parameter.ndim == 2:  # small where layers add to what they read: or else no word matters
+                parameter.normal_(0, 0.1 if "dense" in name and "transform" not in name else 0.25)
+        model.text_decoder.cls.predictions.bias[config.text_config.sep_token_id] = 2  # so that some captions end
     model.save_pretrained(folder)
     images = BlipImageProcessorPil(size={"height": 56, "width": 56})
     BlipProcessor(images, tokenizer).save_pretrained(folder)

@@ -12,6 +12,7 @@ import torch
 from blip_official import save_bert_tokenizer, save_official
 from checkpoints import (
     save_blip2_t5_checkpoint,
+    save_caption_checkpoint,
     save_instructblip_checkpoint,
     save_instructblip_t5_checkpoint,
     save_odd_checkpoint,
@@ -227,6 +228,17 @@ def vqa_checkpoint(shared: Shared) -> Path:
 @pytest.fixture(scope="session")
 def vqa_bundle(vqa_checkpoint: Path, shared: Shared) -> Path:
     return shared("vqa-bundle", lambda folder: export_bundle(str(vqa_checkpoint), folder))
+
+
+@pytest.fixture(scope="session")
+def caption_checkpoint(shared: Shared) -> Path:
+    """BLIP for captions."""
+    return shared("caption-checkpoint", save_caption_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def caption_bundle(caption_checkpoint: Path, shared: Shared) -> Path:
+    return shared("caption-bundle", lambda folder: export_bundle(str(caption_checkpoint), folder))
 
 
 @pytest.fixture(scope="session")

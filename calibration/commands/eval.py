@@ -25,7 +25,7 @@ from catp.calibration.encoder.evaluation import evaluate_encoder
 from catp.calibration.encoder.report import EncoderReport
 from catp.calibration.encoder.tables import score_table as encoder_table
 from catp.calibration.plots import check_plot
-from catp.calibration.supported import check_image_votes
+from catp.calibration.supported import check_data, check_image_votes
 from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.commands.console import busy, console, make_app, make_console, print_json_line
 from catp.runtime.errors import UsageError
@@ -125,6 +125,7 @@ def evaluate_bundle(
     with bundle_folder(source) as folder:
         with busy("load the bundle"):
             pipeline = Pipeline.load(folder, provider, engines=engines)
+        check_data(pipeline.bundle, data, "catp-eval")
         pruning = pipeline.manifest.encoder_pruning
         counts = pruning is not None and pruning.form == "dynamic"  # picture by picture: a batch would couple them
         if encoder_flops is not None or encoder_temperatures is not None or counts:

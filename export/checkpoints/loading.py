@@ -91,6 +91,7 @@ def load_checkpoint(
         merge_adapter(loaded, adapter)
     loaded.eval()
     family.check(loaded, model)
+    family.check_tokenizer(tokenizer, model)
     if family.placeholder is not None and getattr(loaded.config, family.placeholder) is None:
         # Checkpoints from before processors had an image token: the one of the tokenizer, or a new one, as Hugging
         # Face's processor adds. No prompt contains it, and its embedding, which there may be none of, is never read.

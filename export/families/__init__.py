@@ -8,10 +8,11 @@ from catp.export.families.base import Family
 from catp.export.families.blip2 import Blip2
 from catp.export.families.blip2_retrieval import Blip2Retrieval
 from catp.export.families.blip_answering import BlipAnswering
+from catp.export.families.blip_captioning import BlipCaptioning
 from catp.export.families.instructblip import InstructBlip
 from catp.export.families.instructblip_video import InstructBlipVideo
 from catp.export.image_encoders import PlainEncoder
-from catp.export.language_models import DecoderOnly, EncoderDecoder, NoLanguageModel, QuestionAnswering
+from catp.export.language_models import Captioning, DecoderOnly, EncoderDecoder, NoLanguageModel, QuestionAnswering
 from catp.runtime.bundle.chains import LanguageKind
 from catp.runtime.errors import UsageError
 
@@ -25,6 +26,7 @@ FAMILIES: dict[tuple[str, str], Family] = {
         ),
         Blip2Retrieval(PlainEncoder(), NoLanguageModel()),
         BlipAnswering(PlainEncoder("image-tokens"), QuestionAnswering()),
+        BlipCaptioning(PlainEncoder("image-tokens"), Captioning()),
     )
 }
 """By Hugging Face's model_type and the kind of language model."""
@@ -69,4 +71,7 @@ def _language_kind(config: Any) -> LanguageKind:
         return "none"
     if any(name.endswith("ForQuestionAnswering") for name in config.architectures or ()):
         return "question-answering"
+    # BLIP-2's class is called likewise, whose language model is one of its own.
+    if config.model_type == "blip" and "BlipForConditionalGeneration" in (config.architectures or ()):
+        return "captioning"
     return "encoder-decoder" if config.text_config.is_encoder_decoder else "decoder-only"

@@ -85,6 +85,9 @@ class Family:
         """Raises UsageError where this checkpoint has a part that the graphs can't express."""
         self.language.check(self.language_model(model), name)
 
+    def check_tokenizer(self, tokenizer: Any, name: str) -> None:
+        """Raises UsageError where the checkpoint's tokenizer makes prompts that the model can't read."""
+
     def set_dtype(self, model: Any, dtype: torch.dtype) -> None:
         """Turns the weights of the parts whose graphs have the bundle's precision into `dtype`, in place."""
         self.image_encoder.set_dtype(model, dtype)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from catp.runtime.bundle.manifest import Manifest
 
-LanguageKind = Literal["decoder-only", "encoder-decoder", "question-answering", "none"]
+LanguageKind = Literal["decoder-only", "encoder-decoder", "question-answering", "captioning", "none"]
 """Kind of language model, which decides the graphs that drive it; question-answering: an encoder that reads question
-and image tokens, and a decoder; none: the model scores texts."""
+and image tokens, and a decoder; captioning: a decoder that reads image tokens; none: the model scores texts."""
 
-READ_IMAGE_TOKENS: Final[tuple[LanguageKind, ...]] = ("question-answering",)
+READ_IMAGE_TOKENS: Final[tuple[LanguageKind, ...]] = ("question-answering", "captioning")
 """Kinds that read a vision encoder's tokens; the others follow an image side that ends in query tokens."""
 
 SCORE_TEXTS: Final[tuple[LanguageKind, ...]] = ("none",)
@@ -152,6 +152,7 @@ LANGUAGE_STAGES: dict[LanguageKind, tuple[Stage, ...]] = {
         Stage("question_encoder", ("prefill",), _check_question_encoder),
         Stage("answer_decoder", ("prefill", "decode")),
     ),
+    "captioning": (Stage("image_keys", ("prefill",)), Stage("caption_decoder", ("prefill", "decode"))),
     "none": (Stage("text_embedding", ("text",)), Stage("image_text_matching", ("match",))),
 }
 """Language parts, which follow an image side, by kind of language model."""
