@@ -33,7 +33,6 @@ from catp.export.verification.parity import check_parity
 from catp.export.verification.reference import Reference, eos_token_ids
 from catp.export.voting import VotingMethod, make_method
 from catp.export.writing.writer import write_graph
-from catp.runtime.bundle.chains import READ_IMAGE_TOKENS
 from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, QuestionPruningSpec
 from catp.runtime.bundle.engine_sets import ENGINES, reusable_sets
 from catp.runtime.bundle.folder import Bundle, file_spec, write_manifest
@@ -184,6 +183,7 @@ def export_bundle(
             else None,
             encoder_pruning=pruning,
             question_pruning=question_pruning,
+            logit_scale=family.logit_scale(checkpoint.model),
             precision=precision,
             image=image,
             text=text,
@@ -220,7 +220,7 @@ def _prune_encoders(
 ) -> tuple[EncoderPruningSpec, QuestionPruningSpec | None]:
     """The pruning inside a checkpoint's encoders, which its family exports from here on."""
     family, config = checkpoint.family, checkpoint.model.config
-    reads_questions = family.language.kind in READ_IMAGE_TOKENS
+    reads_questions = family.language.kind == "question-answering"
     if options.text_flops is not None and not reads_questions:
         raise UsageError(f"--text-encoder-flops: {family.name} has no question encoder; leave it out")
     madtp = read_madtp(checkpoint.id, config.vision_config.hidden_size, checkpoint.revision)

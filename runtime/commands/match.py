@@ -51,7 +51,8 @@ def match(
         if json_output:
             print_json_line(json.dumps({"image": str(path), "text": words, **found.to_dict()}))
         else:
-            print_line(f"match {found.probability:.4f}  similarity {found.similarity:+.4f}  {path}: {words}")
+            likely = "" if found.probability is None else f"match {found.probability:.4f}  "
+            print_line(f"{likely}similarity {found.similarity:+.4f}  {path}: {words}")
 
 
 app = make_app(match)

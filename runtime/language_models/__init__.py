@@ -56,4 +56,6 @@ _OPEN: dict[LanguageKind, Callable[[Bundle, Provider], LanguageModel]] = {
     "encoder-decoder": EncoderDecoder,
     "question-answering": QuestionAnswering,
     "none": _none,
+    "matching": _none,
+    "contrastive": _none,
 }
