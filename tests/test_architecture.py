@@ -21,7 +21,7 @@ FLOORS = {
         ("language_models", "image_sides", "matching"),
         ("generation", "answers", "questions"),
         ("pipeline",),
-        ("server",),
+        ("server", "retrieval"),
         ("commands", "cluster"),
     ),
     "export": (

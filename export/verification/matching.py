@@ -54,7 +54,8 @@ def check_pairs(pipeline: Pipeline, expected: ExpectedPairs, limit: float) -> It
     if found.logits is not None and expected.scores.logits is not None:
         error = relative_error(found.logits, expected.scores.logits)
         yield check("image_text_matching", "match_logits: relative error", error, limit)
-    images, texts = [sample.image for sample in expected.samples], [sample.prompt for sample in expected.samples]
+    images = [frame for sample in expected.samples for frame in sample.frames]
+    texts = [sample.prompt for sample in expected.samples]
     together = pipeline.match(images, texts)
     alone = [pipeline.match([image], [text])[0] for image, text in zip(images, texts)]
     # Rounding may keep other tokens of a picture in doubt; where all of them are, all of them count.
