@@ -38,7 +38,7 @@ FLOORS = {
     "calibration": (
         ("data", "cache", "plots", "supported"),
         ("accuracy", "benchmark", "explanation"),
-        ("ratio", "encoder"),
+        ("ratio", "encoder", "retrieval"),
         ("precision",),
         ("commands",),
     ),
