@@ -74,7 +74,7 @@ def evaluate_bundle(
         int | None,
         typer.Option(
             min=0,
-            help=f"Of captions: how many of the best a matching head reads again. Default: {RERANK} where there is one.",
+            help=f"Of captions: how many of the best a matching head reads again. Default: {RERANK}, if there is one.",
         ),
     ] = None,
     ratios: Annotated[

@@ -69,7 +69,9 @@ def karpathy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, example in enumerate(scenes.examples(12, seed=6)):
         example.image.save(folder / "val" / f"{number}.png")
         asked = example.question.prompt
-        captions = [f"{asked} Number (two)!", f"there is {example.question.answer}", f"{number}"][: 1 + number % 3]
+        captions = [f"({number}) {asked} Number two!", f"there is {example.question.answer} in {number}", f"{number}"][
+            : 1 + number % 3
+        ]
         entries.append({"image": f"val/{number}.png", "caption": captions, "split": "test"})
     (folder / "test.json").write_text(json.dumps(entries))
     return folder / "test.json"
