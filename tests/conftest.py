@@ -12,7 +12,9 @@ import torch
 from blip_official import save_bert_tokenizer, save_official
 from checkpoints import (
     save_blip2_t5_checkpoint,
+    save_blip_retrieval_checkpoint,
     save_caption_checkpoint,
+    save_clip_checkpoint,
     save_instructblip_checkpoint,
     save_instructblip_t5_checkpoint,
     save_odd_checkpoint,
@@ -217,6 +219,35 @@ def retrieval_checkpoint(shared: Shared) -> Path:
 @pytest.fixture(scope="session")
 def retrieval_bundle(retrieval_checkpoint: Path, shared: Shared) -> Path:
     return shared("retrieval-bundle", lambda folder: export_bundle(str(retrieval_checkpoint), folder))
+
+
+@pytest.fixture(scope="session")
+def blip_retrieval_checkpoint(shared: Shared) -> Path:
+    """BLIP for image-text retrieval."""
+    return shared("blip-retrieval-checkpoint", save_blip_retrieval_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def blip_retrieval_bundle(blip_retrieval_checkpoint: Path, shared: Shared) -> Path:
+    return shared("blip-retrieval-bundle", lambda folder: export_bundle(str(blip_retrieval_checkpoint), folder))
+
+
+@pytest.fixture(scope="session")
+def clip_checkpoint(shared: Shared) -> Path:
+    """CLIP."""
+    return shared("clip-checkpoint", save_clip_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def clip_bundle(clip_checkpoint: Path, shared: Shared) -> Path:
+    return shared("clip-bundle", lambda folder: export_bundle(str(clip_checkpoint), folder))
+
+
+@pytest.fixture(scope="session")
+def pruned_clip_bundle(clip_checkpoint: Path, shared: Shared) -> Path:
+    """With a vision encoder that prunes, as is usual: by its CLS token."""
+    options = EncoderOptions("cls", 0.6)
+    return shared("pruned-clip-bundle", lambda folder: export_bundle(str(clip_checkpoint), folder, encoder=options))
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ FLOORS = {
         ("language_models", "image_sides", "matching"),
         ("generation", "answers", "questions"),
         ("pipeline",),
-        ("server",),
+        ("server", "retrieval"),
         ("commands", "cluster"),
     ),
     "export": (
@@ -38,7 +38,7 @@ FLOORS = {
     "calibration": (
         ("data", "plots", "supported"),
         ("accuracy", "benchmark", "explanation"),
-        ("ratio", "encoder"),
+        ("ratio", "encoder", "retrieval"),
         ("precision",),
         ("commands",),
     ),

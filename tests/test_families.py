@@ -218,7 +218,7 @@ def evaluated(family: Family) -> str:
     if family.pipeline.manifest.reads_instruction:
         assert result.exit_code == 2 and "every question has votes of its own" in result.stderr
         return "no: votes depend on the question"
-    if family.pipeline.manifest.model.language == "none":
+    if not family.pipeline.manifest.writes_text:
         assert result.exit_code == 2 and "it has no language model" in result.stderr
         return "no"
     assert result.exit_code == 0, result.output
@@ -256,11 +256,12 @@ def inside(family: Family) -> str:
         wishes = [EncoderWish(), EncoderWish(kept_tokens=(spec.kept_tokens[0] - 1, *spec.kept_tokens[1:]))]
         for wish in wishes:
             ratio = 0.5 if family.votes else None
-            if pipeline.manifest.model.language == "none":
+            if not pipeline.manifest.writes_text:
                 found = pipeline.match(family.images, family.prompts, ratio, wish)
                 pair = pipeline.match(family.images[:1], family.prompts[:1], ratio, wish)[0]
                 assert found[0].kept_indices == pair.kept_indices
-                assert found[0].probability == pytest.approx(pair.probability, abs=1e-5)
+                assert found[0].similarity == pytest.approx(pair.similarity, abs=1e-5)
+                assert found[0].probability == (pair.probability and pytest.approx(pair.probability, abs=1e-5))
             else:
                 options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "encoder": wish}
                 together = pipeline.generate(family.images, family.prompts, ratio, **options)
@@ -273,14 +274,15 @@ def inside(family: Family) -> str:
 
 
 def matches(family: Family) -> str:
-    """What retrieval has in place of tokens; tests/runtime/test_matching.py compares them with Hugging Face's."""
-    for ratio in (0.0, 0.5):
+    """What retrieval has in place of tokens; tests/runtime/matching/ compares them with Hugging Face's."""
+    for ratio in (0.0, 0.5) if family.votes else (0.0,):
         together = family.pipeline.match(family.images, family.prompts, ratio)
         pairs = zip(family.images, family.prompts)
         alone = [family.pipeline.match([image], [text], ratio)[0] for image, text in pairs]
         assert [match.kept_indices for match in together] == [match.kept_indices for match in alone]
         for a, b in zip(together, alone):
-            assert (a.probability, a.similarity) == pytest.approx((b.probability, b.similarity), abs=1e-5)
+            assert a.similarity == pytest.approx(b.similarity, abs=1e-5)
+            assert a.probability == (b.probability and pytest.approx(b.probability, abs=1e-5))
     return YES
 
 
@@ -307,6 +309,8 @@ FAMILIES = {
     "BLIP for question answering": ("vqa_bundle", "vqa_checkpoint"),
     "BLIP for captions": ("caption_bundle", "caption_checkpoint"),
     "BLIP-2 for retrieval": ("retrieval_bundle", "retrieval_checkpoint"),
+    "BLIP for retrieval": ("blip_retrieval_bundle", "blip_retrieval_checkpoint"),
+    "CLIP": ("clip_bundle", "clip_checkpoint"),
 }
 """Fixtures of the bundle and of its checkpoint; None: the demo's."""
 
@@ -338,7 +342,7 @@ COMBINED = ("InstructBLIP with Flan-T5", "InstructBLIP on videos, with Vicuna", 
 )
 def test_family(families: Callable[[str], Family], family: str, check: str) -> None:
     found = families(family)
-    if found.pipeline.manifest.model.language == "none" and CHECKS[check] not in (graphs, inside, engines, evaluated):
+    if not found.pipeline.manifest.writes_text and CHECKS[check] not in (graphs, inside, engines, evaluated):
         cell = matches(found) if CHECKS[check] is batches else NO_TOKENS
     else:
         cell = CHECKS[check](found)

@@ -9,10 +9,20 @@ from catp.export.families.blip2 import Blip2
 from catp.export.families.blip2_retrieval import Blip2Retrieval
 from catp.export.families.blip_answering import BlipAnswering
 from catp.export.families.blip_captioning import BlipCaptioning
+from catp.export.families.blip_retrieval import BlipRetrieval
+from catp.export.families.clip import Clip
 from catp.export.families.instructblip import InstructBlip
 from catp.export.families.instructblip_video import InstructBlipVideo
 from catp.export.image_encoders import PlainEncoder
-from catp.export.language_models import Captioning, DecoderOnly, EncoderDecoder, NoLanguageModel, QuestionAnswering
+from catp.export.language_models import (
+    Captioning,
+    Contrastive,
+    DecoderOnly,
+    EncoderDecoder,
+    Matching,
+    NoLanguageModel,
+    QuestionAnswering,
+)
 from catp.runtime.bundle.chains import LanguageKind
 from catp.runtime.errors import UsageError
 
@@ -27,6 +37,8 @@ FAMILIES: dict[tuple[str, str], Family] = {
         Blip2Retrieval(PlainEncoder(), NoLanguageModel()),
         BlipAnswering(PlainEncoder("image-tokens"), QuestionAnswering()),
         BlipCaptioning(PlainEncoder("image-tokens"), Captioning()),
+        BlipRetrieval(PlainEncoder("image-tokens"), Matching()),
+        Clip(PlainEncoder("image-tokens"), Contrastive()),
     )
 }
 """By Hugging Face's model_type and the kind of language model."""
@@ -68,7 +80,9 @@ def check_not_quantised(config: Any, model: str) -> None:
 def _language_kind(config: Any) -> LanguageKind:
     # A retrieval model's configuration names a language model as well, which it doesn't have.
     if any(name.endswith("ForImageTextRetrieval") for name in config.architectures or ()):
-        return "none"
+        return "matching" if config.model_type == "blip" else "none"
+    if config.model_type == "clip":
+        return "contrastive"
     if any(name.endswith("ForQuestionAnswering") for name in config.architectures or ()):
         return "question-answering"
     # BLIP-2's class is called likewise, whose language model is one of its own.

@@ -93,6 +93,14 @@ class Family:
         self.image_encoder.set_dtype(model, dtype)
         self.language.set_dtype(self.language_model(model), dtype)
 
+    def word_embeddings(self, model: Any) -> Any:
+        """The table that a prompt's tokens are looked up in."""
+        return model.get_input_embeddings()
+
+    def logit_scale(self, model: Any) -> float | None:
+        """The factor of similarities before a softmax over classes; None: the model has none."""
+        return None
+
     def cross_layers(self, model: Any) -> int:
         """How many layers read the image and may vote."""
         raise NotImplementedError

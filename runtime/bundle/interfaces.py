@@ -46,7 +46,8 @@ INPUTS: Final[dict[str, Tensors]] = {
     "image_keys": {"image_embeds": ("float", "??n")},
     "caption_decoder": _CAPTION,
     "text_embedding": _TEXT,
-    "image_text_matching": {**_IMAGE, "kept_indices": ("int64", "??"), **_TEXT},
+    "image_embedding": _IMAGE,
+    "image_text_matching": {**_IMAGE, **_TEXT},
 }
 """All inputs of each graph, but for `OPTIONAL`."""
 
@@ -58,6 +59,7 @@ OPTIONAL: Final[dict[str, Tensors]] = {
         "instruction_ids": ("int64", "??"),
         "instruction_mask": ("int64", "??"),
     },
+    "image_text_matching": {"kept_indices": ("int64", "??")},
 }
 
 OUTPUTS: Final[dict[str, Tensors]] = {
@@ -75,6 +77,7 @@ OUTPUTS: Final[dict[str, Tensors]] = {
     "image_keys": _CROSS,
     "caption_decoder": _CHOICE,
     "text_embedding": {"text_embeds": ("float32", "?n")},
+    "image_embedding": {"image_vector": ("float32", "?n")},
     "image_text_matching": {"match_logits": ("float32", "?n")},
 }
 """Outputs that each graph must have; diagnostics are others."""
@@ -108,7 +111,7 @@ def check_interfaces(graphs: Mapping[str, GraphSpec]) -> None:
         _check_all(f"graphs.{name}.inputs", graph.inputs, INPUTS[name], OPTIONAL.get(name, {}))
         optional = OPTIONAL_OUTPUTS.get(name, {})
         _check_some(f"graphs.{name}.outputs", graph.outputs, {**OUTPUTS[name], **optional}, absent_ok=optional)
-    for reader in ("qformer_voting", "question_encoder", "image_keys"):
+    for reader in ("qformer_voting", "question_encoder", "image_keys", "image_embedding", "image_text_matching"):
         if reader not in graphs:
             continue
         given = {tensor.name for name, graph in graphs.items() if name != reader for tensor in graph.outputs}

@@ -12,6 +12,7 @@ from catp.runtime.bundle.generation_settings import Overrides
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.console import busy, make_app, print_json_line, print_line, print_result
 from catp.runtime.commands.encoder_options import ENCODER_PANEL, FlopsOption, KeptOption, parse_counts
+from catp.runtime.commands.lists import read_list
 from catp.runtime.commands.loading_options import MaxMemoryOption, RehashOption, check_bundle
 from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
@@ -153,7 +154,7 @@ def run(
         "stop_strings": stop or None,
     }
     encoder = EncoderWish(parse_counts(encoder_kept), encoder_flops, encoder_temperature)
-    given = None if answers is None else read_answers(answers)
+    given = None if answers is None else read_list("--answers", answers)
     if given is not None:
         unfit = [f"--{name.replace('_', '-')}" for name, value in overrides.items() if value is not None]
         unfit += ["--stream"] * stream + ["--max-new-tokens"] * (max_new_tokens is not None)
@@ -198,29 +199,6 @@ def _print_answer(path: Path, prompt: str, answer: str, prompts: int, images: in
         print_line(answer)
     else:
         print_line(f"{path}: {answer}" if images > 1 else f"{prompt} {answer}".lstrip())
-
-
-def read_answers(text: str) -> list[str]:
-    """Texts separated by commas, or those of a file.
-
-    Raises:
-        UsageError: a file can't be read, or has something else in it.
-    """
-    path = Path(text)
-    if path.suffix not in (".txt", ".json"):
-        return [part.strip() for part in text.split(",") if part.strip()]
-    try:
-        content = path.read_text(encoding="utf-8")
-        found = json.loads(content) if path.suffix == ".json" else [line.strip() for line in content.splitlines()]
-        if not isinstance(found, list) or not all(isinstance(answer, str) for answer in found):
-            raise ValueError("not a list of texts")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(
-            f"--answers {text}: {reason}; give texts separated by commas, a .txt file with one in each line, or a "
-            ".json file with a list"
-        ) from None
-    return [answer for answer in found if answer]
 
 
 app = make_app(run)

@@ -58,4 +58,6 @@ _OPEN: dict[LanguageKind, Callable[[Bundle, Provider], LanguageModel]] = {
     "question-answering": QuestionAnswering,
     "captioning": Captioning,
     "none": _none,
+    "matching": _none,
+    "contrastive": _none,
 }
