@@ -14,6 +14,7 @@ from checkpoints import (
     save_blip2_t5_checkpoint,
     save_instructblip_checkpoint,
     save_instructblip_t5_checkpoint,
+    save_nlvr_checkpoint,
     save_odd_checkpoint,
     save_retrieval_checkpoint,
     save_video_checkpoint,
@@ -227,6 +228,17 @@ def vqa_checkpoint(shared: Shared) -> Path:
 @pytest.fixture(scope="session")
 def vqa_bundle(vqa_checkpoint: Path, shared: Shared) -> Path:
     return shared("vqa-bundle", lambda folder: export_bundle(str(vqa_checkpoint), folder))
+
+
+@pytest.fixture(scope="session")
+def nlvr_checkpoint(shared: Shared) -> Path:
+    """BLIP for statements about two images."""
+    return shared("nlvr-checkpoint", save_nlvr_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def nlvr_bundle(nlvr_checkpoint: Path, shared: Shared) -> Path:
+    return shared("nlvr-bundle", lambda folder: export_bundle(str(nlvr_checkpoint), folder))
 
 
 @pytest.fixture(scope="session")

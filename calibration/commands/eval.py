@@ -13,13 +13,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from catp.calibration.accuracy.evaluation import BATCH_SIZE, evaluate
+from catp.calibration.accuracy.judging import judges_pairs
 from catp.calibration.accuracy.report import AccuracyReport
 from catp.calibration.accuracy.settings import RANDOM, Grid, check_methods, score_outputs
 from catp.calibration.accuracy.tables import difference_table, score_table, type_table
 from catp.calibration.commands.source import bundle_folder, is_bundle
 from catp.calibration.data import open_data
-from catp.calibration.data.dataset import DataSet
-from catp.calibration.data.demo import DEMO_SEED
+from catp.calibration.data.dataset import DataSet, PairList
+from catp.calibration.data.demo import DEMO_SEED, DemoScenes
+from catp.calibration.data.demo_pairs import DemoPairs
 from catp.calibration.encoder.answering import Amount
 from catp.calibration.encoder.evaluation import evaluate_encoder
 from catp.calibration.encoder.report import EncoderReport
@@ -55,7 +57,8 @@ def evaluate_bundle(
         typer.Option(
             metavar="demo|FOLDER|JSONL",
             help="What to ask: demo (generated held-out scenes), a folder with VQAv2 as its zip files unpack (or a "
-            "questions file in it), or a .jsonl file with image, question and answers in each line.",
+            "questions file in it), a .jsonl file with image, question and answers in each line, or NLVR2's file of "
+            "statements for a model of two images.",
         ),
     ] = "demo",
     ratios: Annotated[
@@ -120,11 +123,12 @@ def evaluate_bundle(
     _check_outputs(predictions, output, plot)
     masses = _parse("keep mass", keep_mass) if keep_mass is not None else ()
     wanted = _parse("ratios", ratios) if ratios is not None else None
-    questions = open_data(data)
+    questions: DataSet = open_data(data)
     of_bundle = is_bundle(source)
     with bundle_folder(source) as folder:
         with busy("load the bundle"):
             pipeline = Pipeline.load(folder, provider, engines=engines)
+        questions = _fitting(pipeline.manifest, questions)
         pruning = pipeline.manifest.encoder_pruning
         counts = pruning is not None and pruning.form == "dynamic"  # picture by picture: a batch would couple them
         if encoder_flops is not None or encoder_temperatures is not None or counts:
@@ -186,6 +190,21 @@ def evaluate_bundle(
         write_file(plot, lambda file: draw_curve(report, file))
     if json_output:
         print_json_line(report.model_dump_json())
+
+
+def _fitting(manifest: Manifest, questions: DataSet) -> DataSet:
+    """The data set as this bundle can be asked it; the demo has scenes, and pairs of them.
+
+    Raises:
+        UsageError: statements about two images for a model that reads one, or the other way round.
+    """
+    pairs = judges_pairs(manifest)
+    if pairs and isinstance(questions, DemoScenes):
+        return DemoPairs()
+    if pairs != isinstance(questions, PairList):
+        accepted = "demo, or a file of NLVR2's statements" if pairs else "questions about one image, such as VQAv2"
+        raise UsageError(f"data {questions.name}: it is none for {manifest.model.family}; accepted: {accepted}")
+    return questions
 
 
 def _compare_shares(

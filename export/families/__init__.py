@@ -8,10 +8,11 @@ from catp.export.families.base import Family
 from catp.export.families.blip2 import Blip2
 from catp.export.families.blip2_retrieval import Blip2Retrieval
 from catp.export.families.blip_answering import BlipAnswering
+from catp.export.families.blip_two_images import BlipTwoImages
 from catp.export.families.instructblip import InstructBlip
 from catp.export.families.instructblip_video import InstructBlipVideo
 from catp.export.image_encoders import PlainEncoder
-from catp.export.language_models import DecoderOnly, EncoderDecoder, NoLanguageModel, QuestionAnswering
+from catp.export.language_models import DecoderOnly, EncoderDecoder, NoLanguageModel, QuestionAnswering, TwoImages
 from catp.runtime.bundle.chains import LanguageKind
 from catp.runtime.errors import UsageError
 
@@ -25,6 +26,7 @@ FAMILIES: dict[tuple[str, str], Family] = {
         ),
         Blip2Retrieval(PlainEncoder(), NoLanguageModel()),
         BlipAnswering(PlainEncoder("image-tokens"), QuestionAnswering()),
+        BlipTwoImages(PlainEncoder("image-tokens"), TwoImages()),
     )
 }
 """By Hugging Face's model_type and the kind of language model."""
@@ -67,6 +69,8 @@ def _language_kind(config: Any) -> LanguageKind:
     # A retrieval model's configuration names a language model as well, which it doesn't have.
     if any(name.endswith("ForImageTextRetrieval") for name in config.architectures or ()):
         return "none"
+    if config.model_type == BlipTwoImages.model_type:
+        return "two-images"
     if any(name.endswith("ForQuestionAnswering") for name in config.architectures or ()):
         return "question-answering"
     return "encoder-decoder" if config.text_config.is_encoder_decoder else "decoder-only"

@@ -7,5 +7,6 @@ from catp.export.language_models.decoder_only import DecoderOnly
 from catp.export.language_models.encoder_decoder import EncoderDecoder
 from catp.export.language_models.no_language_model import NoLanguageModel
 from catp.export.language_models.question_answering import QuestionAnswering
+from catp.export.language_models.two_images import TwoImages
 
-__all__ = ["DecoderOnly", "EncoderDecoder", "LanguagePart", "NoLanguageModel", "QuestionAnswering"]
+__all__ = ["DecoderOnly", "EncoderDecoder", "LanguagePart", "NoLanguageModel", "QuestionAnswering", "TwoImages"]

@@ -70,6 +70,13 @@ class ExpectedAnswers(ExpectedImages):
 
 
 @dataclass(frozen=True)
+class ExpectedJudgements(ExpectedImages):
+    """And how true each prompt is as a statement about its two images."""
+
+    truth_logits: np.ndarray  # float32 [B / 2, 2]: false, true
+
+
+@dataclass(frozen=True)
 class ExpectedVotes(ExpectedImages):
     """And of a Q-Former, and of a prompt that it reads."""
 
@@ -152,7 +159,7 @@ def compute_expected(
         seen.pruned,
     )
     if not reference.votes:
-        return _with_greedy(reference, images)
+        return _with_greedy(reference, images) if reference.generates_text else _with_judgements(reference, images)
     instructions = reference.instructions([sample.prompt for sample in samples for _ in sample.frames])
     query_embeds, evidence = reference.query_embeds(image_embeds, image_weights, instructions)
     queries = query_embeds.shape[1]
@@ -177,6 +184,13 @@ def _with_greedy(reference: Reference, images: ExpectedImages) -> ExpectedAnswer
     pixel_values = torch.from_numpy(images.pixel_values).split(1)
     greedy = [reference.answer(pixels, ids, MAX_NEW_TOKENS) for pixels, ids in zip(pixel_values, images.prompt_ids)]
     return ExpectedAnswers(**vars(images), greedy=greedy)
+
+
+def _with_judgements(reference: Reference, images: ExpectedImages) -> ExpectedJudgements:
+    """Each statement by itself, so that none is padded."""
+    pairs = torch.from_numpy(images.pixel_values).split(images.frames)
+    logits = [reference.judge(pair, ids) for pair, ids in zip(pairs, images.prompt_ids)]
+    return ExpectedJudgements(**vars(images), truth_logits=np.stack(logits))
 
 
 def _with_answers(reference: Reference, shared: ExpectedVotes) -> Expected:

@@ -13,9 +13,11 @@ from catp.export.verification.expected import (
     Expected,
     ExpectedAnswers,
     ExpectedImages,
+    ExpectedJudgements,
     ExpectedMatches,
     ExpectedVotes,
 )
+from catp.export.verification.judging import check_judgements
 from catp.export.verification.matching import check_matches
 from catp.export.verification.measures import check, relative_error
 from catp.export.verification.reference import ReferenceVotes
@@ -96,6 +98,8 @@ def _checks(bundle: Bundle, provider: Provider, precision: Precision, expected: 
     checks += _inputs(pipeline, expected)
     if isinstance(expected, ExpectedMatches):
         return [*checks, *check_matches(pipeline, expected, limit)]
+    if isinstance(expected, ExpectedJudgements):
+        return [*checks, *check_judgements(pipeline, expected, limit)]
     try:
         if isinstance(expected, ExpectedAnswers):
             checks += _image_reader(pipeline, expected, limit)

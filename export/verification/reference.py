@@ -218,6 +218,13 @@ class Reference:
         return Greedy(greedy.token_ids, greedy.logits, [tensor[0].numpy() for tensor in tensors])
 
     @torch.no_grad()
+    def judge(self, pixel_values: torch.Tensor, text_ids: Sequence[int]) -> np.ndarray:
+        """Logits float32 [2] of false and true, by the model: a statement about two images [2, 3, H, W]."""
+        ids = torch.tensor([list(text_ids)])
+        with self._checkpoint.family.standing_in(self._model):
+            return self._model(pixel_values, ids, torch.ones_like(ids))[0].numpy()
+
+    @torch.no_grad()
     def contrast(self, pixel_values: torch.Tensor, text_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """A text's embedding float32 [Dt] and those of all an image's query tokens [N, Dt], each of length 1."""
         with self._checkpoint.family.standing_in(self._model):

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from catp.runtime.bundle.manifest import Manifest
 
-LanguageKind = Literal["decoder-only", "encoder-decoder", "question-answering", "none"]
+LanguageKind = Literal["decoder-only", "encoder-decoder", "question-answering", "two-images", "none"]
 """Kind of language model, which decides the graphs that drive it; question-answering: an encoder that reads question
-and image tokens, and a decoder; none: the model scores texts."""
+and image tokens, and a decoder; two-images: whether a statement about two images is true; none: the model scores texts
+of one image."""
 
-READ_IMAGE_TOKENS: Final[tuple[LanguageKind, ...]] = ("question-answering",)
+READ_IMAGE_TOKENS: Final[tuple[LanguageKind, ...]] = ("question-answering", "two-images")
 """Kinds that read a vision encoder's tokens; the others follow an image side that ends in query tokens."""
 
-SCORE_TEXTS: Final[tuple[LanguageKind, ...]] = ("none",)
+SCORE_TEXTS: Final[tuple[LanguageKind, ...]] = ("none", "two-images")
 """Kinds that score given texts; the others write some."""
 
 DECODE_GRAPH: Final = "language_model_decode"
@@ -152,6 +153,7 @@ LANGUAGE_STAGES: dict[LanguageKind, tuple[Stage, ...]] = {
         Stage("question_encoder", ("prefill",), _check_question_encoder),
         Stage("answer_decoder", ("prefill", "decode")),
     ),
+    "two-images": (Stage("statement_encoder", ("text",)),),
     "none": (Stage("text_embedding", ("text",)), Stage("image_text_matching", ("match",))),
 }
 """Language parts, which follow an image side, by kind of language model."""

@@ -42,6 +42,11 @@ INPUTS: Final[dict[str, Tensors]] = {
     "text_decoder": _STEP,
     "question_encoder": {"input_ids": ("int64", "??"), "image_embeds": ("float", "??n"), "lengths": ("int64", "?")},
     "answer_decoder": _STEP,
+    "statement_encoder": {
+        **_TEXT,
+        "first_image_embeds": ("float", "??n"),
+        "second_image_embeds": ("float", "??n"),
+    },
     "text_embedding": _TEXT,
     "image_text_matching": {**_IMAGE, "kept_indices": ("int64", "??"), **_TEXT},
 }
@@ -69,6 +74,7 @@ OUTPUTS: Final[dict[str, Tensors]] = {
     "text_decoder": _CHOICE,
     "question_encoder": _CROSS,
     "answer_decoder": _CHOICE,
+    "statement_encoder": {"truth_logits": ("float32", "?n")},
     "text_embedding": {"text_embeds": ("float32", "?n")},
     "image_text_matching": {"match_logits": ("float32", "?n")},
 }

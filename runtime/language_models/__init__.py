@@ -55,5 +55,6 @@ _OPEN: dict[LanguageKind, Callable[[Bundle, Provider], LanguageModel]] = {
     "decoder-only": _decoder_only,
     "encoder-decoder": EncoderDecoder,
     "question-answering": QuestionAnswering,
+    "two-images": _none,
     "none": _none,
 }
