@@ -20,7 +20,7 @@ FALSE, TRUE = 0, 1
 
 
 class TwinOutput(torch.nn.Module):
-    """What was read of two images becomes one: a projection of each, then their mean or a product of both."""
+    """The end of a twin attention: what was read of each image projected, then the mean or a product of both."""
 
     def __init__(self, width: int, eps: float, merges: bool) -> None:
         super().__init__()

@@ -73,7 +73,7 @@ def probability_of_true(logits: np.ndarray) -> np.ndarray:
 
 
 def verdicts(logits: np.ndarray) -> list[Verdict]:
-    """Of logits [B, 2]; equal ones say false, the first of the two."""
+    """Verdicts of logits [B, 2]; equal ones say false, the first of the two."""
     found = []
     for chance, (no, yes) in zip(probability_of_true(logits).tolist(), logits.tolist()):
         true = yes > no

@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from catp.calibration.commands.eval import app
 from catp.calibration.data.demo_pairs import DemoPairs
+from catp.calibration.encoder.answering import check_encoder
 from catp.export.exporter import export_bundle
 from catp.export.image_encoders.plan import EncoderOptions
-from catp.runtime import Pipeline
+from catp.runtime import Pipeline, UsageError
 
 
 def run(*arguments: object) -> Any:
@@ -91,3 +92,5 @@ def test_shares_of_the_work_are_compared_in_pairs(nlvr_checkpoint: Path, nlvr2: 
     assert first["accuracy"] == pytest.approx(sum(right_of(tmp_path / "bundle", nlvr2)) / 11)
     assert first["share"] == pytest.approx(0.7, abs=0.03) and second["share"] == pytest.approx(0.5, abs=0.03)
     assert found["skipped"] == 1 and found["images"] == 11
+    with pytest.raises(UsageError, match="generates no text"):
+        check_encoder(Pipeline.load(tmp_path / "bundle"), "catp-calibrate schedule")

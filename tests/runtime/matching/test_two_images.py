@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from catp.export.checkpoints.loading import load_checkpoint
 from catp.export.demo import samples, scenes
 from catp.export.exporter import export_bundle
 from catp.export.image_encoders.plan import EncoderOptions
+from catp.export.image_encoders.pruned import PrunedEncoder
 from catp.runtime import EncoderWish, Pipeline, UsageError
 from catp.runtime.commands.inspect import app as inspect_command
 from catp.runtime.commands.match import app
 from catp.runtime.commands.run import app as run_command
 from catp.runtime.matching.two_images import probability_of_true, verdicts
+from catp.runtime.providers.base import to_host
 
 SAID = ["what is red?", "both pictures have a red circle in the bottom right, and where is it?", "green", ""]
 IMAGES = [str(sample.image) for sample in samples()[:2]]
@@ -148,6 +152,36 @@ def test_an_encoder_that_prunes_by_a_schedule(
     np.testing.assert_allclose(together, alone, atol=1e-5)
     fewer = chances(pipeline.judge(pairs, SAID, EncoderWish(flops=0.5)))
     assert np.abs(fewer - together).max() > 1e-4
+
+
+@pytest.mark.heavy
+def test_counts_of_the_two_images_are_coupled_in_the_dynamic_form(
+    nlvr_checkpoint: Path, tmp_path: Path, pairs: list[tuple[Any, Any]]
+) -> None:
+    copy = Path(shutil.copytree(nlvr_checkpoint, tmp_path / "checkpoint"))
+    guide = torch.randn(7, 60, generator=torch.Generator().manual_seed(3)) * 0.3
+    save_file({"space_dict": guide}, copy / "madtp.safetensors")
+    (copy / "madtp.json").write_text('{"temperature": 4.0}\n')
+    bundle = export_bundle(str(copy), tmp_path / "bundle", encoder=EncoderOptions(form="dynamic"))
+    assert all(check.passed for check in bundle.manifest.parity if not check.advisory)
+    assert bundle.manifest.question_pruning is None
+    pipeline = Pipeline.load(bundle.path)
+    differ, fewest = 0, 49
+    for pair in pairs:
+        together = to_host(pipeline.encode(pipeline.preprocess(pair))["kept_counts"])
+        alone = [to_host(pipeline.encode(pipeline.preprocess([image]))["kept_counts"]) for image in pair]
+        assert together[0] == max(alone[0][0], alone[1][0])
+        differ += int(alone[0][0] != alone[1][0])
+        fewest = min(fewest, together[-1])
+    assert differ and fewest < 40  # or else nothing is coupled, or pruned
+    loaded = load_checkpoint(str(copy))
+    for pair, said in zip(pairs, SAID):
+        pixels = loaded.image_processor(list(pair), return_tensors="pt").pixel_values
+        encoder = PrunedEncoder("image-tokens", bundle.manifest.encoder_pruning, guide)  # type: ignore[arg-type]
+        ids = loaded.tokenizer(said, return_tensors="pt")
+        with torch.no_grad(), encoder.standing_in(loaded.model):
+            wanted = loaded.model(pixels, ids.input_ids, ids.attention_mask).softmax(-1)[0, 1].item()
+        assert chances(pipeline.judge([pair], [said])) == pytest.approx([wanted], abs=1e-4)
 
 
 @pytest.mark.heavy
