@@ -40,7 +40,7 @@ class NlvrRecipe:
     pairs_per_batch: int = 16
     statements_per_pair: int = 12
     statement_steps: int = 2500
-    joint_steps: int = 600
+    joint_steps: int = 300
     statement_learning_rate: float = 7e-4
     joint_learning_rate: float = 3e-4
     auxiliary_weight: float = 0.3  # of what words tell, in the second phase; 1 in the first
