@@ -22,8 +22,9 @@ from catp.export.checkpoints.madtp import read_madtp
 from catp.export.checkpoints.residency import one_part_in_memory
 from catp.export.checkpoints.taught import read_taught
 from catp.export.checkpoints.weightless import without_weights
-from catp.export.demo import CHECKPOINT, MODEL_ID, fine, vqa
+from catp.export.demo import CHECKPOINT, MODEL_ID, fine, nlvr, vqa
 from catp.export.demo import samples as demo_samples
+from catp.export.families import Family
 from catp.export.image_encoders.plan import EncoderOptions, plan_pruning, plan_question_pruning
 from catp.export.image_encoders.pruned import PrunedEncoder
 from catp.export.language_models.pruned_question_answering import PrunedQuestionAnswering
@@ -154,7 +155,7 @@ def export_bundle(
             warn(unfollowed)
         _write_files(checkpoint, folder)
         with step("run the samples in PyTorch"), one_part_in_memory(checkpoint.model):
-            samples = _samples(family.frames)
+            samples = _samples(family)
             # Where pictures of a batch decide how many tokens each other keeps, each is one of its own.
             coupled = pruning is not None and pruning.form == "dynamic"
             groups = [[sample] for sample in samples] if coupled else [samples]
@@ -287,6 +288,7 @@ def _name(model: str) -> str:
     embedded = {
         CHECKPOINT: MODEL_ID,
         fine.CHECKPOINT: fine.MODEL_ID,
+        nlvr.CHECKPOINT: nlvr.MODEL_ID,
         vqa.CHECKPOINT: vqa.MODEL_ID,
         vqa.DENSE: f"{vqa.MODEL_ID}-dense",
     }
@@ -297,11 +299,12 @@ def _name(model: str) -> str:
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 
-def _samples(frames: int | None) -> Sequence[Sample]:
-    """Pictures with questions; for a model of videos, each is followed by the next ones."""
+def _samples(family: Family) -> Sequence[Sample]:
+    """Pictures with questions; for a model of videos or of pairs, each is followed by the next ones."""
+    frames = family.frames or family.images_per_text
     demo = demo_samples()
     pictures = [load_image(sample.image) for sample in demo]
-    if frames is None:
+    if frames == 1:
         return [Sample(picture, sample.prompt) for picture, sample in zip(pictures, demo)]
     videos = [[pictures[(row + frame) % len(pictures)] for frame in range(frames)] for row in range(len(pictures))]
     return [Sample(video, sample.prompt) for video, sample in zip(videos, demo)]

@@ -31,6 +31,7 @@ from catp.runtime.language_models.base import Batch
 from catp.runtime.language_models.question_answering import QuestionAnswering
 from catp.runtime.language_models.seats import Seats
 from catp.runtime.matching import Match, Matching, Pictures, open_matching
+from catp.runtime.matching.two_images import Judging, Verdict, verdicts
 from catp.runtime.matching.zero_shot import TEMPLATE, Classes, check_classes, class_vectors, probabilities
 from catp.runtime.providers import open_provider
 from catp.runtime.providers.base import Provider, Value, to_host
@@ -49,6 +50,7 @@ class Pipeline:
         self._text = TextCodec(bundle.path / "tokenizer.json", manifest.text, manifest.text.image_token_id)
         self.language_model = open_language_model(bundle, provider)
         self._matching = open_matching(bundle, provider)
+        self._judging = Judging(bundle, provider) if manifest.model.language == "two-images" else None
 
     @classmethod
     def load(
@@ -447,6 +449,73 @@ class Pipeline:
             Classes(classes[int(row.argmax())], dict(zip(classes, row.tolist())), kept)
             for row, kept in zip(found, indices)
         ]
+
+    def judge(
+        self,
+        pairs: Sequence[tuple[ImageSource, ImageSource]],
+        statements: Sequence[str],
+        encoder: EncoderWish = DEFAULT,
+    ) -> list[Verdict]:
+        """Whether each statement is true of its two images, by a bundle of a model for NLVR2.
+
+        A pair that is given several times (the same paths, the same objects) is encoded once.
+
+        Args:
+            pairs: a first and a second image each, as in `generate`.
+            statements: as many.
+            encoder: what an encoder that prunes keeps. In the dynamic form all images of the call keep equally many
+                tokens, as in MADTP's official code.
+
+        Raises:
+            UsageError: the bundle is of another model, an argument is out of range, or a statement is too long.
+            ImageError: an image can't be read.
+        """
+        if len(pairs) != len(statements) or not pairs or any(len(pair) != 2 for pair in pairs):
+            raise UsageError(
+                f"{len(pairs)} pairs and {len(statements)} statements: give two images for each statement, at least one"
+            )
+        ids = [self._text.encode(statement) for statement in statements]
+        self.judging.check(ids)  # refuses before any work
+        distinct, pair_of = find_repeated(pairs, None)
+        pixel_values = self.preprocess([pairs[row][place] for place in (0, 1) for row in distinct])
+        return self.judge_pixels(pixel_values, ids, pair_of, encoder)
+
+    def judge_pixels(
+        self,
+        pixel_values: np.ndarray,
+        statements: Sequence[Sequence[int]],
+        pair_of: Sequence[int],
+        encoder: EncoderWish = DEFAULT,
+    ) -> list[Verdict]:
+        """As `judge`, from pixel_values float32 [2P, 3, H, W], all first images before all second ones.
+
+        Args:
+            statements: token ids of each.
+            pair_of: which of the P pairs each statement is about.
+        """
+        _ = self.judging  # refuses before any work
+        return self.judge_encoded(self.encode(pixel_values, encoder=encoder), statements, pair_of)
+
+    def judge_encoded(
+        self, encoded: Encoded, statements: Sequence[Sequence[int]], pair_of: Sequence[int]
+    ) -> list[Verdict]:
+        """As `judge_pixels`, from what `encode` made of those pixels."""
+        judging, embeds = self.judging, encoded["image_embeds"]
+        count = embeds.shape[0] // 2
+        if list(pair_of) == list(range(count)) and not isinstance(embeds, np.ndarray):
+            return verdicts(judging.score(embeds.rows(0, count), embeds.rows(count, count), statements))
+        tokens, rows = to_host(embeds), np.array(pair_of)
+        return verdicts(judging.score(tokens[rows], tokens[count + rows], statements))
+
+    @property
+    def judging(self) -> Judging:
+        """Raises UsageError where the bundle is not of a model that reads two images."""
+        if self._judging is None:
+            raise UsageError(
+                f"bundle {self.bundle.path} is {self.manifest.model.family}, which judges no statements about two "
+                "images; accepted: BLIP for NLVR2"
+            )
+        return self._judging
 
     @property
     def matching(self) -> Matching:

@@ -37,6 +37,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from catp.export.demo import CHECKPOINT, scenes
+from catp.export.nlvr import BlipForNlvr2, BlipNlvr2Config
 
 PAD, EOS = 1, 2  # in the demo's tokenizer
 QUERIES = 24
@@ -302,6 +303,31 @@ def clip_tokenizer() -> Any:
     pieces = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     vocabulary = {piece: place for place, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocabulary, merges=merges)
+
+
+def save_nlvr_checkpoint(folder: Path, seed: int = 2) -> Path:
+    """BLIP for statements about two images: text tokens narrower than the images', merged from the second layer on."""
+    torch.manual_seed(seed)
+    tokenizer = qformer_tokenizer()
+    config = BlipNlvr2Config(
+        vision_config={**VISION, "num_hidden_layers": 2, "layer_norm_eps": 1e-6},
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": 44, "intermediate_size": 80, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "max_position_embeddings": 64,
+            "bos_token_id": None, "sep_token_id": 3, "pad_token_id": 0, "eos_token_id": 3,
+        },
+        merge_from=1,
+    )  # fmt: skip
+    model = BlipForNlvr2(config)
+    with torch.no_grad():
+        model.vision_model.embeddings.position_embedding.normal_(0, 0.5)
+        for name, parameter in (*model.text_encoder.named_parameters(), *model.cls_head.named_parameters()):
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.1 if ".output.dense." in name else 0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    BlipImageProcessorPil(size={"height": 56, "width": 56}).save_pretrained(folder)
+    return folder
 
 
 def t5_tokenizer() -> Any:

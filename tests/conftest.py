@@ -17,6 +17,7 @@ from checkpoints import (
     save_clip_checkpoint,
     save_instructblip_checkpoint,
     save_instructblip_t5_checkpoint,
+    save_nlvr_checkpoint,
     save_odd_checkpoint,
     save_retrieval_checkpoint,
     save_video_checkpoint,
@@ -270,6 +271,17 @@ def caption_checkpoint(shared: Shared) -> Path:
 @pytest.fixture(scope="session")
 def caption_bundle(caption_checkpoint: Path, shared: Shared) -> Path:
     return shared("caption-bundle", lambda folder: export_bundle(str(caption_checkpoint), folder))
+
+
+@pytest.fixture(scope="session")
+def nlvr_checkpoint(shared: Shared) -> Path:
+    """BLIP for statements about two images."""
+    return shared("nlvr-checkpoint", save_nlvr_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def nlvr_bundle(nlvr_checkpoint: Path, shared: Shared) -> Path:
+    return shared("nlvr-bundle", lambda folder: export_bundle(str(nlvr_checkpoint), folder))
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ FLOORS = {
         ("commands", "cluster"),
     ),
     "export": (
+        ("nlvr",),
         ("voting", "demo", "encoder_pruning"),
         ("graphs",),
         ("language_models",),
@@ -74,7 +75,12 @@ KEPT_IN = {
         "calibration/precision",
         "calibration/benchmark/rates.py",
     ),
-    "tokenizers": ("runtime/inputs", "export/demo/untrained.py", "export/demo/vqa/untrained.py"),
+    "tokenizers": (
+        "runtime/inputs",
+        "export/demo/untrained.py",
+        "export/demo/vqa/untrained.py",
+        "export/demo/nlvr/untrained.py",
+    ),
     "easy_vqa": ("export/demo/vqa/easy.py",),
 }
 """Libraries that only these places import."""

@@ -69,6 +69,15 @@ class Family:
         return self.pipeline.manifest.vote is not None
 
     @property
+    def judges(self) -> bool:
+        return self.pipeline.manifest.model.language == "two-images"
+
+    @property
+    def pairs(self) -> list[tuple[Any, Any]]:
+        """Each image with the next one."""
+        return [(self.images[row], self.images[(row + 1) % 8]) for row in range(8)]
+
+    @property
     def pictures(self) -> list[list[Image.Image]]:
         """Of each image or video."""
         pictures = [example.image for example in self.examples]
@@ -256,7 +265,11 @@ def inside(family: Family) -> str:
         wishes = [EncoderWish(), EncoderWish(kept_tokens=(spec.kept_tokens[0] - 1, *spec.kept_tokens[1:]))]
         for wish in wishes:
             ratio = 0.5 if family.votes else None
-            if not pipeline.manifest.writes_text:
+            if family.judges:
+                first, *_ = pipeline.judge(family.pairs, family.prompts, wish)
+                (pair,) = pipeline.judge(family.pairs[:1], family.prompts[:1], wish)
+                assert first.probability_of_true == pytest.approx(pair.probability_of_true, abs=1e-5)
+            elif not pipeline.manifest.writes_text:
                 found = pipeline.match(family.images, family.prompts, ratio, wish)
                 pair = pipeline.match(family.images[:1], family.prompts[:1], ratio, wish)[0]
                 assert found[0].kept_indices == pair.kept_indices
@@ -286,6 +299,15 @@ def matches(family: Family) -> str:
     return YES
 
 
+def judgements(family: Family) -> str:
+    """Likewise of statements about two images: tests/runtime/matching/test_two_images.py."""
+    together = family.pipeline.judge(family.pairs, family.prompts)
+    for verdict, pair, said in zip(together, family.pairs, family.prompts):
+        (alone,) = family.pipeline.judge([pair], [said])
+        assert verdict.probability_of_true == pytest.approx(alone.probability_of_true, abs=1e-5)
+    return YES
+
+
 CHECKS: dict[str, Callable[[Family], str]] = {
     "graphs": graphs,
     "tokens of `generate()`": tokens,
@@ -308,6 +330,7 @@ FAMILIES = {
     "InstructBLIP on videos, with Flan-T5": ("video_t5_bundle", "video_t5_checkpoint"),
     "BLIP for question answering": ("vqa_bundle", "vqa_checkpoint"),
     "BLIP for captions": ("caption_bundle", "caption_checkpoint"),
+    "BLIP for two images": ("nlvr_bundle", "nlvr_checkpoint"),
     "BLIP-2 for retrieval": ("retrieval_bundle", "retrieval_checkpoint"),
     "BLIP for retrieval": ("blip_retrieval_bundle", "blip_retrieval_checkpoint"),
     "CLIP": ("clip_bundle", "clip_checkpoint"),
@@ -343,7 +366,8 @@ COMBINED = ("InstructBLIP with Flan-T5", "InstructBLIP on videos, with Vicuna", 
 def test_family(families: Callable[[str], Family], family: str, check: str) -> None:
     found = families(family)
     if not found.pipeline.manifest.writes_text and CHECKS[check] not in (graphs, inside, engines, evaluated):
-        cell = matches(found) if CHECKS[check] is batches else NO_TOKENS
+        compared = judgements if found.judges else matches
+        cell = compared(found) if CHECKS[check] is batches else NO_TOKENS
     else:
         cell = CHECKS[check](found)
     written = {row: dict(zip(CHECKS, cells)) for row, *cells in table("README.md", f"| {next(iter(CHECKS))}")}

@@ -34,14 +34,14 @@ def in_batches(questions: Iterable[VqaExample], size: int) -> Iterator[list[VqaE
 
 
 def read_images(pipeline: Pipeline, batch: Sequence[VqaExample]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """By image key, pixel_values [1, 3, H, W] or what is wrong; one decoded picture is held at a time."""
+    """By image key, pixel_values [1, 3, H, W] (pairs: [2, 3, H, W]) or what is wrong; one picture is held at a time."""
     pixels: dict[str, np.ndarray] = {}
     errors: dict[str, str] = {}
     for question in batch:
         key = question.image_key
         if key not in pixels and key not in errors:
             try:
-                pixels[key] = pipeline.preprocess([question.image])
+                pixels[key] = pipeline.preprocess(question.images)
             except ImageError as error:
                 errors[key] = str(error)
     return pixels, errors

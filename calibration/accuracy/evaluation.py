@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from catp.calibration.accuracy.answering import Answerer, in_batches
+from catp.calibration.accuracy.judging import PairAnswerer, judges_pairs
 from catp.calibration.accuracy.predictions import Evaluation, PredictionsFile
 from catp.calibration.accuracy.report import AccuracyReport, make_report
 from catp.calibration.accuracy.settings import Grid, check_methods
@@ -71,7 +72,12 @@ def evaluate(
     )
     with tempfile.TemporaryDirectory(prefix="catp-eval-") as folder:
         file = PredictionsFile(predictions or Path(folder) / "predictions.jsonl", evaluation)
-        answerer = Answerer(pipeline, grid.settings(), asked.metric, seed, batch_size)
+        settings = grid.settings()
+        answerer: Answerer | PairAnswerer = (
+            PairAnswerer(pipeline, asked.metric)
+            if judges_pairs(pipeline.manifest)
+            else Answerer(pipeline, settings, asked.metric, seed, batch_size)
+        )
         done, batches = file.resume(in_batches(asked, batch_size))
         advance(done, len(asked))
         for batch in batches:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from PIL import Image
 
@@ -29,7 +29,8 @@ class VqaExample:
         question: the bare text, without the prompt around it.
         answers: one or more, as people gave them; VQAv2 has ten.
         answer_type: what to break results down by ("yes/no", "number" and "other" in VQAv2).
-        image_key: equal for questions about the same image.
+        image_key: equal for questions about the same image, or the same two.
+        second: of statements about two images, the second one.
     """
 
     id: str
@@ -38,6 +39,12 @@ class VqaExample:
     answers: tuple[str, ...]
     answer_type: str
     image_key: str
+    second: Path | Image.Image | None = None
+
+    @property
+    def images(self) -> list[Path | Image.Image]:
+        """One, or two."""
+        return [self.image] if self.second is None else [self.image, self.second]
 
     @property
     def prompt(self) -> str:
@@ -95,7 +102,7 @@ class QuestionList:
     def __iter__(self) -> Iterator[VqaExample]:
         return iter(self._questions)
 
-    def subset(self, limit: int | None, fraction: float | None, seed: int) -> QuestionList:
+    def subset(self, limit: int | None, fraction: float | None, seed: int) -> Self:
         """Questions drawn one by one, in the order of the set. For one seed, a larger subset contains a smaller one."""
         count = subset_size(len(self), limit, fraction)
         # Ranked by a hash rather than drawn by a generator: independent of library versions and of the files' order.
@@ -103,13 +110,19 @@ class QuestionList:
             count, (q.id for q in self), key=lambda id: hashlib.sha256(f"{seed} {id}".encode()).digest()
         )
         chosen = set(ids)
-        return QuestionList(self.name, (q for q in self if q.id in chosen))
+        return type(self)(self.name, (q for q in self if q.id in chosen))
 
     def digest(self) -> str:
         total = hashlib.sha256()
         for q in self:
             total.update(repr((q.id, q.question, q.answers, q.answer_type, q.image_key)).encode())
         return total.hexdigest()
+
+
+class PairList(QuestionList):
+    """Statements about two images each; an answer is true or false."""
+
+    metric: Metric = "exact match"
 
 
 def subset_size(total: int, limit: int | None, fraction: float | None) -> int:

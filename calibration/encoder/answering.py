@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from catp.calibration.accuracy.answering import in_batches, read_images, read_prompt
+from catp.calibration.accuracy.judging import judges_pairs, written
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.metrics import JUDGES, Metric
 from catp.runtime.errors import CatpError, UsageError
@@ -133,9 +134,13 @@ def _by_encoder(settings: Sequence[Asked]) -> list[tuple[Work, list[int]]]:
     for place, asked in enumerate(settings):
         alike[id(asked.pipeline), asked.wish].append(place)
     return [
-        (Work(settings[places[0]].pipeline, wish, [settings[place].amount for place in places]), places)
+        (_work(settings[places[0]].pipeline, wish, [settings[place].amount for place in places]), places)
         for (_, wish), places in alike.items()
     ]
+
+
+def _work(pipeline: Pipeline, wish: EncoderWish, amounts: Sequence[Amount]) -> Work:
+    return (PairWork if judges_pairs(pipeline.manifest) else Work)(pipeline, wish, amounts)
 
 
 def _read(pipeline: Pipeline, question: VqaExample) -> tuple[list[int], str | None]:
@@ -233,6 +238,26 @@ class Work:
         self._gflops += [spec.gflops(counts)] * pictures
 
 
+class PairWork(Work):
+    """The same of statements about two images: what is written is true or false, and nothing is left out after it."""
+
+    def answer(self, pixels: np.ndarray, prompts: Sequence[Prompt], batch_size: int) -> list[list[str]]:
+        """As `Work.answer`; `pixels` has the two images of each pair one after the other."""
+        pairs = len(pixels) // 2
+        found: dict[int, str] = {}
+        for rows, asked in self._calls(pairs, prompts, batch_size):
+            if not asked:
+                continue
+            of_rows = pixels.reshape(pairs, 2, *pixels.shape[1:])[rows]
+            together = np.concatenate([of_rows[:, 0], of_rows[:, 1]])
+            ids = [prompts[number].token_ids for number, _ in asked]
+            encoded = self._pipeline.encode(together, encoder=self._wish)
+            verdicts = self._pipeline.judge_encoded(encoded, ids, [row for _, row in asked])
+            found.update(zip((number for number, _ in asked), map(written, verdicts)))
+            self._count(encoded, len(together))
+        return [[found[number] for number in range(len(prompts))]] * len(self._amounts)
+
+
 def check_encoder(pipeline: Pipeline, command: str) -> None:
     """Raises UsageError where a bundle has no encoder whose tokens could be chosen, or answers no questions."""
     manifest = pipeline.manifest
@@ -241,7 +266,8 @@ def check_encoder(pipeline: Pipeline, command: str) -> None:
             f"{command}: the vision encoder of {pipeline.bundle.path} ({manifest.model.family}) prunes nothing; export "
             "it with --encoder-flops"
         )
-    if not manifest.writes_text or manifest.model.frames is not None:
+    pairs = judges_pairs(manifest) and command == "catp-eval"
+    if not (manifest.writes_text or pairs) or manifest.model.frames is not None:
         does = "is asked about videos" if manifest.writes_text else "generates no text"
         raise UsageError(
             f"{command}: bundle {pipeline.bundle.path} is {manifest.model.family}, which {does}; accepted: "

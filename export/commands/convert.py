@@ -26,7 +26,9 @@ def convert_madtp(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier conversion.")] = False,
 ) -> None:
-    """Convert a BLIP that was trained with MADTP: for question answering, captions or retrieval.
+    """Convert a BLIP that was trained with MADTP: for question answering, captions, retrieval or NLVR2.
+
+    Of BLIP's own files those for NLVR2 are taken too, which no Hub has in another form.
 
     The file is unpickled in a process of its own, and no code in it is run. Every weight is accounted for, or nothing
     is written. For example:
@@ -47,10 +49,14 @@ def convert_madtp(
         ) from None
     found = madtp.convert_madtp(file, output, tokenizer, overwrite, busy)
     vision = found.config.vision_config
+    pruning = (
+        f"space_dict {' x '.join(map(str, found.guidance))}, temperature {found.temperature:g}"
+        if found.guidance
+        else "no space_dict, so it is a plain BLIP"
+    )
     console.print(
         f"BLIP for {found.task.kind}: {found.names} of {found.names} weights, images of {vision.image_size} pixels in "
-        f"patches of {vision.patch_size}; space_dict {' x '.join(map(str, found.guidance))}, "
-        f"temperature {found.temperature:g}",
+        f"patches of {vision.patch_size}; {pruning}",
         soft_wrap=True,
     )
     if found.left_out:

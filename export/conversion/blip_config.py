@@ -11,6 +11,7 @@ from transformers import BlipConfig
 
 from catp.export.conversion.blip_names import Task
 from catp.export.conversion.listing import listed
+from catp.export.nlvr import BlipNlvr2Config
 from catp.runtime.errors import UsageError
 
 _HEAD = 64
@@ -64,10 +65,31 @@ def read_config(where: str, task: Task, shapes: Shapes) -> Any:
         "layer_norm_eps": 1e-12,
         "label_smoothing": _LABEL_SMOOTHING,
     }
+    if "cls_head" in task.parts:
+        return _of_two_images(where, task, shapes, text, vision)
     more: dict[str, Any] = {}
     if "vision_proj" in task.parts:
         more["image_text_hidden_size"] = sizes.of("vision_proj.weight", "OW")[0]
     config: Any = BlipConfig(text_config=text, vision_config=vision, **more)
+    config.architectures = [task.architecture]
+    return config
+
+
+def _of_two_images(where: str, task: Task, shapes: Shapes, text: dict[str, Any], vision: dict[str, Any]) -> Any:
+    """The configuration of a model for NLVR2, whose layers merge what they read of both images from one of them on."""
+    merging = {
+        int(match[1])
+        for name in shapes
+        if (match := re.fullmatch(r"text_encoder\.encoder\.layer\.(\d{1,6})\.(.+)\.merge_layer\.weight", name))
+    }
+    layers = text["num_hidden_layers"]
+    first = layers - len(merging)
+    if merging != set(range(first, layers)):
+        raise UsageError(
+            f"{where}: of {layers} layers {', '.join(map(str, sorted(merging)))} have a merge_layer; accepted: those "
+            "from one on; fetch the file again"
+        )
+    config: Any = BlipNlvr2Config(text_config=text, vision_config=vision, merge_from=first)
     config.architectures = [task.architecture]
     return config
 

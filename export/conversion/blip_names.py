@@ -40,7 +40,7 @@ TIED = {
 POSITION_IDS = re.compile(r"text_(encoder|decoder\.bert)\.embeddings\.position_ids")
 """A buffer that counts from 0, and that Hugging Face does not save."""
 
-Kind = Literal["question answering", "captions", "retrieval"]
+Kind = Literal["question answering", "captions", "retrieval", "statements about two images"]
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,13 @@ class Task:
 
     kind: Kind
     architecture: str
-    """Hugging Face's class."""
+    """Hugging Face's class; of statements about two images ours, for there is none."""
     parts: tuple[str, ...]
     """First parts of the names of its weights, the vision encoder's apart."""
     left_out: tuple[str, ...] = ()
     """First parts of names that only training reads: momentum copies, queues of features, a temperature."""
+    plain: bool = False
+    """Whether a BLIP without MADTP's part is converted too: of the other tasks these are on the Hub, converted."""
 
 
 TASKS = (
@@ -68,6 +70,7 @@ TASKS = (
             *("image_queue", "text_queue", "idx_queue", "ptr_queue", "temp"),
         ),
     ),
+    Task("statements about two images", "BlipForNlvr2", ("text_encoder", "cls_head"), plain=True),
 )
 
 
@@ -82,18 +85,24 @@ def task_of(where: str, names: Collection[str]) -> Task:
     """
     firsts = {name.partition(".")[0] for name in names}
     accepted = ", ".join(f"{task.kind} ({task.architecture})" for task in TASKS)
-    if "cls_head" in firsts or any(".crossattention.self0." in name for name in names):
-        raise UsageError(f"{where}: it is a model for NLVR2, which has no Hugging Face class; accepted: {accepted}")
     if {"visual", "transformer"} & firsts:
         raise UsageError(f"{where}: it is a CLIP, which is not converted; accepted: BLIP for {accepted}")
     found = {part for part in ("text_encoder", "text_decoder") if part in firsts}
-    task = next((task for task in TASKS if found == set(task.parts) & {"text_encoder", "text_decoder"}), None)
+    twinned = any(".crossattention.self0." in name for name in names)
+    task = next(
+        (
+            task
+            for task in TASKS
+            if found == set(task.parts) & {"text_encoder", "text_decoder"} and twinned == ("cls_head" in task.parts)
+        ),
+        None,
+    )
     if task is None or "visual_encoder" not in firsts:
         raise UsageError(
             f"{where}: its weights' names are those of no BLIP ({', '.join(sorted(firsts)[:5])[:200]}); "
             f"accepted: {accepted}"
         )
-    if SPACE_DICT not in names:
+    if SPACE_DICT not in names and not task.plain:
         raise UsageError(f"{where}: it has no {SPACE_DICT}, so it is not MADTP's; plain BLIP is on the Hub, converted")
     return task
 

@@ -1,4 +1,7 @@
-"""Conversion of a checkpoint of MADTP's official code (https://github.com/double125/MADTP) to a Hugging Face folder."""
+"""Conversion of a checkpoint of MADTP's official code (https://github.com/double125/MADTP) to a Hugging Face folder.
+
+Of the task that has no class there, statements about two images, a plain BLIP is converted too.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ from catp.export.conversion.blip_names import POSITION_IDS, TIED, Kind, Task, is
 from catp.export.conversion.blip_tokenizer import ENCODE, load_tokenizer, save_tokenizer
 from catp.export.conversion.listing import listed
 from catp.export.conversion.unpickling import Unpickled, unpickle
+from catp.export.nlvr import BlipForNlvr2
 from catp.runtime.bundle.publish import published
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.system.progress import Progress, silent
@@ -47,9 +51,10 @@ class Converted:
     """Weights of Hugging Face's class, by names; all of them were found."""
     left_out: tuple[str, ...]
     """Names that only training reads."""
-    guidance: tuple[int, ...]
-    """Shape of `space_dict`."""
+    guidance: tuple[int, ...] | None
+    """Shape of `space_dict`; None: it is a plain BLIP."""
     temperature: float
+    """0, which prunes nothing, of a plain BLIP."""
 
 
 def convert_madtp(
@@ -95,13 +100,15 @@ def _convert(where: str, content: Unpickled, folder: Path, tokenizer_source: str
         stored = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (it's no dict)
         shapes = {name: tuple(part.get_shape()) for name, part in stored.items()}
         names = {**{name: name for name in shapes}, **content.aliases}
-        temperature = check_temperature(where, content.temperature)
         task = task_of(where, names)
+        pruned = SPACE_DICT in names
+        temperature = check_temperature(where, content.temperature) if pruned else 0.0
         left_out = tuple(name for name in names if is_left_out(task, name))
         renamed = {name: rename(task, name) for name in names if name != SPACE_DICT and name not in left_out}
         mapped = {new: names[old] for old, new in renamed.items() if new is not None}
         config = read_config(where, task, {new: shapes[old] for new, old in mapped.items()})
-        check_space_dict(where, shapes[names[SPACE_DICT]], config.vision_config.hidden_size)
+        if pruned:
+            check_space_dict(where, shapes[names[SPACE_DICT]], config.vision_config.hidden_size)
         wanted = _shapes_of(task, config)
         _check_names(where, task, wanted, mapped, [old for old, new in renamed.items() if new is None])
         _check_shapes(where, wanted, {new: shapes[old] for new, old in mapped.items()})
@@ -113,26 +120,29 @@ def _convert(where: str, content: Unpickled, folder: Path, tokenizer_source: str
         _check_positions(values, {name: names[name] for name in left_out if POSITION_IDS.fullmatch(name)})
         _check_tied(values, mapped)
         weights = {new: values.weight(old) for new, old in mapped.items() if new not in TIED}
-        guidance = values.weight(names[SPACE_DICT])
         _write_weights(folder / SAFE_WEIGHTS_NAME, weights)
-        _write_weights(folder / WEIGHTS, {SPACE_DICT: guidance.float()})
+        guidance = values.weight(names[SPACE_DICT]) if pruned else None
+        if guidance is not None:
+            _write_weights(folder / WEIGHTS, {SPACE_DICT: guidance.float()})
     (folder / SETTINGS).write_text(json.dumps({"temperature": temperature}) + "\n")
     _name_tokens(config, tokenizer)
     types = {value.dtype for value in weights.values()}
     config.dtype = types.pop() if len(types) == 1 else torch.float32
     config.save_pretrained(folder)
-    for name in (SAFE_WEIGHTS_NAME, WEIGHTS):  # which safetensors writes for nobody else to read
-        (folder / name).chmod((folder / "config.json").stat().st_mode)
+    for path in folder.glob("*.safetensors"):  # which safetensors writes for nobody else to read
+        path.chmod((folder / "config.json").stat().st_mode)
     side = config.vision_config.image_size
     BlipImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
     # Questions begin with [ENC] in the official code. Texts for retrieval begin with [CLS] where they are compared by
     # their features, which is what a tokenizer can say once.
-    save_tokenizer(tokenizer, folder, ENCODE if task.kind == "question answering" else "[CLS]")
+    asks = task.kind in ("question answering", "statements about two images")
+    save_tokenizer(tokenizer, folder, ENCODE if asks else "[CLS]")
     if task.kind in _GENERATION:
         text = config.text_config
         ids = {"bos_token_id": text.bos_token_id, "eos_token_id": text.sep_token_id, "pad_token_id": text.pad_token_id}
         GenerationConfig(**ids, **_GENERATION[task.kind]).save_pretrained(folder)
-    return Converted(task, config, len(wanted), left_out, tuple(guidance.shape), temperature)
+    shape = None if guidance is None else tuple(guidance.shape)
+    return Converted(task, config, len(wanted), left_out, shape, temperature)
 
 
 class _Values:
@@ -155,7 +165,7 @@ class _Values:
 def _shapes_of(task: Task, config: Any) -> Shapes:
     """Shapes of the weights of Hugging Face's class, by its names; tied ones are there under each."""
     with torch.device("meta"):
-        model = getattr(transformers, task.architecture)(config)
+        model = (BlipForNlvr2 if task.plain else getattr(transformers, task.architecture))(config)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 

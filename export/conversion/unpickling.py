@@ -87,7 +87,7 @@ def _error(file: Path, kind: str, cause: str) -> CatpError:
     if kind == "refused":
         return UsageError(
             f"file {file}: {cause}; accepted: a .pth file of MADTP's official code, which has model, epoch and "
-            "temperature"
+            "temperature (of BLIP's own for NLVR2, model alone)"
         )
     if kind == "memory":
         return CatpError(f"file {file}: it takes far more memory than its size to read; it is none that training saved")

@@ -43,7 +43,9 @@ def _convert(file: Path, folder: Path) -> dict[str, Any]:
     content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
         raise Refusal(f"it has no model: {_described(content)}")
-    if "temperature" not in content:
+    # A BLIP for two images is taken without MADTP's part too.
+    twinned = any(str(name).startswith("cls_head.") for name in content["model"])
+    if "temperature" not in content and not twinned:
         raise Refusal(f"it has no temperature: {_described(content)}")
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
@@ -65,7 +67,7 @@ def _convert(file: Path, folder: Path) -> dict[str, Any]:
         whole = value.is_contiguous() and value.nbytes == storage.nbytes()
         tensors[name] = value.detach() if whole else value.detach().clone(memory_format=torch.contiguous_format)
     save_file(tensors, folder / TENSORS)
-    temperature = content["temperature"]
+    temperature = content.get("temperature")
     if isinstance(temperature, torch.Tensor) and temperature.numel() == 1:
         temperature = temperature.item()
     if not isinstance(temperature, int | float):

@@ -137,10 +137,12 @@ class Limits:
 
     def profiles(self, graph: GraphSpec, manifest: Manifest) -> tuple[Profile, ...]:
         """One profile for every kind of call that the orchestrator makes of the graph."""
-        # A video's frames are images of their own to the graphs that see and choose, and one prefix to the others.
+        # A video's frames are images of their own to the graphs that see and choose, and one prefix to the others; so
+        # are the two images of a pair.
         images = any(tensor.name in ("pixel_values", "num_kept") for tensor in graph.inputs)
         kept = self.kept(manifest) if images else self.prefix(manifest)
-        together = (manifest.model.frames or 1) if images else 1
+        at_a_time = 2 if manifest.model.language == "two-images" else manifest.model.frames or 1
+        together = at_a_time if images else 1
         batch = (1, together, self.max_batch * together)
         prompt = (1, min(_USUAL_PROMPT, self.max_prompt), self.max_prompt)
         encoded = (kept[0] + prompt[0], kept[1] + prompt[1], kept[2] + prompt[2])

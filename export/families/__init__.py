@@ -10,6 +10,7 @@ from catp.export.families.blip2_retrieval import Blip2Retrieval
 from catp.export.families.blip_answering import BlipAnswering
 from catp.export.families.blip_captioning import BlipCaptioning
 from catp.export.families.blip_retrieval import BlipRetrieval
+from catp.export.families.blip_two_images import BlipTwoImages
 from catp.export.families.clip import Clip
 from catp.export.families.instructblip import InstructBlip
 from catp.export.families.instructblip_video import InstructBlipVideo
@@ -22,6 +23,7 @@ from catp.export.language_models import (
     Matching,
     NoLanguageModel,
     QuestionAnswering,
+    TwoImages,
 )
 from catp.runtime.bundle.chains import LanguageKind
 from catp.runtime.errors import UsageError
@@ -39,6 +41,7 @@ FAMILIES: dict[tuple[str, str], Family] = {
         BlipCaptioning(PlainEncoder("image-tokens"), Captioning()),
         BlipRetrieval(PlainEncoder("image-tokens"), Matching()),
         Clip(PlainEncoder("image-tokens"), Contrastive()),
+        BlipTwoImages(PlainEncoder("image-tokens"), TwoImages()),
     )
 }
 """By Hugging Face's model_type and the kind of language model."""
@@ -83,6 +86,8 @@ def _language_kind(config: Any) -> LanguageKind:
         return "matching" if config.model_type == "blip" else "none"
     if config.model_type == "clip":
         return "contrastive"
+    if config.model_type == BlipTwoImages.model_type:
+        return "two-images"
     if any(name.endswith("ForQuestionAnswering") for name in config.architectures or ()):
         return "question-answering"
     # BLIP-2's class is called likewise, whose language model is one of its own.

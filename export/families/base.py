@@ -30,6 +30,7 @@ class Family:
     reads_instruction = False  # whether its Q-Former reads the prompt too
     votes = True  # whether it has query tokens to vote for
     ends_itself = False  # whether the model's code names the token that ends an answer, whatever is configured
+    images_per_text = 1  # that it is asked about at a time
     frames: int | None = None  # of the videos that it was made for; None: it takes images
     placeholder: str | None = "image_token_index"
     """The configuration's field with the id that stands for a query token among a prompt's ids; None: nothing does."""

@@ -10,6 +10,7 @@ from catp.export.language_models.encoder_decoder import EncoderDecoder
 from catp.export.language_models.matching import Matching
 from catp.export.language_models.no_language_model import NoLanguageModel
 from catp.export.language_models.question_answering import QuestionAnswering
+from catp.export.language_models.two_images import TwoImages
 
 __all__ = [
     "Captioning",
@@ -20,4 +21,5 @@ __all__ = [
     "Matching",
     "NoLanguageModel",
     "QuestionAnswering",
+    "TwoImages",
 ]

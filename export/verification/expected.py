@@ -70,6 +70,13 @@ class ExpectedAnswers(ExpectedImages):
 
 
 @dataclass(frozen=True)
+class ExpectedJudgements(ExpectedImages):
+    """And how true each prompt is as a statement about its two images."""
+
+    truth_logits: np.ndarray  # float32 [B / 2, 2]: false, true
+
+
+@dataclass(frozen=True)
 class ExpectedVotes(ExpectedImages):
     """And of a Q-Former, and of a prompt that it reads."""
 
@@ -162,7 +169,9 @@ def compute_expected(
         seen.pruned,
     )
     if not reference.votes:
-        return _with_greedy(reference, images) if reference.generates_text else _with_pairs(reference, images)
+        if reference.generates_text:
+            return _with_greedy(reference, images)
+        return _with_judgements(reference, images) if reference.judges else _with_pairs(reference, images)
     instructions = reference.instructions([sample.prompt for sample in samples for _ in sample.frames])
     query_embeds, evidence = reference.query_embeds(image_embeds, image_weights, instructions)
     queries = query_embeds.shape[1]
@@ -202,6 +211,13 @@ def _with_pairs(reference: Reference, images: ExpectedImages) -> ExpectedPairs:
         scores=Scores(np.stack(logits) if logits else None, np.array([pair.similarity for pair in pairs])),
         scaled=np.array(scaled) if scaled else None,
     )
+
+
+def _with_judgements(reference: Reference, images: ExpectedImages) -> ExpectedJudgements:
+    """Each statement by itself, so that none is padded."""
+    pairs = torch.from_numpy(images.pixel_values).split(images.frames)
+    logits = [reference.judge(pair, ids) for pair, ids in zip(pairs, images.prompt_ids)]
+    return ExpectedJudgements(**vars(images), truth_logits=np.stack(logits))
 
 
 def _with_answers(reference: Reference, shared: ExpectedVotes) -> Expected:

@@ -13,10 +13,12 @@ from catp.export.verification.expected import (
     Expected,
     ExpectedAnswers,
     ExpectedImages,
+    ExpectedJudgements,
     ExpectedMatches,
     ExpectedPairs,
     ExpectedVotes,
 )
+from catp.export.verification.judging import check_judgements
 from catp.export.verification.matching import check_matches, check_pairs
 from catp.export.verification.measures import check, relative_error
 from catp.export.verification.reference import ReferenceVotes
@@ -99,6 +101,8 @@ def _checks(bundle: Bundle, provider: Provider, precision: Precision, expected: 
         return [*checks, *check_matches(pipeline, expected, limit)]
     if isinstance(expected, ExpectedPairs):
         return [*checks, *check_pairs(pipeline, expected, limit)]
+    if isinstance(expected, ExpectedJudgements):
+        return [*checks, *check_judgements(pipeline, expected, limit)]
     try:
         if isinstance(expected, ExpectedAnswers):
             checks += _image_reader(pipeline, expected, limit)

@@ -208,6 +208,11 @@ class Reference:
         return self._checkpoint.family.generates_text
 
     @property
+    def judges(self) -> bool:
+        """Whether its samples are statements about two images."""
+        return self._checkpoint.family.language.kind == "two-images"
+
+    @property
     def votes(self) -> bool:
         return self._checkpoint.family.votes
 
@@ -244,6 +249,13 @@ class Reference:
         text = normalize(model.text_proj(output.question_embeds[0, 0]), dim=-1)
         image = normalize(model.vision_proj(output.last_hidden_state[0, 0]), dim=-1)
         return Pair(text.numpy(), image.numpy(), output.itm_score[0, 0].item(), head.itm_score[0].numpy())
+
+    @torch.no_grad()
+    def judge(self, pixel_values: torch.Tensor, text_ids: Sequence[int]) -> np.ndarray:
+        """Logits float32 [2] of false and true, by the model: a statement about two images [2, 3, H, W]."""
+        ids = torch.tensor([list(text_ids)])
+        with self._checkpoint.family.standing_in(self._model):
+            return self._model(pixel_values, ids, torch.ones_like(ids))[0].numpy()
 
     @torch.no_grad()
     def contrast(self, pixel_values: torch.Tensor, text_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,17 +14,30 @@ if TYPE_CHECKING:
     from catp.runtime.bundle.manifest import Manifest
 
 LanguageKind = Literal[
-    "decoder-only", "encoder-decoder", "question-answering", "captioning", "none", "matching", "contrastive"
+    "decoder-only",
+    "encoder-decoder",
+    "question-answering",
+    "captioning",
+    "none",
+    "matching",
+    "contrastive",
+    "two-images",
 ]
 """Kind of language model, which decides the graphs that drive it; question-answering: an encoder that reads question
 and image tokens, and a decoder; captioning: a decoder that reads image tokens. Three score texts: none, by query tokens
 and the Q-Former; matching, by a text encoder that also reads image tokens; contrastive, by one vector for each text and
-each picture."""
+each picture. Two-images: whether a statement about two images is true."""
 
-READ_IMAGE_TOKENS: Final[tuple[LanguageKind, ...]] = ("question-answering", "captioning", "matching", "contrastive")
+READ_IMAGE_TOKENS: Final[tuple[LanguageKind, ...]] = (
+    "question-answering",
+    "captioning",
+    "matching",
+    "contrastive",
+    "two-images",
+)
 """Kinds that read a vision encoder's tokens; the others follow an image side that ends in query tokens."""
 
-SCORE_TEXTS: Final[tuple[LanguageKind, ...]] = ("none", "matching", "contrastive")
+SCORE_TEXTS: Final[tuple[LanguageKind, ...]] = ("none", "matching", "contrastive", "two-images")
 """Kinds that score given texts; the others write some."""
 
 DECODE_GRAPH: Final = "language_model_decode"
@@ -180,6 +193,7 @@ LANGUAGE_STAGES: dict[LanguageKind, tuple[Stage, ...]] = {
         Stage("image_text_matching", ("match",), _check_matching_head),
     ),
     "contrastive": (Stage("image_embedding", ("image",), _check_vectors), Stage("text_embedding", ("text",))),
+    "two-images": (Stage("statement_encoder", ("text",)),),
 }
 """Language parts, which follow an image side, by kind of language model."""
 

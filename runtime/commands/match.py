@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.commands.console import busy, make_app, print_json_line, print_line
 from catp.runtime.commands.encoder_options import FlopsOption, KeptOption, parse_counts
 from catp.runtime.commands.gallery import pictures_in, search_gallery
@@ -17,7 +18,9 @@ from catp.runtime.commands.loading_options import MaxMemoryOption, RehashOption,
 from catp.runtime.errors import UsageError
 from catp.runtime.files import check_file_output
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
-from catp.runtime.matching.zero_shot import TEMPLATE, check_classes
+from catp.runtime.matching.base import Match
+from catp.runtime.matching.two_images import Verdict
+from catp.runtime.matching.zero_shot import TEMPLATE, Classes, check_classes
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
 from catp.runtime.retrieval.gallery import BATCH
@@ -28,7 +31,8 @@ BEST = 5
 def match(
     bundle: Annotated[Path, typer.Argument(help="Folder written by catp-export, of a retrieval model.")],
     image: Annotated[
-        list[Path] | None, typer.Option("--image", help="Image file; repeat with --text for a batch.")
+        list[Path] | None,
+        typer.Option("--image", help="Image file; repeat with --text for a batch. A model for NLVR2 takes two."),
     ] = None,
     text: Annotated[list[str] | None, typer.Option("--text", help="What may be seen in the image before it.")] = None,
     classes: Annotated[
@@ -85,18 +89,26 @@ def match(
 ) -> None:
     """Score texts against images: the probability that they belong together, and their contrastive similarity.
 
-    One --image serves all texts. Or sort images into classes, or search in a folder:
+    One --image serves all texts. Or sort images into classes, search in a folder, or judge statements about two images:
 
     catp-match catp-bundle --image a.png --text "a red circle" --text "two dogs"
 
     catp-match clip-bundle --image a.png --classes "cat,dog"
 
     catp-match catp-bundle --images pictures --texts captions.txt --rerank 16
+
+    catp-match nlvr-bundle --image a.png --image b.png --text "both pictures have a red circle"
     """
     pairs, searched = {"--image": image, "--text": text}, {"--images": images, "--texts": texts}
     of_search = {"--rerank": rerank, "--best": best, "--output": output, "--batch-size": batch_size}
     of_classes = {"--classes": classes, "--template": template}
     encoder = EncoderWish(parse_counts(encoder_kept), encoder_flops)
+
+    def load(read: list[str]) -> Pipeline:
+        check_bundle(bundle, provider, max_memory, read)
+        with busy("load the bundle"):
+            return Pipeline.load(bundle, provider, threads=threads, verbose=verbose, rehash=rehash)
+
     if images is not None or texts is not None:
         _check_options({**pairs, **of_classes}, searched, "a search")
         assert images is not None and texts is not None
@@ -106,43 +118,50 @@ def match(
         check_file_output("--output", output)
         if output is not None and output.suffix != ".npz":
             raise UsageError(f"--output {output}: scores are written as numpy's .npz; give such a name")
-        pipeline = _load(bundle, provider, threads, max_memory, verbose, rehash, words[:BATCH])
         search_gallery(
-            pipeline, paths, words, best or BEST, rerank or 0, ratio, encoder, batch_size or BATCH, output, json_output
+            load(words[:BATCH]),
+            paths,
+            words,
+            best or BEST,
+            rerank or 0,
+            ratio,
+            encoder,
+            batch_size or BATCH,
+            output,
+            json_output,
         )
-        return
-    if classes is not None or template:
-        _check_options(
-            {"--text": text, **of_search, "--ratio": ratio}, {"--image": image, "--classes": classes}, "classes"
-        )
+    elif classes is not None or template:
+        unfit = {"--text": text, **of_search, "--ratio": ratio}
+        _check_options(unfit, {"--image": image, "--classes": classes}, "classes")
         assert image and classes is not None
         names, sentences = read_list("--classes", classes), template or [TEMPLATE]
         check_classes(names, sentences)
-        pipeline = _load(bundle, provider, threads, max_memory, verbose, rehash, names[:BATCH])
+        pipeline = load(names[:BATCH])
         with busy("classify"):
             classified = pipeline.classify(image, names, sentences, encoder)
         for path, each in zip(image, classified):
-            if json_output:
-                print_json_line(json.dumps({"image": str(path), **each.to_dict()}))
-                continue
-            print_line(f"{path}: {each.label}")
-            for name, share in sorted(each.probabilities.items(), key=lambda pair: -pair[1])[:BEST]:
-                print_line(f"  {share:.4f}  {name}")
-        return
-    _check_options({"--template": template, **of_search}, pairs, "pairs")
-    assert image and text
-    sources = image * len(text) if len(image) == 1 else image
-    if len(sources) != len(text):
-        raise UsageError(f"{len(image)} --image and {len(text)} --text: give one text per image, or one image for all")
-    pipeline = _load(bundle, provider, threads, max_memory, verbose, rehash, text)
-    with busy("score"):
-        matches = pipeline.match(sources, text, ratio, encoder)
-    for path, line, found in zip(sources, text, matches):
-        if json_output:
-            print_json_line(json.dumps({"image": str(path), "text": line, **found.to_dict()}))
-        else:
-            likely = "" if found.probability is None else f"match {found.probability:.4f}  "
-            print_line(f"{likely}similarity {found.similarity:+.4f}  {path}: {line}")
+            _print_classes(path, each, json_output)
+    else:
+        _check_options({"--template": template, **of_search}, pairs, "pairs")
+        assert image and text
+        if open_bundle(bundle, verify=False).manifest.model.language == "two-images":
+            _check_two(image, ratio)
+            pipeline = load(text)
+            with busy("judge"):
+                verdicts = pipeline.judge([(image[0], image[1])] * len(text), text, encoder)
+            for line, verdict in zip(text, verdicts):
+                _print_verdict(image, line, verdict, json_output)
+            return
+        sources = image * len(text) if len(image) == 1 else image
+        if len(sources) != len(text):
+            raise UsageError(
+                f"{len(image)} --image and {len(text)} --text: give one text per image, or one image for all"
+            )
+        pipeline = load(text)
+        with busy("score"):
+            matches = pipeline.match(sources, text, ratio, encoder)
+        for path, line, found in zip(sources, text, matches):
+            _print_match(path, line, found, json_output)
 
 
 def _check_options(unfit: Mapping[str, object], needed: Mapping[str, object], what: str) -> None:
@@ -155,18 +174,41 @@ def _check_options(unfit: Mapping[str, object], needed: Mapping[str, object], wh
         )
 
 
-def _load(
-    bundle: Path,
-    provider: str,
-    threads: int | None,
-    max_memory: float | None,
-    verbose: bool,
-    rehash: bool,
-    texts: list[str],
-) -> Pipeline:
-    check_bundle(bundle, provider, max_memory, texts)
-    with busy("load the bundle"):
-        return Pipeline.load(bundle, provider, threads=threads, verbose=verbose, rehash=rehash)
+def _check_two(images: Sequence[Path], ratio: float | None) -> None:
+    """Raises UsageError where a model of two images is given another number of them, or asked to prune query tokens."""
+    if len(images) != 2:
+        raise UsageError(
+            f"{len(images)} --image: this model judges statements about two images; give --image twice, the left "
+            "one first, and any number of --text"
+        )
+    if ratio is not None:
+        raise UsageError(f"--ratio {ratio:g}: this model has no query tokens to leave out; leave it out")
+
+
+def _print_match(image: Path, text: str, found: Match, json_output: bool) -> None:
+    if json_output:
+        print_json_line(json.dumps({"image": str(image), "text": text, **found.to_dict()}))
+    else:
+        likely = "" if found.probability is None else f"match {found.probability:.4f}  "
+        print_line(f"{likely}similarity {found.similarity:+.4f}  {image}: {text}")
+
+
+def _print_classes(image: Path, found: Classes, json_output: bool) -> None:
+    if json_output:
+        print_json_line(json.dumps({"image": str(image), **found.to_dict()}))
+        return
+    print_line(f"{image}: {found.label}")
+    for name, share in sorted(found.probabilities.items(), key=lambda pair: -pair[1])[:BEST]:
+        print_line(f"  {share:.4f}  {name}")
+
+
+def _print_verdict(images: Sequence[Path], text: str, verdict: Verdict, json_output: bool) -> None:
+    if json_output:
+        names = [str(path) for path in images]
+        print_json_line(json.dumps({"images": names, "text": text, **verdict.to_dict()}))
+    else:
+        said = "true" if verdict.true else "false"
+        print_line(f"{said} {verdict.probability:.4f}  {', '.join(map(str, images))}: {text}")
 
 
 app = make_app(match)

@@ -116,6 +116,7 @@ def serve(
     library, missing = optional_import("uvicorn")
     if library is None:
         raise UsageError(f"catp-serve: uvicorn {missing}; install this project's extra: pip install '.[serve]'")
+    from catp.runtime.server.engine import check_served
     from catp.runtime.server.fetching import check_domain
     from catp.runtime.server.serving import Serving, loader
     from catp.runtime.server.settings import ServerSettings, read_keys
@@ -124,6 +125,8 @@ def serve(
     check_limit(max_memory)
     # What is wrong with a bundle is said before a port is taken.
     manifests = [open_bundle(path, verify=False).manifest for path in bundles.values()]
+    for name, manifest in zip(bundles, manifests):
+        check_served(name, manifest)
     each = [footprint(manifest, provider, rows, max_length) for manifest in manifests]
     # Pictures that were seen before are kept of each model.
     cached = sum(found.cache for found in each) + len(each) * (cache << 20)

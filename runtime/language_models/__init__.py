@@ -57,6 +57,7 @@ _OPEN: dict[LanguageKind, Callable[[Bundle, Provider], LanguageModel]] = {
     "encoder-decoder": EncoderDecoder,
     "question-answering": QuestionAnswering,
     "captioning": Captioning,
+    "two-images": _none,
     "none": _none,
     "matching": _none,
     "contrastive": _none,

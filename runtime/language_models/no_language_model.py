@@ -24,5 +24,6 @@ class NoLanguageModel:
 
     def _refusal(self) -> UsageError:
         return UsageError(
-            f"bundle {self._bundle}: it has no language model, it scores texts; use catp-match, or Pipeline.match"
+            f"bundle {self._bundle}: it has no language model, it scores texts; use catp-match, or Pipeline.match "
+            "(Pipeline.judge for two images)"
         )

@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 
 from catp.runtime.answers import Answer, Timings
-from catp.runtime.bundle.manifest import MANIFEST_NAME
+from catp.runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from catp.runtime.errors import UsageError
 from catp.runtime.generation.together import Running, Together
 from catp.runtime.image_sides.query_tokens import Seen
 from catp.runtime.inputs.text_stream import TextStream
@@ -51,6 +52,15 @@ class _Answering:
     last_token: float  # on time.monotonic's clock
     decode_seconds: float = 0.0
     explanation: Explanation | None = None
+
+
+def check_served(name: str, manifest: Manifest) -> None:
+    """Raises UsageError for a bundle of a model that no route of the server asks: one about two images."""
+    if manifest.model.language == "two-images":
+        raise UsageError(
+            f"model {name!r} is {manifest.model.family}, and requests bring one image; use catp-match, or "
+            "Pipeline.judge"
+        )
 
 
 class ModelEngine:
@@ -191,6 +201,7 @@ class ModelEngine:
     def _open(self) -> None:
         began = time.monotonic()
         pipeline = self._load()
+        check_served(self.name, pipeline.manifest)
         loaded = time.monotonic()
         self.identity = hashlib.sha256((pipeline.bundle.path / MANIFEST_NAME).read_bytes()).digest()
         if pipeline.manifest.writes_text:

@@ -170,7 +170,7 @@ KEY = "text_encoder.encoder.layer.1.attention.self.key.bias"
         (lambda w: w.update({"text_encoder.embeddings.position_ids": torch.ones(1, 24)}), "does not count from 0"),
         (lambda w: w.pop("space_dict"), "no space_dict, so it is not MADTP's"),
         (lambda w: w.update(space_dict=torch.ones(7, 192)), "192 wide and the vision encoder 128"),
-        (lambda w: w.update({"cls_head.0.weight": torch.ones(2, 2)}), "NLVR2, which has no Hugging Face class"),
+        (lambda w: w.update({"cls_head.0.weight": torch.ones(2, 2)}), "it has others: cls_head.0.weight"),
         (lambda w: (w.clear(), w.update({"visual.conv1.weight": torch.ones(2)})), "it is a CLIP"),
         (lambda w: (w.clear(), w.update({"weight": torch.ones(2)})), "those of no BLIP (weight)"),
         (lambda w: w.update({"visual_encoder.pos_embed": torch.ones(1, 16, 128)}), "no square"),

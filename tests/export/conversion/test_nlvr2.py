@@ -1,0 +1,160 @@
+"""Official checkpoints for NLVR2, MADTP's and plain BLIP's, converted: the same weights and outputs, or one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from blip_official import ROWS, TEXT, VISION, save_bert_tokenizer
+from transformers import AutoTokenizer
+
+from catp.export.checkpoints.loading import load_checkpoint
+from catp.export.checkpoints.madtp import read_madtp
+from catp.export.conversion.blip_names import TASKS, rename
+from catp.export.conversion.madtp import Converted, convert_madtp
+from catp.export.nlvr import BlipForNlvr2, BlipNlvr2Config
+from catp.runtime import UsageError
+
+pytestmark = pytest.mark.usefixtures("in_process")
+
+TWINS = """
+crossattention.self0.query crossattention.self0.key crossattention.self0.value
+crossattention.self1.query crossattention.self1.key crossattention.self1.value
+crossattention.output.dense0 crossattention.output.dense1 crossattention.output.LayerNorm
+"""
+MERGE = "crossattention.output.merge_layer"
+HEAD = "cls_head.0.weight cls_head.0.bias cls_head.2.weight cls_head.2.bias"
+
+
+def official_names(vision_layers: int, text_layers: int, merge_from: int) -> dict[str, str]:
+    """Official names of all weights, by those of our module; written from BLIP's nlvr_encoder.py."""
+    names = {}
+    for ours, official in (line.split() for line in VISION.strip().splitlines()):
+        for layer in range(vision_layers if ".N." in ours else 1):
+            names[ours.replace(".N.", f".{layer}.")] = official.replace(".N.", f".{layer}.")
+    single = [name for name in TEXT.split() if ".N." not in name]
+    layered = [name for name in TEXT.split() if ".N." in name and "crossattention" not in name]
+    layered += [f"encoder.layer.N.{twin}.{kind}" for twin in TWINS.split() for kind in ("weight", "bias")]
+    found = [*single, *(name.replace(".N.", f".{layer}.") for layer in range(text_layers) for name in layered)]
+    found += [
+        f"encoder.layer.{layer}.{MERGE}.{kind}"
+        for layer in range(merge_from, text_layers)
+        for kind in ("weight", "bias")
+    ]
+    return names | {name: name for name in (*(f"text_encoder.{part}" for part in found), *HEAD.split())}
+
+
+def tiny(merge_from: int = 1) -> Any:
+    torch.manual_seed(5)
+    layers = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BlipNlvr2Config(
+        text_config={**layers, "intermediate_size": 160, "vocab_size": ROWS, "max_position_embeddings": 24,
+                     "bos_token_id": ROWS - 2, "pad_token_id": 0, "sep_token_id": 3, "eos_token_id": 3},
+        vision_config={**layers, "intermediate_size": 192, "image_size": 32, "patch_size": 8, "layer_norm_eps": 1e-6},
+        merge_from=merge_from,
+    )  # fmt: skip
+    model = BlipForNlvr2(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.1)
+    return model
+
+
+def content_of(model: Any, merge_from: int = 1) -> dict[str, Any]:
+    """What BLIP's official code gives to `torch.save`."""
+    state = model.state_dict()
+    weights = {official: state[ours] for ours, official in official_names(2, 2, merge_from).items()}
+    weights["text_encoder.embeddings.position_ids"] = torch.arange(24).expand((1, -1))
+    return {"model": weights, "epoch": 3}
+
+
+@pytest.fixture
+def convert(tmp_path: Path) -> Callable[[object], Converted]:
+    bert = save_bert_tokenizer(tmp_path / "bert")
+
+    def run(content: object) -> Converted:
+        torch.save(content, tmp_path / "checkpoint.pth")
+        return convert_madtp(tmp_path / "checkpoint.pth", tmp_path / "out", str(bert))
+
+    return run
+
+
+def with_guidance(content: dict[str, Any]) -> dict[str, Any]:
+    guide = torch.randn(7, 128, generator=torch.Generator().manual_seed(1))
+    return {**content, "model": {**content["model"], "space_dict": guide}, "temperature": 1.25}
+
+
+def test_every_weight_of_the_base_size_has_a_name() -> None:
+    with torch.device("meta"):
+        wanted = set(BlipForNlvr2(BlipNlvr2Config()).state_dict())
+    (task,) = (task for task in TASKS if task.architecture == "BlipForNlvr2")
+    official = official_names(12, 12, 6)
+    assert {rename(task, name) for name in official.values()} == wanted == set(official)
+
+
+@pytest.mark.parametrize("madtp", [True, False])
+@pytest.mark.parametrize("merge_from", [0, 1, 2])
+def test_weights_and_outputs_are_those_of_the_original(
+    convert: Callable[[object], Converted], tmp_path: Path, madtp: bool, merge_from: int
+) -> None:
+    model = tiny(merge_from)
+    content = content_of(model, merge_from)
+    found = convert(with_guidance(content) if madtp else content)
+    assert found.names == len(model.state_dict()) and found.left_out == ("text_encoder.embeddings.position_ids",)
+    loaded = load_checkpoint(str(tmp_path / "out"))
+    assert loaded.family.name == "BLIP for statements about two images"
+    assert loaded.model.config.merge_from == merge_from
+    stored = loaded.model.state_dict()
+    assert set(stored) == set(model.state_dict())
+    assert all(torch.equal(stored[name], value) for name, value in model.state_dict().items())
+    own = read_madtp(str(tmp_path / "out"), 128)
+    if madtp:
+        assert own.space_dict is not None and own.temperature == 1.25 and found.guidance == (7, 128)
+    else:
+        assert own.space_dict is None and own.temperature == 0 and found.guidance is None
+    ids = torch.tensor([[ROWS - 1, 7, 8, 3]])
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        found_logits, wanted = (each(pixels, ids, torch.ones_like(ids)) for each in (loaded.model, model))
+    torch.testing.assert_close(found_logits, wanted, atol=1e-6, rtol=0)  # eager attention, and fused
+
+
+def test_statements_begin_with_enc(convert: Callable[[object], Converted], tmp_path: Path) -> None:
+    convert(content_of(tiny()))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer("it is red").input_ids[0] == tokenizer.convert_tokens_to_ids("[ENC]") == ROWS - 1
+    assert tokenizer("it is red").input_ids[-1] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda w: w.pop("cls_head.2.bias"), "are missing: cls_head.2.bias"),
+        (lambda w: w.pop(f"text_encoder.encoder.layer.0.{MERGE}.weight"), "are missing"),
+        (lambda w: w.pop(f"text_encoder.encoder.layer.1.{MERGE}.weight"), "layers 0 have a merge_layer"),
+        (lambda w: w.update({"cls_head.4.bias": torch.ones(2)}), "it has others: cls_head.4.bias"),
+        (lambda w: w.update({"cls_head.2.bias": torch.ones(3)}), "cls_head.2.bias is [3] instead of [2]"),
+    ],
+)
+def test_a_file_that_lacks_something_is_refused(
+    convert: Callable[[object], Converted], tmp_path: Path, change: Callable[[dict[str, Any]], object], says: str
+) -> None:
+    content = content_of(tiny(0), 0)
+    change(content["model"])
+    with pytest.raises(UsageError) as caught:
+        convert(content)
+    if says == "are missing":  # a layer with a bias and no weight: nothing merges from the second layer on
+        assert "layer.0.crossattention.output.merge_layer" in str(caught.value)
+    else:
+        assert says in str(caught.value)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_guidance_needs_its_temperature(convert: Callable[[object], Converted]) -> None:
+    content = with_guidance(content_of(tiny()))
+    del content["temperature"]
+    with pytest.raises(UsageError, match="a number of at least 0"):
+        convert(content)
