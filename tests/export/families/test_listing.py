@@ -19,8 +19,12 @@ def test_every_family_is_listed_and_nothing_is_exported(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
-    "bundle", ["demo_bundle", "t5_bundle", "instructblip_bundle", "video_bundle", "retrieval_bundle", "vqa_bundle"]
-)
+    "bundle",
+    [
+        "demo_bundle", "t5_bundle", "instructblip_bundle", "video_bundle", "retrieval_bundle", "vqa_bundle",
+        "caption_bundle",
+    ],
+)  # fmt: skip
 def test_the_graphs_listed_are_those_of_a_bundle(bundle: str, request: pytest.FixtureRequest) -> None:
     manifest = open_bundle(request.getfixturevalue(bundle)).manifest
     listed = json.loads(CliRunner().invoke(app, ["--list-families", "--json"]).stdout)

@@ -77,6 +77,16 @@ def test_captions_of_one_image_share_its_keys(captioning: Pipeline) -> None:
     assert "".join(captioning.stream(image, BEGINNINGS[1])).strip() == alone[1].answer
 
 
+def test_each_caption_is_about_its_own_of_repeated_images(captioning: Pipeline) -> None:
+    first, second = pictures(2)
+    images = [first, second, first, second]
+    alone = [captioning.generate([image], [beginning])[0] for image, beginning in zip(images, BEGINNINGS)]
+    together = captioning.generate(images, BEGINNINGS)
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+    other = captioning.generate([first], BEGINNINGS[1:2])[0]
+    assert other.token_ids != alone[1].token_ids  # of the other image, the caption is another one
+
+
 def test_seats_answer_as_the_pipeline_does(captioning: Pipeline) -> None:
     images = pictures(2)
     expected = [captioning.generate([i], [b], max_new_tokens=5)[0] for i, b in zip(images, BEGINNINGS[:2])]

@@ -24,6 +24,15 @@ def test_it_answers_as_the_pipeline_does(pruned_bundle: Path) -> None:
     assert 1 < len(seen) < len(samples())
 
 
+def test_captions_go_on_from_the_text_that_is_sent(caption_bundle: Path) -> None:
+    pipeline, image = Pipeline.load(caption_bundle), samples()[0].image
+    with running(pipeline, rows=2) as server:
+        for text in ("", "what is"):
+            (wanted,) = pipeline.ask(image, [text])
+            (choice,) = server.ask(**chat(text, image)).json()["choices"]
+            assert choice["message"]["content"] == wanted.answer
+
+
 def test_what_only_votes_can_do_is_refused(pruned_bundle: Path) -> None:
     sample = samples()[0]
     with running(Pipeline.load(pruned_bundle)) as server:
