@@ -276,6 +276,8 @@ def _report(bundle: Bundle) -> None:
     sample = samples()[0]
     scores = not manifest.writes_text
     command = ["catp-match" if scores else "catp-run", str(bundle.path), "--image", _short(sample.image)]
+    if manifest.model.language == "two-images":
+        command += ["--image", _short(samples()[1].image)]
     # A model that reads image tokens is asked the bare question, as BLIP was trained.
     command += ["--text" if scores else "--prompt", sample.prompt if manifest.vote else sample.question]
     if manifest.precision == "bf16":
