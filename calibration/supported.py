@@ -51,11 +51,28 @@ def check_answers(bundle: Bundle, command: str) -> None:
     check_image_votes(bundle, command)
 
 
+def check_data(bundle: Bundle, data: str, command: str) -> None:
+    """Refuse questions for a bundle that answers none, but continues a text about an image.
+
+    Args:
+        data: as `open_data` takes it.
+
+    Raises:
+        UsageError: it is no file of texts with what may follow them.
+    """
+    manifest = bundle.manifest
+    if manifest.model.language == "captioning" and not data.lower().endswith(".jsonl"):
+        raise UsageError(
+            f"{command}: bundle {bundle.path} is {manifest.model.family}, which answers no questions; give --data "
+            'FILE.jsonl, in which "question" is how a caption begins and "answers" are what may follow'
+        )
+
+
 def check_calibrated(bundle: Bundle, command: str) -> None:
     """Refuse a bundle whose graphs can't be quantised.
 
     Raises:
-        UsageError: it is neither BLIP-2 with a decoder-only language model nor BLIP for question answering.
+        UsageError: it is neither BLIP-2 with a decoder-only language model nor a BLIP that writes text.
     """
     if bundle.manifest.model.language == "two-images":
         check_answers(bundle, command)

@@ -184,6 +184,7 @@ def export_bundle(
             else None,
             encoder_pruning=pruning,
             question_pruning=question_pruning,
+            logit_scale=family.logit_scale(checkpoint.model),
             precision=precision,
             image=image,
             text=text,

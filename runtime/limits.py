@@ -26,6 +26,9 @@ EXPANSION: Final = 10_000
 ENCODER_SIDE: Final = 4096
 """Pixels of the vision encoder's input, in width or height."""
 
+LOGIT_SCALE: Final = 1e6
+"""Factor of a contrastive model's similarities before a softmax; CLIP's training stops at 100."""
+
 ENCODER_PATCHES: Final = 1 << 20
 """Patches of an image, in a vision encoder that prunes; ENCODER_LAYERS and ENCODER_WIDTH are its other sizes."""
 

@@ -13,7 +13,7 @@ from catp.runtime.answers import Answer, Timings
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings, Overrides
 from catp.runtime.bundle.manifest import Manifest, Positions
-from catp.runtime.errors import GraphError, UsageError
+from catp.runtime.errors import UsageError
 from catp.runtime.generation.loop import generate, generate_in_steps
 from catp.runtime.generation.ranking import ROWS, K, RankedAnswer, rank
 from catp.runtime.generation.request import Request, limit_lengths
@@ -21,7 +21,7 @@ from catp.runtime.generation.result import Generation
 from catp.runtime.generation.stopping import Ending, StopStrings
 from catp.runtime.image_sides import open_image_side
 from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
-from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Remembered, Seen, Votes
+from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Remembered, Seen, Votes, kept_of_rows
 from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.inputs.text import TextCodec
 from catp.runtime.inputs.text_stream import TextStream
@@ -30,8 +30,9 @@ from catp.runtime.language_models import open_language_model, open_seats
 from catp.runtime.language_models.base import Batch
 from catp.runtime.language_models.question_answering import QuestionAnswering
 from catp.runtime.language_models.seats import Seats
-from catp.runtime.matching import Match, Matching
+from catp.runtime.matching import Match, Matching, Pictures, open_matching
 from catp.runtime.matching.two_images import Judging, Verdict, verdicts
+from catp.runtime.matching.zero_shot import TEMPLATE, Classes, check_classes, class_vectors, probabilities
 from catp.runtime.providers import open_provider
 from catp.runtime.providers.base import Provider, Value, to_host
 from catp.runtime.pruning import num_kept_by_mass, top_indices
@@ -48,9 +49,8 @@ class Pipeline:
         self.image_side = open_image_side(bundle, provider)
         self._text = TextCodec(bundle.path / "tokenizer.json", manifest.text, manifest.text.image_token_id)
         self.language_model = open_language_model(bundle, provider)
-        pairs = manifest.model.language == "two-images"
-        self._judging = Judging(bundle, provider) if pairs else None
-        self._matching = None if manifest.writes_text or pairs else Matching(bundle, provider)
+        self._matching = open_matching(bundle, provider)
+        self._judging = Judging(bundle, provider) if manifest.model.language == "two-images" else None
 
     @classmethod
     def load(
@@ -61,22 +61,24 @@ class Pipeline:
         threads: int | None = None,
         engines: str | None = None,
         verbose: bool = False,
+        rehash: bool = False,
     ) -> Pipeline:
         """Open a bundle and load its graphs.
 
         Args:
             bundle: a folder written by catp-export.
             provider: what executes the graphs, one of `catp.runtime.providers.PROVIDERS`.
-            verify: compare every file with the manifest's sha256 first.
+            verify: compare every file with the manifest's sha256 first; see `open_bundle`.
             threads: CPU threads within an operator; None leaves it to the provider.
             engines: name of an engine set (`catp-inspect` lists them); None: the newest that fits.
             verbose: let ONNX Runtime write its log to standard error.
+            rehash: read every file for that, also those that nobody touched since they were hashed last.
 
         Raises:
             UsageError: no such bundle or provider.
             BundleError: the bundle is incomplete or was altered.
         """
-        return cls(open_bundle(bundle, verify), open_provider(provider, threads, engines, verbose))
+        return cls(open_bundle(bundle, verify, rehash), open_provider(provider, threads, engines, verbose))
 
     def generate(
         self,
@@ -351,40 +353,102 @@ class Pipeline:
         encoder: EncoderWish = DEFAULT,
     ) -> list[Match]:
         """As `match`, from pixel_values float32 [B, 3, H, W] and token ids of B texts, or of any number about one."""
-        matching, kept, images = self.matching, self.num_kept(ratio), len(pixel_values)
-        encoded = self.encode(pixel_values, encoder=encoder)
-        pruned = self.prune(encoded, kept)
-        pruned.check(images, kept, self.manifest.pruning.num_query_tokens)
-        embeds, indices, kept_embeds = encoded["image_embeds"], pruned.kept_indices, pruned.kept_embeds
-        if len(texts) != images:
-            embeds, indices, kept_embeds = (
-                np.repeat(to_host(value), len(texts), 0) for value in (embeds, indices, kept_embeds)
-            )
-        scores = matching.score(embeds, indices, kept_embeds, texts)
-        rows = zip(scores.probability.tolist(), scores.similarity.tolist(), to_host(indices).tolist())
-        return [Match(*row) for row in rows]
+        matching, pictures = self.matching, self.see_pixels(pixel_values, ratio, encoder)
+        scores = matching.score(pictures if len(texts) == len(pixel_values) else pictures.for_texts(len(texts)), texts)
+        indices = kept_of_rows(to_host(pictures.kept_indices))
+        if len(indices) != len(texts):
+            indices = indices * len(texts)
+        probability = scores.probability
+        likely = [None] * len(texts) if probability is None else probability.tolist()
+        return [Match(*row) for row in zip(likely, scores.similarity.tolist(), indices)]
 
-    def embed_pixels(self, pixel_values: np.ndarray, ratio: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Kept query tokens of pictures, as a retrieval model compares them with texts.
-
-        Args:
-            pixel_values: float32 [B, 3, H, W].
-            ratio: as in `match`.
-
-        Returns:
-            kept_indices int64 [B, k]; kept_embeds float32 [B, k, Dt], each of length 1.
+    def see_pixels(
+        self, pixel_values: np.ndarray, ratio: float | None = None, encoder: EncoderWish = DEFAULT
+    ) -> Pictures:
+        """Pictures as a retrieval model compares them with texts, from pixel_values float32 [B, 3, H, W].
 
         Raises:
             UsageError: the bundle generates text instead, or the ratio is out of range.
             GraphError: a graph fails, or what it gives is not finite.
         """
-        _, kept = self.matching, self.num_kept(ratio)
-        pruned = self.prune(self.encode(pixel_values), kept)
-        pruned.check(len(pixel_values), kept, self.manifest.pruning.num_query_tokens)
-        vectors = to_host(pruned.kept_embeds)
-        if not np.isfinite(vectors).all():
-            raise GraphError("qformer_voting", "its vectors are not finite (NaN or infinite)")
-        return to_host(pruned.kept_indices), vectors
+        matching, kept = self.matching, self.num_kept(ratio)
+        encoded = self.encode(pixel_values, encoder=encoder)
+        pruned = self.prune(encoded, kept)
+        if (vote := self.manifest.vote) is not None:
+            pruned.check(len(pixel_values), kept, vote.num_query_tokens)
+        return matching.see(encoded, pruned)
+
+    def embed_pixels(self, pixel_values: np.ndarray, ratio: float | None = None) -> tuple[list[list[int]], np.ndarray]:
+        """Vectors of pictures, as a retrieval model compares them with texts; arguments and errors of `see_pixels`.
+
+        Returns:
+            The kept indices of each picture, ascending; vectors float32 [B, v, Dt], each of length 1: one for each kept
+            query token, or one for the picture.
+        """
+        pictures = self.see_pixels(pixel_values, ratio)
+        return kept_of_rows(to_host(pictures.kept_indices)), to_host(pictures.vectors)
+
+    def embed_images(
+        self, images: Sequence[ImageSource], ratio: float | None = None, encoder: EncoderWish = DEFAULT
+    ) -> np.ndarray:
+        """Vectors of images, by a bundle of a retrieval model: float32 [B, v, Dt], as of `embed_pixels`.
+
+        Raises:
+            UsageError: the bundle generates text instead, there is no image, or an argument is out of range.
+            ImageError: an image can't be read.
+        """
+        if not images:
+            raise UsageError("0 images: give at least one")
+        _, _ = self.matching, self.num_kept(ratio)  # refuses before any work
+        return to_host(self.see_pixels(self.preprocess(images), ratio, encoder).vectors)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of texts, by a bundle of a retrieval model: float32 [B, Dt] of length 1.
+
+        Raises:
+            UsageError: the bundle generates text instead, there is no text, or one is too long.
+        """
+        if not texts:
+            raise UsageError("0 texts: give at least one")
+        matching = self.matching
+        return matching.embed([self.tokenize(text) for text in texts])
+
+    def classify(
+        self,
+        images: Sequence[ImageSource],
+        classes: Sequence[str],
+        templates: Sequence[str] = (TEMPLATE,),
+        encoder: EncoderWish = DEFAULT,
+    ) -> list[Classes]:
+        """The likeliest of given classes for each image, without any training on them, by a bundle of a CLIP.
+
+        Args:
+            images: as in `generate`.
+            classes: names, such as "cat".
+            templates: sentences with {} where a name stands; the vectors of one class's sentences are averaged.
+            encoder: what an encoder that prunes keeps.
+
+        Raises:
+            UsageError: the bundle's model is not contrastive, an argument can't be used, or a sentence is too long.
+            ImageError: an image can't be read.
+        """
+        scale = self.manifest.logit_scale
+        if scale is None:
+            raise UsageError(
+                f"bundle {self.bundle.path} is {self.manifest.model.family}, which has no scale for classes; "
+                "accepted: CLIP"
+            )
+        check_classes(classes, templates)
+        if not images:
+            raise UsageError("0 images: give at least one")
+        of_classes = class_vectors(self.matching, self.tokenize, classes, templates)
+        pictures = self.see_pixels(self.preprocess(images), encoder=encoder)
+        found = probabilities(to_host(pictures.vectors)[:, 0], of_classes, scale)
+        indices = kept_of_rows(to_host(pictures.kept_indices))
+        return [
+            Classes(classes[int(row.argmax())], dict(zip(classes, row.tolist())), kept)
+            for row, kept in zip(found, indices)
+        ]
 
     def judge(
         self,
@@ -459,7 +523,7 @@ class Pipeline:
         if self._matching is None:
             raise UsageError(
                 f"bundle {self.bundle.path} is {self.manifest.model.family}, which scores no texts; "
-                "accepted: BLIP-2 for image-text retrieval"
+                "accepted: BLIP-2 and BLIP for image-text retrieval, CLIP"
             )
         return self._matching
 

@@ -16,8 +16,14 @@ from transformers import (
     Blip2ForImageTextRetrieval,
     Blip2Processor,
     BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
     BlipForQuestionAnswering,
     BlipProcessor,
+    CLIPConfig,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     InstructBlipProcessor,
@@ -28,6 +34,7 @@ from transformers import (
     T5Config,
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from catp.export.demo import CHECKPOINT, scenes
 from catp.export.nlvr import BlipForNlvr2, BlipNlvr2Config
@@ -199,6 +206,103 @@ def save_vqa_checkpoint(folder: Path, seed: int = 2) -> Path:
     BlipProcessor(images, tokenizer).save_pretrained(folder)
     images.save_pretrained(folder)
     return folder
+
+
+def save_caption_checkpoint(folder: Path, seed: int = 2) -> Path:
+    """BLIP for captions: image tokens are wider than words."""
+    torch.manual_seed(seed)
+    tokenizer = qformer_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    config = BlipConfig(
+        vision_config={**VISION, "num_hidden_layers": 2, "layer_norm_eps": 1e-6},
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "max_position_embeddings": 64,
+            "bos_token_id": tokenizer.bos_token_id, "sep_token_id": 3, "pad_token_id": 0, "eos_token_id": 2,
+        },
+    )  # fmt: skip
+    model = BlipForConditionalGeneration(config)
+    with torch.no_grad():
+        model.vision_model.embeddings.position_embedding.normal_(0, 0.5)
+        for name, parameter in model.text_decoder.named_parameters():
+            if parameter.ndim == 2:  # small where layers add to what they read: or else no word matters
+                parameter.normal_(0, 0.1 if "dense" in name and "transform" not in name else 0.25)
+        model.text_decoder.cls.predictions.bias[config.text_config.sep_token_id] = 2  # so that some captions end
+    model.save_pretrained(folder)
+    images = BlipImageProcessorPil(size={"height": 56, "width": 56})
+    BlipProcessor(images, tokenizer).save_pretrained(folder)
+    images.save_pretrained(folder)
+    return folder
+
+
+def save_blip_retrieval_checkpoint(folder: Path, seed: int = 4) -> Path:
+    """BLIP for image-text retrieval: texts of another width than images, and vectors of a third length."""
+    torch.manual_seed(seed)
+    tokenizer = qformer_tokenizer()
+    config = BlipConfig(
+        vision_config={**VISION, "num_hidden_layers": 3, "layer_norm_eps": 1e-6},
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "max_position_embeddings": 64, "encoder_hidden_size": 60,
+            "bos_token_id": 2, "sep_token_id": 3, "pad_token_id": 0, "eos_token_id": 3,
+        },
+        image_text_hidden_size=20,
+    )  # fmt: skip
+    model = BlipForImageTextRetrieval(config)
+    with torch.no_grad():
+        model.vision_model.embeddings.position_embedding.normal_(0, 0.5)
+        for name, parameter in model.text_encoder.named_parameters():
+            if parameter.ndim == 2:  # small where layers add to what they read: or else no word matters
+                parameter.normal_(0, 0.1 if "dense" in name else 0.2)
+        for head in (model.itm_head, model.text_proj, model.vision_proj):
+            head.weight.normal_(0, 0.5)
+            head.bias.normal_(0, 0.5)
+    model.save_pretrained(folder)
+    images = BlipImageProcessorPil(size={"height": 56, "width": 56})
+    BlipProcessor(images, tokenizer).save_pretrained(folder)
+    images.save_pretrained(folder)
+    return folder
+
+
+def save_clip_checkpoint(folder: Path, seed: int = 5) -> Path:
+    """CLIP: an encoder for texts that is wider and shallower than the one for images; pictures are cropped."""
+    torch.manual_seed(seed)
+    tokenizer = clip_tokenizer()
+    model = CLIPModel(clip_config(tokenizer))
+    with torch.no_grad():
+        for part in (model.vision_model, model.text_model):
+            for name, parameter in part.named_parameters():
+                if parameter.ndim == 2:
+                    parameter.normal_(0, 0.5 if "position" in name else 0.15)
+        model.logit_scale.fill_(3.1)
+    model.save_pretrained(folder)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    images.save_pretrained(folder)
+    return folder
+
+
+def clip_config(tokenizer: Any, eos_token_id: int | None = None) -> CLIPConfig:
+    """Args: `eos_token_id`: as configured; None: the tokenizer's."""
+    return CLIPConfig(
+        vision_config={**VISION, "num_hidden_layers": 3, "projection_dim": 24},
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 72, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "max_position_embeddings": 77, "projection_dim": 24,
+            "bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id if eos_token_id is None else eos_token_id,
+        },
+        projection_dim=24,
+    )  # fmt: skip
+
+
+def clip_tokenizer() -> Any:
+    """Letters, some of which are merged, in bytes as CLIP's; the token that ends a text is the last, and pads it."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("i", "n"), ("r", "e"), ("t", "h"), ("th", "e</w>"), ("re", "d</w>"), ("i", "s</w>")]
+    pieces = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
+    vocabulary = {piece: place for place, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges)
 
 
 def save_nlvr_checkpoint(folder: Path, seed: int = 2) -> Path:

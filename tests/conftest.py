@@ -12,6 +12,9 @@ import torch
 from blip_official import save_bert_tokenizer, save_official
 from checkpoints import (
     save_blip2_t5_checkpoint,
+    save_blip_retrieval_checkpoint,
+    save_caption_checkpoint,
+    save_clip_checkpoint,
     save_instructblip_checkpoint,
     save_instructblip_t5_checkpoint,
     save_nlvr_checkpoint,
@@ -220,6 +223,35 @@ def retrieval_bundle(retrieval_checkpoint: Path, shared: Shared) -> Path:
 
 
 @pytest.fixture(scope="session")
+def blip_retrieval_checkpoint(shared: Shared) -> Path:
+    """BLIP for image-text retrieval."""
+    return shared("blip-retrieval-checkpoint", save_blip_retrieval_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def blip_retrieval_bundle(blip_retrieval_checkpoint: Path, shared: Shared) -> Path:
+    return shared("blip-retrieval-bundle", lambda folder: export_bundle(str(blip_retrieval_checkpoint), folder))
+
+
+@pytest.fixture(scope="session")
+def clip_checkpoint(shared: Shared) -> Path:
+    """CLIP."""
+    return shared("clip-checkpoint", save_clip_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def clip_bundle(clip_checkpoint: Path, shared: Shared) -> Path:
+    return shared("clip-bundle", lambda folder: export_bundle(str(clip_checkpoint), folder))
+
+
+@pytest.fixture(scope="session")
+def pruned_clip_bundle(clip_checkpoint: Path, shared: Shared) -> Path:
+    """With a vision encoder that prunes, as is usual: by its CLS token."""
+    options = EncoderOptions("cls", 0.6)
+    return shared("pruned-clip-bundle", lambda folder: export_bundle(str(clip_checkpoint), folder, encoder=options))
+
+
+@pytest.fixture(scope="session")
 def vqa_checkpoint(shared: Shared) -> Path:
     """BLIP for question answering."""
     return shared("vqa-checkpoint", save_vqa_checkpoint)
@@ -228,6 +260,17 @@ def vqa_checkpoint(shared: Shared) -> Path:
 @pytest.fixture(scope="session")
 def vqa_bundle(vqa_checkpoint: Path, shared: Shared) -> Path:
     return shared("vqa-bundle", lambda folder: export_bundle(str(vqa_checkpoint), folder))
+
+
+@pytest.fixture(scope="session")
+def caption_checkpoint(shared: Shared) -> Path:
+    """BLIP for captions."""
+    return shared("caption-checkpoint", save_caption_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def caption_bundle(caption_checkpoint: Path, shared: Shared) -> Path:
+    return shared("caption-bundle", lambda folder: export_bundle(str(caption_checkpoint), folder))
 
 
 @pytest.fixture(scope="session")

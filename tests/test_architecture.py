@@ -21,7 +21,7 @@ FLOORS = {
         ("language_models", "image_sides", "matching"),
         ("generation", "answers", "questions"),
         ("pipeline",),
-        ("server",),
+        ("server", "retrieval"),
         ("commands", "cluster"),
     ),
     "export": (
@@ -37,9 +37,9 @@ FLOORS = {
         ("commands",),
     ),
     "calibration": (
-        ("data", "cache", "plots", "supported"),
+        ("data", "plots", "supported"),
         ("accuracy", "benchmark", "explanation"),
-        ("ratio", "encoder"),
+        ("ratio", "encoder", "retrieval"),
         ("precision",),
         ("commands",),
     ),

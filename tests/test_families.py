@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -119,9 +120,11 @@ class Family:
         """By Hugging Face's processor and `generate()`, nothing of ours in between."""
         inputs = self._video_inputs(row) if self.pipeline.manifest.model.frames else self._inputs(row)
         model = self.hugging_face.model
-        if not self.votes:  # what comes back are the tokens of its decoder alone
+        if not self.votes:  # what comes back are the tokens of its decoder alone, a caption's beginning among them
+            captions = self.pipeline.manifest.model.language == "captioning"
+            begun = inputs["input_ids"].shape[1] - 1 if captions else 1
             output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=num_beams)
-            return _without_pads(self, output[0, 1:].tolist())
+            return _without_pads(self, output[0, begun:].tolist())
         if model.language_model.config.is_encoder_decoder:  # its own cache has too few layers for a deeper decoder
             inputs["cache"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=num_beams)[0].tolist()
@@ -215,6 +218,8 @@ def engines(family: Family) -> str:
 
 
 def evaluated(family: Family) -> str:
+    if family.pipeline.manifest.model.language == "captioning":
+        return evaluated_captions(family)
     result = CliRunner().invoke(eval_command, [str(family.bundle), "--limit", "4", "--ratios", "0.5"])
     if not family.votes:
         assert result.exit_code == 2 and "has no query tokens to leave out" in result.stderr
@@ -222,11 +227,32 @@ def evaluated(family: Family) -> str:
     if family.pipeline.manifest.reads_instruction:
         assert result.exit_code == 2 and "every question has votes of its own" in result.stderr
         return "no: votes depend on the question"
-    if family.pipeline.manifest.model.language == "none":
+    if not family.pipeline.manifest.writes_text:
         assert result.exit_code == 2 and "it has no language model" in result.stderr
         return "no"
     assert result.exit_code == 0, result.output
     return YES
+
+
+def evaluated_captions(family: Family) -> str:
+    """No questions, but texts that captions begin with and go on as."""
+    refused = CliRunner().invoke(eval_command, [str(family.bundle), "--limit", "4"])
+    assert refused.exit_code == 2 and "which answers no questions; give --data" in refused.stderr
+    with tempfile.TemporaryDirectory() as folder:
+        data, pictures = Path(folder) / "captions.jsonl", family.images[:2]
+        for name, picture in zip("ab", pictures):
+            picture.save(Path(folder) / f"{name}.png")
+        follows = family.pipeline.generate(pictures[:1], ["what is"])[0].answer
+        lines = [
+            {"image": "a.png", "question": "what is", "answers": [follows]},
+            {"image": "b.png", "question": "what is", "answers": ["nothing of the kind"]},
+        ]
+        data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        result = CliRunner().invoke(eval_command, [str(family.bundle), "--data", str(data), "--json"])
+    assert result.exit_code == 0, result.output
+    (score,) = json.loads(result.stdout)["scores"]
+    assert score["accuracy"] == 0.5
+    return "with data of its own"
 
 
 def inside(family: Family) -> str:
@@ -243,11 +269,12 @@ def inside(family: Family) -> str:
                 first, *_ = pipeline.judge(family.pairs, family.prompts, wish)
                 (pair,) = pipeline.judge(family.pairs[:1], family.prompts[:1], wish)
                 assert first.probability_of_true == pytest.approx(pair.probability_of_true, abs=1e-5)
-            elif pipeline.manifest.model.language == "none":
+            elif not pipeline.manifest.writes_text:
                 found = pipeline.match(family.images, family.prompts, ratio, wish)
                 pair = pipeline.match(family.images[:1], family.prompts[:1], ratio, wish)[0]
                 assert found[0].kept_indices == pair.kept_indices
-                assert found[0].probability == pytest.approx(pair.probability, abs=1e-5)
+                assert found[0].similarity == pytest.approx(pair.similarity, abs=1e-5)
+                assert found[0].probability == (pair.probability and pytest.approx(pair.probability, abs=1e-5))
             else:
                 options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "encoder": wish}
                 together = pipeline.generate(family.images, family.prompts, ratio, **options)
@@ -260,14 +287,15 @@ def inside(family: Family) -> str:
 
 
 def matches(family: Family) -> str:
-    """What retrieval has in place of tokens; tests/runtime/test_matching.py compares them with Hugging Face's."""
-    for ratio in (0.0, 0.5):
+    """What retrieval has in place of tokens; tests/runtime/matching/ compares them with Hugging Face's."""
+    for ratio in (0.0, 0.5) if family.votes else (0.0,):
         together = family.pipeline.match(family.images, family.prompts, ratio)
         pairs = zip(family.images, family.prompts)
         alone = [family.pipeline.match([image], [text], ratio)[0] for image, text in pairs]
         assert [match.kept_indices for match in together] == [match.kept_indices for match in alone]
         for a, b in zip(together, alone):
-            assert (a.probability, a.similarity) == pytest.approx((b.probability, b.similarity), abs=1e-5)
+            assert a.similarity == pytest.approx(b.similarity, abs=1e-5)
+            assert a.probability == (b.probability and pytest.approx(b.probability, abs=1e-5))
     return YES
 
 
@@ -301,8 +329,11 @@ FAMILIES = {
     "InstructBLIP on videos, with Vicuna": ("video_bundle", "video_checkpoint"),
     "InstructBLIP on videos, with Flan-T5": ("video_t5_bundle", "video_t5_checkpoint"),
     "BLIP for question answering": ("vqa_bundle", "vqa_checkpoint"),
+    "BLIP for captions": ("caption_bundle", "caption_checkpoint"),
     "BLIP for two images": ("nlvr_bundle", "nlvr_checkpoint"),
     "BLIP-2 for retrieval": ("retrieval_bundle", "retrieval_checkpoint"),
+    "BLIP for retrieval": ("blip_retrieval_bundle", "blip_retrieval_checkpoint"),
+    "CLIP": ("clip_bundle", "clip_checkpoint"),
 }
 """Fixtures of the bundle and of its checkpoint; None: the demo's."""
 

@@ -24,7 +24,7 @@ from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.files import is_dir
 from catp.runtime.system.progress import Progress, silent
 
-Preset = Literal["tiny", "mid", "blip2-opt-2.7b", "blip2-flan-t5-xl"]
+Preset = Literal["tiny", "mid", "blip2-opt-2.7b", "blip2-flan-t5-xl", "blip-caption"]
 BUNDLE, PRUNED = "bundle", "pruned"
 """Folders beside the checkpoint."""
 
@@ -74,7 +74,28 @@ SIZES: dict[str, Sizes] = {
         Tower(39, 1408, 16, 6144), Tower(12, 768, 12, 3072), Tower(24, 2048, 32, 5120), vocabulary=32128, flan_t5=True
     ),
 }
-"""All but those of the demo, which are "tiny"."""
+"""BLIP-2's, but for those of the demo, which are "tiny"."""
+
+
+@dataclass(frozen=True)
+class BlipSizes:
+    """A BLIP, without a Q-Former: its text models read image tokens."""
+
+    architecture: str  # Hugging Face's class
+    vision: Tower
+    text: Tower
+    vocabulary: int
+    side: int  # pixels of an image, of a side
+    patch: int  # pixels, of a side
+    positions: int = 512
+
+
+BLIP: dict[str, BlipSizes] = {
+    "blip-caption": BlipSizes(
+        "BlipForConditionalGeneration", Tower(12, 768, 12, 3072), Tower(12, 768, 12, 3072), 30524, side=384, patch=16
+    ),
+}
+"""BLIP's, as of Salesforce/blip-image-captioning-base."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +132,7 @@ def made(name: Preset, keep: Path | None, step: Progress = silent, inside: Insid
 
 
 def _make_in(folder: Path, name: Preset, step: Progress, inside: Inside | None) -> Made:
-    found = Made(folder / f"synthetic-{name}", folder / BUNDLE, folder / PRUNED if inside else None)
+    found = _folders(folder, name, inside is not None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         taken = any(folder.iterdir())
@@ -135,6 +156,10 @@ def _make_in(folder: Path, name: Preset, step: Progress, inside: Inside | None) 
     return found
 
 
+def _folders(folder: Path, name: Preset, pruned: bool) -> Made:
+    return Made(folder / f"synthetic-{name}", folder / BUNDLE, folder / PRUNED if pruned else None)
+
+
 def _make(name: Preset, made: Made, inside: Inside | None) -> None:
     import torch
 
@@ -150,13 +175,13 @@ def _make(name: Preset, made: Made, inside: Inside | None) -> None:
 
 
 def _save_checkpoint(name: Preset, folder: Path, inside: Inside | None) -> None:
-    from transformers import AutoTokenizer, Blip2Processor
+    from transformers import AutoTokenizer, Blip2Processor, BlipProcessor
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-    from catp.export.demo import CHECKPOINT
+    from catp.export.demo import CHECKPOINT, vqa
     from catp.export.image_encoders.plan import EncoderOptions, plan_pruning
 
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    tokenizer = AutoTokenizer.from_pretrained(vqa.CHECKPOINT if name in BLIP else CHECKPOINT)
     config = _config(name, tokenizer)
     if inside is not None:
         for share in inside.shares:  # one that can't be reached is refused before anything is made
@@ -164,7 +189,8 @@ def _save_checkpoint(name: Preset, folder: Path, inside: Inside | None) -> None:
             plan_pruning(options, config, has_dictionary=False, temperature=None)
     model = _weightless(config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    language = sum(parameter.numel() for parameter in model.language_model.parameters())
+    writer = model.text_decoder if name in BLIP else model.language_model
+    language = sum(parameter.numel() for parameter in writer.parameters())
     check_room(name, parameters, folder.parent, again=parameters - language if inside else 0)
     folder.mkdir()
     _save_weights(model, folder)
@@ -172,7 +198,10 @@ def _save_checkpoint(name: Preset, folder: Path, inside: Inside | None) -> None:
     model.generation_config.save_pretrained(folder)
     side = config.vision_config.image_size
     image_processor = BlipImageProcessorPil(size={"height": side, "width": side})
-    Blip2Processor(image_processor, tokenizer, num_query_tokens=config.num_query_tokens).save_pretrained(folder)
+    if name in BLIP:
+        BlipProcessor(image_processor, tokenizer).save_pretrained(folder)
+    else:
+        Blip2Processor(image_processor, tokenizer, num_query_tokens=config.num_query_tokens).save_pretrained(folder)
     image_processor.save_pretrained(folder)
 
 
@@ -181,10 +210,11 @@ def _weightless(config: Any) -> Any:
     until it finds both in a checkpoint.
     """
     import torch
-    from transformers import Blip2ForConditionalGeneration
+    import transformers
 
+    (architecture,) = config.architectures
     with torch.device("meta"):
-        model = Blip2ForConditionalGeneration(config).eval()
+        model = getattr(transformers, architecture)(config).eval()
     if config.text_config.is_encoder_decoder:
         head = model.language_model.lm_head
         head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
@@ -233,10 +263,12 @@ def _drawn(model: Any) -> Iterator[dict[str, Any]]:
         model.tie_weights(recompute_mapping=False)
         for module in piece:
             model._init_weights(module)
-        spread_weights(model)  # of the whole model, all of which costs nothing that is on the meta device
+        # Of the whole model, all of which costs nothing that is on the meta device.
+        (_spread_blip if model.config.model_type == "blip" else spread_weights)(model)
         if model.get_input_embeddings() in piece:
             with torch.no_grad():
-                tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+                head = getattr(model, "text_decoder", model).get_output_embeddings()
+                tied = head.weight is model.get_input_embeddings().weight
                 model.get_input_embeddings().weight.normal_(0, WORD_EMBEDDINGS if tied else 1)
         copies = model.all_tied_weights_keys
         yield {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta and name not in copies}
@@ -244,7 +276,46 @@ def _drawn(model: Any) -> Iterator[dict[str, Any]]:
             module.to_empty(device="meta", recurse=False)
 
 
+def _spread_blip(model: Any) -> None:
+    """Random weights with which pictures and words count: Hugging Face's image tokens are all alike."""
+    import torch
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+                module.weight.normal_(0, module.weight[0].numel() ** -0.5)
+        model.vision_model.embeddings.position_embedding.normal_(0, 1)
+
+
 def _config(name: Preset, tokenizer: Any) -> Any:
+    config = _blip_config(BLIP[name], tokenizer) if name in BLIP else _blip2_config(name, tokenizer)
+    setattr(config, RANDOM_WEIGHTS, True)
+    return config
+
+
+def _blip_config(sizes: BlipSizes, tokenizer: Any) -> Any:
+    from transformers import BlipConfig
+
+    vision, text = sizes.vision, sizes.text
+    config = BlipConfig(
+        vision_config={
+            "hidden_size": vision.width, "intermediate_size": vision.feed_forward, "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.heads, "image_size": sizes.side, "patch_size": sizes.patch,
+            "layer_norm_eps": 1e-6,
+        },
+        text_config={
+            "vocab_size": sizes.vocabulary, "hidden_size": text.width, "intermediate_size": text.feed_forward,
+            "num_hidden_layers": text.layers, "num_attention_heads": text.heads, "encoder_hidden_size": vision.width,
+            "max_position_embeddings": sizes.positions, "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.sep_token_id, "sep_token_id": tokenizer.sep_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+    )  # fmt: skip
+    config.architectures = [sizes.architecture]
+    return config
+
+
+def _blip2_config(name: Preset, tokenizer: Any) -> Any:
     from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
 
     from catp.export.demo.untrained import make_config
@@ -269,7 +340,6 @@ def _config(name: Preset, tokenizer: Any) -> Any:
             image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         )  # fmt: skip
     config.architectures = ["Blip2ForConditionalGeneration"]  # by which other programs know what it is for
-    setattr(config, RANDOM_WEIGHTS, True)
     return config
 
 

@@ -21,7 +21,7 @@ from catp.calibration.precision.ranges.statistics import PERCENTILE, RangeMethod
 from catp.calibration.precision.recipe import BLOCK_SIZES, Recipe, make_recipe
 from catp.calibration.precision.report import PrecisionReport
 from catp.calibration.precision.tables import change_table, layer_table, trial_table
-from catp.calibration.supported import check_calibrated
+from catp.calibration.supported import check_calibrated, check_data
 from catp.export.demo import MODEL_ID
 from catp.runtime.bundle.chains import DECODE_GRAPH, GRAPHS, READ_IMAGE_TOKENS
 from catp.runtime.bundle.folder import Bundle, open_bundle
@@ -125,6 +125,7 @@ def calibrate_precision(
     with busy("check the bundle"):
         opened = open_bundle(bundle)
     check_calibrated(opened, "catp-calibrate precision")
+    check_data(opened, data, "catp-calibrate precision")
     recipes = fit_to_chain(recipes, opened.manifest, {"--qformer": qformer, "--decode": decode})
     asked = split(open_data(data), samples, questions, seed)
     if data == "demo" and opened.manifest.model.id != MODEL_ID:
@@ -194,7 +195,7 @@ def make_recipes(
 
 
 def fit_to_chain(recipes: dict[str, Recipe], manifest: Manifest, asked: Mapping[str, str | None]) -> dict[str, Recipe]:
-    """The recipes by the graphs that a bundle has: the language model's are those of question encoder and decoder.
+    """The recipes by the graphs that a bundle has: the language model's are those of all graphs after the image's.
 
     Args:
         recipes: for GRAPHS.

@@ -30,6 +30,7 @@ from catp.calibration.encoder.report import (
 )
 from catp.calibration.encoder.search import Searched, Wanted, answers_gflops, cheapest, dense_setting, search
 from catp.calibration.encoder.tables import score_table
+from catp.calibration.supported import check_data
 from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, ScheduleConfirmation
 from catp.runtime.bundle.encoder_schedules import even_schedule
 from catp.runtime.bundle.folder import write_manifest
@@ -118,6 +119,7 @@ def calibrate_schedule(
     with busy("load the bundles"):
         pipelines = [Pipeline.load(source, provider) for source in sources]
         reference = Pipeline.load(against, provider)
+    check_data(reference.bundle, data, "catp-calibrate schedule")
     specs = [check_reference(one, reference) for one in pipelines]
     to_try = None if ratios is None else _numbers("ratios", ratios, "0,0.25,0.5")
     all_wanted = [_wanted(one, shares, ratio, to_try) for one in pipelines]

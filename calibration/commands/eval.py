@@ -19,6 +19,7 @@ from catp.calibration.accuracy.settings import RANDOM, Grid, check_methods, scor
 from catp.calibration.accuracy.tables import difference_table, score_table, type_table
 from catp.calibration.commands.source import bundle_folder, is_bundle
 from catp.calibration.data import open_data
+from catp.calibration.data.captions import Captions, is_captions, read_captions
 from catp.calibration.data.dataset import DataSet, PairList
 from catp.calibration.data.demo import DEMO_SEED, DemoScenes
 from catp.calibration.data.demo_pairs import DemoPairs
@@ -27,7 +28,10 @@ from catp.calibration.encoder.evaluation import evaluate_encoder
 from catp.calibration.encoder.report import EncoderReport
 from catp.calibration.encoder.tables import score_table as encoder_table
 from catp.calibration.plots import check_plot
-from catp.calibration.supported import check_image_votes
+from catp.calibration.retrieval.evaluation import RERANK, evaluate_retrieval
+from catp.calibration.retrieval.recall import Setting
+from catp.calibration.retrieval.tables import recall_table
+from catp.calibration.supported import check_data, check_image_votes
 from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.commands.console import busy, console, make_app, make_console, print_json_line
 from catp.runtime.errors import UsageError
@@ -57,10 +61,25 @@ def evaluate_bundle(
         typer.Option(
             metavar="demo|FOLDER|JSONL",
             help="What to ask: demo (generated held-out scenes), a folder with VQAv2 as its zip files unpack (or a "
-            "questions file in it), a .jsonl file with image, question and answers in each line, or NLVR2's file of "
-            "statements for a model of two images.",
+            "questions file in it), a .jsonl file with image, question and answers in each line, NLVR2's file of "
+            "statements for a model of two images, or, of a retrieval model, a .json file with a list of image and "
+            "caption, such as coco_karpathy_test.json.",
         ),
     ] = "demo",
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Of captions: what the names of pictures are relative to. Default: the file's folder.",
+        ),
+    ] = None,
+    rerank: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help=f"Of captions: how many of the best a matching head reads again. Default: {RERANK}, if there is one.",
+        ),
+    ] = None,
     ratios: Annotated[
         str | None,
         typer.Option(help=f"Fractions of query tokens removed, separated by commas. Default: {RATIOS}."),
@@ -123,11 +142,39 @@ def evaluate_bundle(
     _check_outputs(predictions, output, plot)
     masses = _parse("keep mass", keep_mass) if keep_mass is not None else ()
     wanted = _parse("ratios", ratios) if ratios is not None else None
+    if is_captions(data):
+        unfit = {
+            "keep-mass": keep_mass,
+            "methods": methods,
+            "positions": positions,
+            "fraction": fraction,
+            "encoder-temperatures": encoder_temperatures,
+            "predictions": predictions,
+            "plot": plot,
+        }
+        if given := [f"--{name}" for name, value in unfit.items() if value is not None]:
+            raise UsageError(f"{', '.join(given)}: not with pictures and captions; leave the option out")
+        shares = _parse("encoder flops", encoder_flops) if encoder_flops is not None else (None,)
+        settings = [Setting(ratio=ratio, encoder_flops=share) for share in shares for ratio in wanted or (None,)]
+        captions = read_captions(Path(data), images).subset(limit, seed)
+        with bundle_folder(source) as folder:
+            with busy("load the bundle"):
+                pipeline = Pipeline.load(folder, provider, engines=engines)
+            _evaluate_retrieval(pipeline, captions, settings, rerank, seed, batch_size, output, json_output)
+        return
+    if given := [name for name, value in (("--images", images), ("--rerank", rerank)) if value is not None]:
+        raise UsageError(f"{', '.join(given)}: only with a .json file of pictures and captions as --data")
     questions: DataSet = open_data(data)
     of_bundle = is_bundle(source)
     with bundle_folder(source) as folder:
         with busy("load the bundle"):
             pipeline = Pipeline.load(folder, provider, engines=engines)
+        if not pipeline.manifest.writes_text and not judges_pairs(pipeline.manifest):
+            raise UsageError(
+                f"catp-eval: bundle {pipeline.bundle.path} is {pipeline.manifest.model.family}, which scores texts and "
+                "answers no questions; give --data FILE.json, a list of image and caption (Karpathy's test splits)"
+            )
+        check_data(pipeline.bundle, data, "catp-eval")
         questions = _fitting(pipeline.manifest, questions)
         pruning = pipeline.manifest.encoder_pruning
         counts = pruning is not None and pruning.form == "dynamic"  # picture by picture: a batch would couple them
@@ -190,6 +237,34 @@ def evaluate_bundle(
         write_file(plot, lambda file: draw_curve(report, file))
     if json_output:
         print_json_line(report.model_dump_json())
+
+
+def _evaluate_retrieval(
+    pipeline: Pipeline,
+    captions: Captions,
+    settings: Sequence[Setting],
+    rerank: int | None,
+    seed: int,
+    batch_size: int,
+    output: Path | None,
+    json_output: bool,
+) -> None:
+    """Recall on pictures with captions, printed and written."""
+    rounds = 1 if rerank == 0 or not pipeline.matching.has_head else 2
+    total, done = rounds * len(captions.images) * len(settings), 0
+    with _counted("pictures") as advance:
+
+        def more(count: int) -> None:
+            nonlocal done
+            done += count
+            advance(done, total)
+
+        found = evaluate_retrieval(pipeline, captions, settings, rerank, seed, batch_size, more)
+    _wide().print(recall_table(found))
+    if output is not None:
+        write_file(output, lambda file: file.write_text(found.model_dump_json(indent=1) + "\n"))
+    if json_output:
+        print_json_line(found.model_dump_json())
 
 
 def _fitting(manifest: Manifest, questions: DataSet) -> DataSet:
@@ -269,7 +344,7 @@ def _choose_positions(choice: str | None, manifest: Manifest, both: bool) -> tup
 
 
 @contextmanager
-def _counted() -> Iterator[Callable[[int, int], None]]:
+def _counted(what: str = "questions") -> Iterator[Callable[[int, int], None]]:
     """A bar for people who wait; what it yields is called with the number of questions done, and of all."""
     columns = (
         TextColumn("{task.description}"),
@@ -284,7 +359,7 @@ def _counted() -> Iterator[Callable[[int, int], None]]:
         def advance(done: int, total: int) -> None:
             if not progress.task_ids:
                 # What an earlier run did says nothing about the speed of this one.
-                progress.add_task("questions", total=total, completed=done)
+                progress.add_task(what, total=total, completed=done)
             else:
                 progress.update(progress.task_ids[0], completed=done)
 

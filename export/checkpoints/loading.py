@@ -91,6 +91,7 @@ def load_checkpoint(
         merge_adapter(loaded, adapter)
     loaded.eval()
     family.check(loaded, model)
+    family.check_tokenizer(tokenizer, model)
     if family.placeholder is not None and getattr(loaded.config, family.placeholder) is None:
         # Checkpoints from before processors had an image token: the one of the tokenizer, or a new one, as Hugging
         # Face's processor adds. No prompt contains it, and its embedding, which there may be none of, is never read.
@@ -163,7 +164,7 @@ def _instruction_tokenizer(model: str, source: Mapping[str, Any]) -> Any:
 
 def _check_vocabulary(checkpoint: Checkpoint) -> None:
     """Every token that a prompt can have needs an embedding; the image's placeholder is never looked up."""
-    model, rows = checkpoint.id, len(checkpoint.model.get_input_embeddings().weight)
+    model, rows = checkpoint.id, len(checkpoint.family.word_embeddings(checkpoint.model).weight)
     known = checkpoint.tokenizer.get_vocab().values()
     used = max(number for number in known if number != checkpoint.placeholder_id)
     if used >= rows:

@@ -31,7 +31,7 @@ class Limits:
 
     max_batch: int = 4
     max_prompt: int = 64  # tokens
-    max_length: int = 128  # slots of the KV cache: kept tokens, prompt and answer, or the answer alone
+    max_length: int = 128  # slots of the KV cache: kept tokens, prompt and answer, or fewer of them
     ratio: float | None = None  # to optimise for; None: the bundle's default
     fixed_ratio: bool = False  # fold num_kept into the graph: faster, and the one ratio left
     fixed_schedule: bool = False  # likewise the schedule of a vision encoder that prunes
@@ -110,9 +110,9 @@ class Limits:
                 "--fixed-ratio: this bundle keeps a share of each image's votes by default, so differently many "
                 "tokens; leave --fixed-ratio out, or export with --ratio"
             )
-        if manifest.model.language != "decoder-only":
+        if manifest.model.language not in ("decoder-only", "captioning"):
             return  # a cache, if there is one, holds nothing but the answer
-        most = self.prefix(manifest)[2]
+        most = 0 if manifest.vote is None else self.prefix(manifest)[2]
         if most + self.max_prompt > self.max_length:
             raise UsageError(
                 f"--max-length {self.max_length}: {most} image tokens and a prompt of {self.max_prompt} do not fit; "

@@ -8,11 +8,23 @@ from catp.export.families.base import Family
 from catp.export.families.blip2 import Blip2
 from catp.export.families.blip2_retrieval import Blip2Retrieval
 from catp.export.families.blip_answering import BlipAnswering
+from catp.export.families.blip_captioning import BlipCaptioning
+from catp.export.families.blip_retrieval import BlipRetrieval
 from catp.export.families.blip_two_images import BlipTwoImages
+from catp.export.families.clip import Clip
 from catp.export.families.instructblip import InstructBlip
 from catp.export.families.instructblip_video import InstructBlipVideo
 from catp.export.image_encoders import PlainEncoder
-from catp.export.language_models import DecoderOnly, EncoderDecoder, NoLanguageModel, QuestionAnswering, TwoImages
+from catp.export.language_models import (
+    Captioning,
+    Contrastive,
+    DecoderOnly,
+    EncoderDecoder,
+    Matching,
+    NoLanguageModel,
+    QuestionAnswering,
+    TwoImages,
+)
 from catp.runtime.bundle.chains import LanguageKind
 from catp.runtime.errors import UsageError
 
@@ -26,6 +38,9 @@ FAMILIES: dict[tuple[str, str], Family] = {
         ),
         Blip2Retrieval(PlainEncoder(), NoLanguageModel()),
         BlipAnswering(PlainEncoder("image-tokens"), QuestionAnswering()),
+        BlipCaptioning(PlainEncoder("image-tokens"), Captioning()),
+        BlipRetrieval(PlainEncoder("image-tokens"), Matching()),
+        Clip(PlainEncoder("image-tokens"), Contrastive()),
         BlipTwoImages(PlainEncoder("image-tokens"), TwoImages()),
     )
 }
@@ -68,9 +83,14 @@ def check_not_quantised(config: Any, model: str) -> None:
 def _language_kind(config: Any) -> LanguageKind:
     # A retrieval model's configuration names a language model as well, which it doesn't have.
     if any(name.endswith("ForImageTextRetrieval") for name in config.architectures or ()):
-        return "none"
+        return "matching" if config.model_type == "blip" else "none"
+    if config.model_type == "clip":
+        return "contrastive"
     if config.model_type == BlipTwoImages.model_type:
         return "two-images"
     if any(name.endswith("ForQuestionAnswering") for name in config.architectures or ()):
         return "question-answering"
+    # BLIP-2's class is called likewise, whose language model is one of its own.
+    if config.model_type == "blip" and "BlipForConditionalGeneration" in (config.architectures or ()):
+        return "captioning"
     return "encoder-decoder" if config.text_config.is_encoder_decoder else "decoder-only"

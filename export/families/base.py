@@ -86,10 +86,21 @@ class Family:
         """Raises UsageError where this checkpoint has a part that the graphs can't express."""
         self.language.check(self.language_model(model), name)
 
+    def check_tokenizer(self, tokenizer: Any, name: str) -> None:
+        """Raises UsageError where the checkpoint's tokenizer makes prompts that the model can't read."""
+
     def set_dtype(self, model: Any, dtype: torch.dtype) -> None:
         """Turns the weights of the parts whose graphs have the bundle's precision into `dtype`, in place."""
         self.image_encoder.set_dtype(model, dtype)
         self.language.set_dtype(self.language_model(model), dtype)
+
+    def word_embeddings(self, model: Any) -> Any:
+        """The table that a prompt's tokens are looked up in."""
+        return model.get_input_embeddings()
+
+    def logit_scale(self, model: Any) -> float | None:
+        """The factor of similarities before a softmax over classes; None: the model has none."""
+        return None
 
     def cross_layers(self, model: Any) -> int:
         """How many layers read the image and may vote."""

@@ -50,5 +50,5 @@ class Blip2Retrieval(QueryTokens):
         return model.config.qformer_config.max_position_embeddings
 
     def text_graphs(self, model: Any) -> Iterator[Graph]:
-        yield text_embedding.graph(model)
+        yield text_embedding.graph(text_embedding.TextEmbedding(model), keeps_float32=True)
         yield image_text_matching.graph(model, image_tokens(model.config), self.image_encoder.prunes)

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from transformers import BlipForQuestionAnswering, GenerationConfig
+from transformers import BlipForQuestionAnswering
 
-from catp.export.families.base import Family
+from catp.export.families.blip_writing import BlipWriting
 
 
-class BlipAnswering(Family):
-    """No Q-Former, so no query tokens: the question encoder takes as many image tokens as there are."""
+class BlipAnswering(BlipWriting):
+    """The question encoder takes as many image tokens as there are."""
 
-    title = "BLIP"
-    model_type = "blip"
     name = "BLIP for question answering"
-    votes = False
-    ends_itself = True
-    placeholder = None
 
     def model_class(self) -> type[BlipForQuestionAnswering]:
         return BlipForQuestionAnswering
 
-    @contextmanager
-    def standing_in(self, model: Any) -> Iterator[None]:
-        with super().standing_in(model), self.language.standing_in(model):  # type: ignore[attr-defined]
-            yield
-
-    def language_model(self, model: Any) -> Any:
-        """The model itself: what generates is its decoder, which shares nothing with the encoder but the size."""
-        return model
-
-    def generation_config(self, model: Any) -> GenerationConfig:
-        """The decoder's own, with the three tokens that `generate()` of the whole model gives it."""
-        found: Any = copy.deepcopy(model.text_decoder.generation_config)
-        found.eos_token_id = model.config.text_config.sep_token_id
-        found.pad_token_id = model.config.text_config.pad_token_id
-        found.decoder_start_token_id = model.decoder_start_token_id
-        return found
+    def start_token(self, model: Any) -> int:
+        return model.decoder_start_token_id

@@ -62,9 +62,7 @@ class PrunedQuestionEncoder(QuestionEncoder):
             hidden, own = self._prune(index, layer, hidden, own, temperature)
             attended, _ = layer.crossattention(hidden, encoder_hidden_states=image_embeds)
             hidden = layer.feed_forward_chunk(attended)
-        keys = [heads(project(hidden), self.width) for project in self.key_projections]
-        values = [heads(project(hidden), self.width) for project in self.value_projections]
-        return keys, values, own + 1
+        return *self.project(hidden), own + 1
 
     def _prune(
         self, index: int, layer: Any, hidden: torch.Tensor, own: torch.Tensor, temperature: torch.Tensor | None

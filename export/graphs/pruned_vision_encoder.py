@@ -23,12 +23,12 @@ import torch
 from catp.export.encoder_pruning import ScoringRule, TokenEvidence
 from catp.export.encoder_pruning.merges import MERGES, Chosen, Tokens
 from catp.export.encoder_pruning.rules.madtp import wanted_tokens
-from catp.export.graphs import Graph, interface_dtype, operators
+from catp.export.graphs import Graph, interface_dtype, operators, vit_modules
 from catp.runtime.bundle.encoder_pruning import Form, Merge, left_by, merged_into, positions_of
 
 
 class PrunedVisionEncoder(torch.nn.Module):
-    """A ViT of Hugging Face's (BLIP's or BLIP-2's modules), some of whose layers prune.
+    """A ViT of Hugging Face's (the modules of BLIP, BLIP-2 or CLIP), some of whose layers prune.
 
     Args:
         layers: those that prune; none: a dense encoder, with fused attention.
@@ -64,7 +64,7 @@ class PrunedVisionEncoder(torch.nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, control: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Args: `control`: kept_tokens int64 [P], or the temperature float32 [1]."""
-        hidden = self.vision_model.embeddings(pixel_values)
+        hidden = vit_modules.begin(self.vision_model, pixel_values)
         cls, patches = hidden[:, :1], hidden[:, 1:]
         positions = torch.arange(patches.shape[1]).expand(patches.shape[0], -1)
         sizes = torch.ones_like(positions, dtype=torch.float32) if self.merging.counts_sizes else None
@@ -88,7 +88,7 @@ class PrunedVisionEncoder(torch.nn.Module):
             hidden = torch.cat([after[:, :1], tokens.embeds], 1)
             hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
             cls, tokens = hidden[:, :1], Tokens(hidden[:, 1:], tokens.positions, tokens.sizes)
-        embeds = self.vision_model.post_layernorm(torch.cat([cls, tokens.embeds], 1))
+        embeds = vit_modules.finish(self.vision_model, torch.cat([cls, tokens.embeds], 1))
         outputs = [embeds.to(interface_dtype(embeds.dtype)), tokens.positions]
         if self.image_weights:
             assert tokens.sizes is not None, "checked by the exporter"
@@ -153,16 +153,14 @@ class LayerAttention:
     """The self-attention of one layer and its residual, of [B, 1+N, W].
 
     Args:
-        layer: with `layer_norm1` and `self_attn`, whose `qkv`, `projection`, `num_heads` and `scale` are BLIP's.
+        layer: with `layer_norm1` and a `self_attn` that `vit_modules` knows.
         sizes: patches in each image token, float32 [B, N], where merged ones count as often (arXiv 2210.09461)
     """
 
     def __init__(self, layer: Any, hidden: torch.Tensor, sizes: torch.Tensor | None) -> None:
         self.module, self.hidden = layer.self_attn, hidden
-        batch, length, width = hidden.shape
-        heads = self.module.num_heads
-        split = self.module.qkv(layer.layer_norm1(hidden)).reshape(batch, length, 3, heads, width // heads)
-        self.queries, self.keys, self.values = split.permute(2, 0, 3, 1, 4).unbind(0)
+        length = hidden.shape[1]
+        self.queries, self.keys, self.values = vit_modules.project(self.module, layer.layer_norm1(hidden))
         self.bias: torch.Tensor | None = None
         if sizes is not None:
             whole = torch.cat([torch.ones_like(sizes[:, :1]), sizes], 1)
@@ -216,7 +214,7 @@ class LayerAttention:
 
     def _close(self, heads: torch.Tensor) -> torch.Tensor:
         """[B, 1+N, H, d], projected, with the residual."""
-        return self.hidden + self.module.projection(heads.flatten(2))
+        return self.hidden + vit_modules.close(self.module, heads.flatten(2))
 
 
 def graph(module: PrunedVisionEncoder, height: int, width: int) -> Graph:

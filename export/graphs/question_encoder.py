@@ -15,22 +15,18 @@ from typing import Any
 import torch
 
 from catp.export.graphs import Graph, interface_dtype
-from catp.export.graphs.blip_attention import heads
+from catp.export.graphs.image_keys import CrossProjections
 from catp.export.graphs.language_model import cache_names
 from catp.export.graphs.masks import seen_by_all
 from catp.export.graphs.text_encoder import CROSS
 
 
-class QuestionEncoder(torch.nn.Module):
+class QuestionEncoder(CrossProjections):
     """BLIP's text encoder, and the projections of its result into every decoder layer's keys and values."""
 
     def __init__(self, model: Any) -> None:
-        super().__init__()
+        super().__init__(model.text_decoder)
         self.text_encoder = model.text_encoder
-        readers: list[Any] = [layer.crossattention.self for layer in model.text_decoder.bert.encoder.layer]
-        self.key_projections = torch.nn.ModuleList(reader.key for reader in readers)
-        self.value_projections = torch.nn.ModuleList(reader.value for reader in readers)
-        self.width = readers[0].attention_head_size
 
     def forward(
         self, input_ids: torch.Tensor, image_embeds: torch.Tensor, lengths: torch.Tensor
@@ -40,9 +36,7 @@ class QuestionEncoder(torch.nn.Module):
         visible = seen_by_all(torch.arange(input_ids.shape[1]) < lengths[:, None])
         for layer in self.text_encoder.encoder.layer:
             hidden = layer(hidden, image_embeds, attention_mask=visible)
-        keys = [heads(project(hidden), self.width) for project in self.key_projections]
-        values = [heads(project(hidden), self.width) for project in self.value_projections]
-        return keys, values
+        return self.project(hidden)
 
 
 def graph(model: Any) -> Graph:

@@ -1,7 +1,7 @@
 """text_embedding.onnx: text_ids, text_mask int64 [B,T] -> text_embeds float32 [B,Dt] of length 1.
 
-The text side of contrastive scores: the Q-Former reads a text without queries or image, and its first token is
-projected.
+The text side of contrastive scores. Of BLIP-2, the Q-Former reads a text without queries or image, and its first token
+is projected; other families have text encoders of their own.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ class TextEmbedding(torch.nn.Module):
         return torch.nn.functional.normalize(self.projection(hidden[:, 0]), dim=-1)
 
 
-def graph(model: Any) -> Graph:
+def graph(module: torch.nn.Module, keeps_float32: bool) -> Graph:
+    """Args: `module`: TextEmbedding, or another one that takes and gives the same."""
     batch, length = torch.export.Dim("batch"), torch.export.Dim("text")
     return Graph(
         name="text_embedding",
-        module=TextEmbedding(model),
+        module=module,
         example=(torch.ones(2, 5, dtype=torch.long), torch.ones(2, 5, dtype=torch.long)),
         input_names=[*TEXT],
         output_names=["text_embeds"],
         dynamic_shapes={name: {0: batch, 1: length} for name in TEXT},
-        keeps_float32=True,
+        keeps_float32=keeps_float32,
     )

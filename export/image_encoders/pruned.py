@@ -89,7 +89,9 @@ class PrunedEncoder:
 
         def forward(pixel_values: torch.Tensor, **_: Any) -> BaseModelOutputWithPooling:
             embeds = self.encode(model, pixel_values).embeds
-            return BaseModelOutputWithPooling(last_hidden_state=embeds, pooler_output=embeds[:, 0])
+            cls = embeds[:, 0]
+            pooled = vision_model.post_layernorm(cls) if hasattr(vision_model, "pre_layrnorm") else cls
+            return BaseModelOutputWithPooling(last_hidden_state=embeds, pooler_output=pooled)
 
         vision_model = model.vision_model
         vision_model.forward = forward

@@ -53,7 +53,10 @@ def encode(
         pixel_values: float32 [B, 3, H, W].
         kept_tokens: a count for each of `layers`; None: MADTP's own, from `temperature`.
     """
+    clip = hasattr(vision_model, "pre_layrnorm")  # its layer norms: one before the layers, the last for CLS alone
     hidden = vision_model.embeddings(pixel_values)
+    if clip:
+        hidden = vision_model.pre_layrnorm(hidden)
     batch, patches = hidden.shape[0], hidden.shape[1] - 1
     positions = np.tile(np.arange(patches), (batch, 1))
     sizes = np.ones((batch, patches))
@@ -83,7 +86,8 @@ def encode(
                 in_doubt |= unsure
             left.append(positions)
         hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
-    embeds, counted = vision_model.post_layernorm(hidden), torch.from_numpy(sizes).float()
+    embeds = hidden if clip else vision_model.post_layernorm(hidden)
+    counted = torch.from_numpy(sizes).float()
     return PrunedEmbeds(embeds, positions, counted, tuple(counts), tuple(left), in_doubt)
 
 
@@ -94,16 +98,19 @@ def _attend(
     attention, normed = layer.self_attn, layer.layer_norm1(hidden)
     batch, length, width = normed.shape
     heads = attention.num_heads
-    queries, keys, values = (
-        part.view(batch, length, heads, width // heads).transpose(1, 2) for part in attention.qkv(normed).chunk(3, -1)
+    clip = hasattr(attention, "q_proj")
+    joint = (
+        [getattr(attention, f"{part}_proj")(normed) for part in "qkv"] if clip else attention.qkv(normed).chunk(3, -1)
     )
+    queries, keys, values = (part.view(batch, length, heads, width // heads).transpose(1, 2) for part in joint)
     if sizes is None:
         output, maps = attention(normed)
     else:  # a merged token counts as often as it has patches (arXiv 2210.09461, section 3)
         weights = torch.from_numpy(np.concatenate([np.ones((batch, 1)), sizes], 1)).float()
         exponentials = torch.exp(queries @ keys.transpose(2, 3) * attention.scale) * weights[:, None, None]
         maps = exponentials / exponentials.sum(-1, keepdim=True)
-        output = attention.projection((maps @ values).transpose(1, 2).reshape(batch, length, width))
+        close = attention.out_proj if clip else attention.projection
+        output = close((maps @ values).transpose(1, 2).reshape(batch, length, width))
     return (
         LayerState(
             maps.double().numpy(),

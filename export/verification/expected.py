@@ -130,6 +130,16 @@ class ExpectedMatches(ExpectedVotes):
     kept: Scores  # with the kept ones
 
 
+@dataclass(frozen=True)
+class ExpectedPairs(ExpectedImages):
+    """And how a model that reads image tokens scores the prompts, as texts, each against its own image."""
+
+    text_embeds: np.ndarray  # float32 [B, Dt]
+    image_vectors: np.ndarray  # float32 [B, Dt]
+    scores: Scores
+    scaled: np.ndarray | None  # float32 [B]: Hugging Face's logits_per_image, where the model has a scale
+
+
 def compute_expected(
     reference: Reference,
     samples: Sequence[Sample],
@@ -159,7 +169,9 @@ def compute_expected(
         seen.pruned,
     )
     if not reference.votes:
-        return _with_greedy(reference, images) if reference.generates_text else _with_judgements(reference, images)
+        if reference.generates_text:
+            return _with_greedy(reference, images)
+        return _with_judgements(reference, images) if reference.judges else _with_pairs(reference, images)
     instructions = reference.instructions([sample.prompt for sample in samples for _ in sample.frames])
     query_embeds, evidence = reference.query_embeds(image_embeds, image_weights, instructions)
     queries = query_embeds.shape[1]
@@ -184,6 +196,21 @@ def _with_greedy(reference: Reference, images: ExpectedImages) -> ExpectedAnswer
     pixel_values = torch.from_numpy(images.pixel_values).split(1)
     greedy = [reference.answer(pixels, ids, MAX_NEW_TOKENS) for pixels, ids in zip(pixel_values, images.prompt_ids)]
     return ExpectedAnswers(**vars(images), greedy=greedy)
+
+
+def _with_pairs(reference: Reference, images: ExpectedImages) -> ExpectedPairs:
+    """Scores of each text by itself, so that none is padded."""
+    pixel_values = torch.from_numpy(images.pixel_values).split(1)
+    pairs = [reference.pair(pixels, ids) for pixels, ids in zip(pixel_values, images.prompt_ids)]
+    logits = [pair.logits for pair in pairs if pair.logits is not None]
+    scaled = [pair.scaled for pair in pairs if pair.scaled is not None]
+    return ExpectedPairs(
+        **vars(images),
+        text_embeds=np.stack([pair.text for pair in pairs]),
+        image_vectors=np.stack([pair.image for pair in pairs]),
+        scores=Scores(np.stack(logits) if logits else None, np.array([pair.similarity for pair in pairs])),
+        scaled=np.array(scaled) if scaled else None,
+    )
 
 
 def _with_judgements(reference: Reference, images: ExpectedImages) -> ExpectedJudgements:

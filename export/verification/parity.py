@@ -15,10 +15,11 @@ from catp.export.verification.expected import (
     ExpectedImages,
     ExpectedJudgements,
     ExpectedMatches,
+    ExpectedPairs,
     ExpectedVotes,
 )
 from catp.export.verification.judging import check_judgements
-from catp.export.verification.matching import check_matches
+from catp.export.verification.matching import check_matches, check_pairs
 from catp.export.verification.measures import check, relative_error
 from catp.export.verification.reference import ReferenceVotes
 from catp.export.verification.turns import taking_turns
@@ -98,6 +99,8 @@ def _checks(bundle: Bundle, provider: Provider, precision: Precision, expected: 
     checks += _inputs(pipeline, expected)
     if isinstance(expected, ExpectedMatches):
         return [*checks, *check_matches(pipeline, expected, limit)]
+    if isinstance(expected, ExpectedPairs):
+        return [*checks, *check_pairs(pipeline, expected, limit)]
     if isinstance(expected, ExpectedJudgements):
         return [*checks, *check_judgements(pipeline, expected, limit)]
     try:

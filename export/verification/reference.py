@@ -61,6 +61,17 @@ class ReferenceVotes:
     slack: np.ndarray  # [B, N]
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A text and an image, by a model that gives each one vector."""
+
+    text: np.ndarray  # float32 [Dt], of length 1
+    image: np.ndarray  # likewise
+    similarity: float  # as Hugging Face's model says
+    logits: np.ndarray | None = None  # float32 [2], of a head that reads both
+    scaled: float | None = None  # the similarity, scaled for a softmax
+
+
 def count_votes(method: VotingMethod, evidence: Evidence) -> ReferenceVotes:
     """A method's scores, as they should be.
 
@@ -197,6 +208,11 @@ class Reference:
         return self._checkpoint.family.generates_text
 
     @property
+    def judges(self) -> bool:
+        """Whether its samples are statements about two images."""
+        return self._checkpoint.family.language.kind == "two-images"
+
+    @property
     def votes(self) -> bool:
         return self._checkpoint.family.votes
 
@@ -216,6 +232,23 @@ class Reference:
         tensors = [layer.keys for layer in layers] + [layer.values for layer in layers]
         greedy = generated(output)
         return Greedy(greedy.token_ids, greedy.logits, [tensor[0].numpy() for tensor in tensors])
+
+    @torch.no_grad()
+    def pair(self, pixel_values: torch.Tensor, text_ids: Sequence[int]) -> Pair:
+        """A text and one image [1, 3, H, W], by Hugging Face's model: BLIP for retrieval, or CLIP."""
+        model, normalize = self._model, torch.nn.functional.normalize
+        ids = torch.tensor([list(text_ids)])
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixel_values}
+        with self._checkpoint.family.standing_in(model):
+            if self._checkpoint.family.language.kind == "contrastive":
+                output = model(**given)
+                scaled = output.logits_per_image[0, 0].item()
+                text, image = output.text_embeds[0], output.image_embeds[0]
+                return Pair(text.numpy(), image.numpy(), scaled / model.logit_scale.exp().item(), None, scaled)
+            output, head = model(**given, use_itm_head=False), model(**given)
+        text = normalize(model.text_proj(output.question_embeds[0, 0]), dim=-1)
+        image = normalize(model.vision_proj(output.last_hidden_state[0, 0]), dim=-1)
+        return Pair(text.numpy(), image.numpy(), output.itm_score[0, 0].item(), head.itm_score[0].numpy())
 
     @torch.no_grad()
     def judge(self, pixel_values: torch.Tensor, text_ids: Sequence[int]) -> np.ndarray:

@@ -13,15 +13,31 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from catp.runtime.bundle.manifest import Manifest
 
-LanguageKind = Literal["decoder-only", "encoder-decoder", "question-answering", "two-images", "none"]
+LanguageKind = Literal[
+    "decoder-only",
+    "encoder-decoder",
+    "question-answering",
+    "captioning",
+    "none",
+    "matching",
+    "contrastive",
+    "two-images",
+]
 """Kind of language model, which decides the graphs that drive it; question-answering: an encoder that reads question
-and image tokens, and a decoder; two-images: whether a statement about two images is true; none: the model scores texts
-of one image."""
+and image tokens, and a decoder; captioning: a decoder that reads image tokens. Three score texts: none, by query tokens
+and the Q-Former; matching, by a text encoder that also reads image tokens; contrastive, by one vector for each text and
+each picture. Two-images: whether a statement about two images is true."""
 
-READ_IMAGE_TOKENS: Final[tuple[LanguageKind, ...]] = ("question-answering", "two-images")
+READ_IMAGE_TOKENS: Final[tuple[LanguageKind, ...]] = (
+    "question-answering",
+    "captioning",
+    "matching",
+    "contrastive",
+    "two-images",
+)
 """Kinds that read a vision encoder's tokens; the others follow an image side that ends in query tokens."""
 
-SCORE_TEXTS: Final[tuple[LanguageKind, ...]] = ("none", "two-images")
+SCORE_TEXTS: Final[tuple[LanguageKind, ...]] = ("none", "matching", "contrastive", "two-images")
 """Kinds that score given texts; the others write some."""
 
 DECODE_GRAPH: Final = "language_model_decode"
@@ -137,6 +153,22 @@ def _check_query_tokens(manifest: Manifest) -> None:
         raise ValueError("pruning.num_query_tokens: not the number that the Q-Former graph scores")
 
 
+def _check_matching_head(manifest: Manifest) -> None:
+    """Raises ValueError where the matching head reads query tokens that nothing votes for, or none of those kept."""
+    takes = any(tensor.name == "kept_indices" for tensor in manifest.graphs["image_text_matching"].inputs)
+    if takes != (manifest.vote is not None):
+        what = "missing, and the bundle has" if manifest.vote else "there, and the bundle has no"
+        raise ValueError(f"graphs.image_text_matching.inputs: kept_indices is {what} query tokens to keep")
+
+
+def _check_vectors(manifest: Manifest) -> None:
+    """Raises ValueError where the vectors of texts and pictures have not the same length, or nothing scales them."""
+    if manifest.tensor("image_vector").shape[1] != manifest.tensor("text_embeds").shape[1]:
+        raise ValueError("graphs.image_embedding.outputs: image_vector is not as long as text_embeds")
+    if (manifest.logit_scale is not None) != (manifest.model.language == "contrastive"):
+        raise ValueError("logit_scale: it belongs to a contrastive model, and to no other")
+
+
 IMAGE_STAGES: dict[str, tuple[Stage, ...]] = {
     "voted-queries": (
         Stage("vision_encoder", ("vision",), _check_encoder),
@@ -153,8 +185,15 @@ LANGUAGE_STAGES: dict[LanguageKind, tuple[Stage, ...]] = {
         Stage("question_encoder", ("prefill",), _check_question_encoder),
         Stage("answer_decoder", ("prefill", "decode")),
     ),
+    "captioning": (Stage("image_keys", ("prefill",)), Stage("caption_decoder", ("prefill", "decode"))),
+    "none": (Stage("text_embedding", ("text",)), Stage("image_text_matching", ("match",), _check_matching_head)),
+    "matching": (
+        Stage("image_embedding", ("image",), _check_vectors),
+        Stage("text_embedding", ("text",)),
+        Stage("image_text_matching", ("match",), _check_matching_head),
+    ),
+    "contrastive": (Stage("image_embedding", ("image",), _check_vectors), Stage("text_embedding", ("text",))),
     "two-images": (Stage("statement_encoder", ("text",)),),
-    "none": (Stage("text_embedding", ("text",)), Stage("image_text_matching", ("match",))),
 }
 """Language parts, which follow an image side, by kind of language model."""
 

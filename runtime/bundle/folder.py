@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from catp.runtime.bundle.graph_shape import check_graph
 from catp.runtime.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileSpec, Manifest
+from catp.runtime.bundle.receipts import hash_of
 from catp.runtime.errors import BundleError, UsageError
 from catp.runtime.files import is_dir, sha256
 from catp.runtime.limits import MANIFEST_BYTES
@@ -32,12 +33,14 @@ class Bundle:
         return self.file(self.manifest.graphs[name].file)
 
 
-def open_bundle(path: str | os.PathLike[str], verify: bool = True) -> Bundle:
+def open_bundle(path: str | os.PathLike[str], verify: bool = True, rehash: bool = False) -> Bundle:
     """Read and check a bundle.
 
     Args:
         path: the bundle's folder.
-        verify: also compare every file's sha256 with the manifest (sizes are always compared).
+        verify: also compare every file's sha256 with the manifest (sizes are always compared). A large file that
+            nobody touched since it was hashed last is not read again, see `receipts`.
+        rehash: read it all the same.
 
     Raises:
         UsageError: `path` is no bundle, or its name can't be handed to the libraries that read it.
@@ -57,7 +60,7 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True) -> Bundle:
             raise BundleError(f"bundle {folder}: {path.name} is not in its manifest; export the bundle again")
     # Gigabytes are hashed faster side by side: hashing lets other threads run.
     with ThreadPoolExecutor() as threads:
-        list(threads.map(lambda spec: _check_file(bundle, spec, verify), bundle.manifest.all_files()))
+        list(threads.map(lambda spec: _check_file(bundle, spec, verify, rehash), bundle.manifest.all_files()))
     for graph in bundle.manifest.graphs:
         check_graph(bundle, graph)
     return bundle
@@ -95,7 +98,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{path}: {where}: {first['msg']}; export the bundle again") from None
 
 
-def _check_file(bundle: Bundle, spec: FileSpec, verify: bool) -> None:
+def _check_file(bundle: Bundle, spec: FileSpec, verify: bool, rehash: bool) -> None:
     path = bundle.file(spec)
     try:
         if not path.is_file():
@@ -110,7 +113,7 @@ def _check_file(bundle: Bundle, spec: FileSpec, verify: bool) -> None:
                 f"bundle {bundle.path}: {spec.path} has {size:,} bytes, the manifest says {spec.size:,}; "
                 "export the bundle again"
             )
-        if verify and sha256(path) != spec.sha256:
+        if verify and hash_of(path, rehash) != spec.sha256:
             raise BundleError(
                 f"bundle {bundle.path}: {spec.path} was altered (its sha256 is not the manifest's); "
                 "export the bundle again"

@@ -40,16 +40,21 @@ def estimate(manifest: Manifest, rows: int, slots: int, widens_half: bool) -> Fo
     )
     slots = math.ceil(slots / CACHE_ROUNDING) * CACHE_ROUNDING
     # Of a decode graph with weights of its own the cache is the other's.
-    caches = [cache_bytes(graph, rows, slots) for graph in graphs]
+    caches = [cache_bytes(graph, rows, slots, manifest.tokens) for graph in graphs]
     return Footprint(weights, max(caches, default=0))
 
 
-def cache_bytes(graph: GraphSpec, rows: int, slots: int) -> int:
-    """Bytes of the keys and values that a graph reads for so many rows of so many tokens; 0 where it has no cache."""
+def cache_bytes(graph: GraphSpec, rows: int, slots: int, image_tokens: int | None = None) -> int:
+    """Bytes of the keys and values that a graph reads for so many rows of so many tokens; 0 where it has no cache.
+
+    Args:
+        image_tokens: of a picture, where a graph reads their keys and values; None: they are not counted.
+    """
     total = 0
     for spec in graph.inputs:
         if spec.name.startswith(("past_key_values.", "cross_key_values.")):
-            total += rows * slots * int(spec.shape[1]) * int(spec.shape[3]) * np.dtype(spec.dtype).itemsize
+            length = (image_tokens or 0) if spec.shape[2] == "image_tokens" else slots
+            total += rows * length * int(spec.shape[1]) * int(spec.shape[3]) * np.dtype(spec.dtype).itemsize
     return total
 
 

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from catp.runtime.errors import UsageError
 
@@ -21,6 +30,7 @@ _RANGE = f"from {_SMALLEST} to {_LARGEST}"
 _ACCEPTED = {
     "height": "a number of pixels",
     "width": "a number of pixels",
+    "shortest_edge": "a number of pixels, at least that of each side of crop_size",
     # Of a name, transformers makes bilinear resizing with Pillow, whichever it is, and other things with torchvision.
     "resample": "one of Pillow's numbers: 0 (nearest), 1 (lanczos), 2 (bilinear), 3 (bicubic), 4 (box), 5 (hamming)",
     "rescale_factor": f"a number {_RANGE}",
@@ -39,12 +49,29 @@ class ImageSpec(BaseModel):
 
     height: int = Field(gt=0)
     width: int = Field(gt=0)
+    shortest_edge: int | None = Field(
+        default=None, gt=0, description="its aspect is kept, its shorter side gets so many pixels; then a crop"
+    )
     resample: int = Field(ge=0, le=5, description="PIL.Image.Resampling")
     do_rescale: bool = True
     rescale_factor: float = Field(default=1 / 255, gt=0)
     do_normalize: bool = True
     image_mean: tuple[_Mean, _Mean, _Mean]
     image_std: tuple[_Deviation, _Deviation, _Deviation]
+
+    @model_validator(mode="after")
+    def _crops(self) -> ImageSpec:
+        if self.shortest_edge is not None and self.shortest_edge < max(self.height, self.width):
+            raise ValueError(f"shortest_edge: {self.shortest_edge} pixels, and the crop is larger")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A bundle whose pictures are only resized is one that older programs read, which know no such field."""
+        fields: dict[str, Any] = serialize(self)
+        if self.shortest_edge is None:
+            fields.pop("shortest_edge", None)
+        return fields
 
     @field_validator("image_mean", "image_std", "rescale_factor")
     @classmethod
@@ -62,23 +89,34 @@ class ImageSpec(BaseModel):
         A step that is null is off, and what it would need is not looked at.
 
         Raises:
-            UsageError: the configuration asks for something BLIP-2 processors don't do (center crop,
-                shortest-edge resizing, no resizing at all), or has a value that can't be used.
+            UsageError: the configuration asks for something that neither BLIP's nor CLIP's processors do (a crop after
+                resizing to another aspect, padding, no resizing at all), or has a value that can't be used.
         """
         size = config.get("size", {"height": 384, "width": 384})
         if isinstance(size, int) and not isinstance(size, bool):
             size = {"height": size, "width": size}
+        shortest = _cropped_from(config, size)
+        if shortest is not None:
+            crop = config["crop_size"]
+            size = {**crop, "shortest_edge": shortest} if isinstance(crop, Mapping) else crop
         if not isinstance(size, Mapping) or not {"height", "width"} <= set(size):
-            raise UsageError(f"preprocessor_config.json: size is {size}; a BLIP-2 processor has height and width")
+            raise UsageError(
+                f"preprocessor_config.json: size is {size}; accepted: height and width, or CLIP's shortest_edge with a "
+                "center crop to height and width"
+            )
         for flag in ("do_center_crop", "do_pad"):
-            if config.get(flag):
-                raise UsageError(f"preprocessor_config.json: {flag} is set; BLIP-2 processors only resize")
+            if config.get(flag) and (flag == "do_pad" or shortest is None):
+                raise UsageError(
+                    f"preprocessor_config.json: {flag} is set; accepted: resizing to height and width alone, or CLIP's "
+                    "shortest_edge with a center crop"
+                )
         if not config.get("do_resize", True):
             raise UsageError("preprocessor_config.json: do_resize is off; the vision encoder's input size is fixed")
         rescales, normalizes = (bool(config.get(flag, True)) for flag in ("do_rescale", "do_normalize"))
         settings = {
             "height": size["height"],
             "width": size["width"],
+            "shortest_edge": shortest,
             "resample": config.get("resample", Image.Resampling.BICUBIC),
             "do_rescale": rescales,
             "rescale_factor": config.get("rescale_factor", 1 / 255) if rescales else 1 / 255,
@@ -94,6 +132,13 @@ class ImageSpec(BaseModel):
             name = str(error.errors()[0]["loc"][0])
             value = repr(size[name] if name in size else config.get(name))[:100]
             raise UsageError(f"preprocessor_config.json: {name} is {value}; accepted: {_ACCEPTED[name]}") from None
+
+
+def _cropped_from(config: Mapping[str, Any], size: Any) -> Any:
+    """The shorter side before a center crop, as CLIP's processors have it; None: nothing is cropped."""
+    if not isinstance(size, Mapping) or not config.get("do_center_crop"):
+        return None
+    return size["shortest_edge"] if set(size) == {"shortest_edge"} and "crop_size" in config else None
 
 
 def _for_channels(number: Any) -> Any:

@@ -32,6 +32,7 @@ _STEP: Tensors = {
     **_CROSS,
     **_PAST,
 }
+_CAPTION: Tensors = {**_STEP, "input_ids": ("int64", "??"), "last_indices": ("int64", "?")}
 _CHOICE: Tensors = {"logits": ("float", "?n"), "next_token": ("int64", "?"), "present.": ("float", "?n?n")}
 
 INPUTS: Final[dict[str, Tensors]] = {
@@ -42,13 +43,16 @@ INPUTS: Final[dict[str, Tensors]] = {
     "text_decoder": _STEP,
     "question_encoder": {"input_ids": ("int64", "??"), "image_embeds": ("float", "??n"), "lengths": ("int64", "?")},
     "answer_decoder": _STEP,
+    "image_keys": {"image_embeds": ("float", "??n")},
+    "caption_decoder": _CAPTION,
     "statement_encoder": {
         **_TEXT,
         "first_image_embeds": ("float", "??n"),
         "second_image_embeds": ("float", "??n"),
     },
     "text_embedding": _TEXT,
-    "image_text_matching": {**_IMAGE, "kept_indices": ("int64", "??"), **_TEXT},
+    "image_embedding": _IMAGE,
+    "image_text_matching": {**_IMAGE, **_TEXT},
 }
 """All inputs of each graph, but for `OPTIONAL`."""
 
@@ -60,6 +64,7 @@ OPTIONAL: Final[dict[str, Tensors]] = {
         "instruction_ids": ("int64", "??"),
         "instruction_mask": ("int64", "??"),
     },
+    "image_text_matching": {"kept_indices": ("int64", "??")},
 }
 
 OUTPUTS: Final[dict[str, Tensors]] = {
@@ -74,8 +79,11 @@ OUTPUTS: Final[dict[str, Tensors]] = {
     "text_decoder": _CHOICE,
     "question_encoder": _CROSS,
     "answer_decoder": _CHOICE,
+    "image_keys": _CROSS,
+    "caption_decoder": _CHOICE,
     "statement_encoder": {"truth_logits": ("float32", "?n")},
     "text_embedding": {"text_embeds": ("float32", "?n")},
+    "image_embedding": {"image_vector": ("float32", "?n")},
     "image_text_matching": {"match_logits": ("float32", "?n")},
 }
 """Outputs that each graph must have; diagnostics are others."""
@@ -93,6 +101,13 @@ OPTIONAL_OUTPUTS: Final[dict[str, Tensors]] = {
 }
 """Outputs that a graph may have, and what they are then."""
 
+_CROSS_READ: Final = (
+    ("text_encoder", "text_decoder"),
+    ("question_encoder", "answer_decoder"),
+    ("image_keys", "caption_decoder"),
+)
+"""Graphs that output cross_key_values, each with the one that reads them."""
+
 
 def check_interfaces(graphs: Mapping[str, GraphSpec]) -> None:
     """Raises ValueError, which names graph and tensor, where the runtime could not drive the graphs."""
@@ -102,7 +117,7 @@ def check_interfaces(graphs: Mapping[str, GraphSpec]) -> None:
         _check_all(f"graphs.{name}.inputs", graph.inputs, INPUTS[name], OPTIONAL.get(name, {}))
         optional = OPTIONAL_OUTPUTS.get(name, {})
         _check_some(f"graphs.{name}.outputs", graph.outputs, {**OUTPUTS[name], **optional}, absent_ok=optional)
-    for reader in ("qformer_voting", "question_encoder"):
+    for reader in ("qformer_voting", "question_encoder", "image_keys", "image_embedding", "image_text_matching"):
         if reader not in graphs:
             continue
         given = {tensor.name for name, graph in graphs.items() if name != reader for tensor in graph.outputs}
@@ -111,7 +126,7 @@ def check_interfaces(graphs: Mapping[str, GraphSpec]) -> None:
                 raise ValueError(f"graphs.{reader}.inputs: {tensor.name} is an output of no graph before it")
     for name, graph in graphs.items():
         _check_cache(f"graphs.{name}", graph)
-    for encoder, decoder in (("text_encoder", "text_decoder"), ("question_encoder", "answer_decoder")):
+    for encoder, decoder in _CROSS_READ:
         if decoder in graphs:
             taken = {t.name: t for t in graphs[decoder].inputs if t.name.startswith("cross_key_values.")}
             put_out = {t.name: t for t in graphs[encoder].outputs}

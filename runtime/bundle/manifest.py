@@ -22,7 +22,15 @@ from catp.runtime.bundle.image_spec import ImageSpec
 from catp.runtime.bundle.interfaces import check_interfaces
 from catp.runtime.bundle.strict import Strict
 from catp.runtime.errors import UsageError
-from catp.runtime.limits import COUNT, ENCODER_SIDE, PATH_CHARACTERS, POSITIONS, QUERY_TOKENS, TEMPLATE_CHARACTERS
+from catp.runtime.limits import (
+    COUNT,
+    ENCODER_SIDE,
+    LOGIT_SCALE,
+    PATH_CHARACTERS,
+    POSITIONS,
+    QUERY_TOKENS,
+    TEMPLATE_CHARACTERS,
+)
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "catp.json"
@@ -256,6 +264,9 @@ class Manifest(Strict):
     vote: PruningSpec | None = Field(default=None, alias="pruning", description="of query tokens")
     encoder_pruning: EncoderPruningSpec | None = Field(default=None, description="of image tokens, in the encoder")
     question_pruning: QuestionPruningSpec | None = Field(default=None, description="of tokens, in the question encoder")
+    logit_scale: float | None = Field(
+        default=None, gt=0, le=LOGIT_SCALE, description="of a contrastive model: what zero-shot classes multiply by"
+    )
     precision: Precision
     image: ImageSpec
     text: TextSpec
@@ -285,7 +296,7 @@ class Manifest(Strict):
             raise ValueError("question_pruning: there, and the bundle has no question encoder")
         for stage in chain.stages:
             stage.check(self)
-        if max(self.image.height, self.image.width) > ENCODER_SIDE:
+        if max(self.image.height, self.image.width, self.image.shortest_edge or 0) > ENCODER_SIDE:
             raise ValueError(f"image: {self.image.width} x {self.image.height} pixels, at most {ENCODER_SIDE} a side")
         outputs = {tensor.name: tensor.shape for graph in self.graphs.values() for tensor in graph.outputs}
         vocabulary = outputs["logits"][1] if "logits" in outputs else None
@@ -299,7 +310,7 @@ class Manifest(Strict):
     def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A bundle without such pruning is one that older programs read, which know no such field."""
         fields: dict[str, Any] = serialize(self)
-        for name in ("encoder_pruning", "question_pruning"):
+        for name in ("encoder_pruning", "question_pruning", "logit_scale"):
             if getattr(self, name) is None:
                 fields.pop(name, None)
         return fields

@@ -73,7 +73,13 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
     if manifest.encoder_pruning:
         for line in describe_encoder(manifest.encoder_pruning):
             print_line(line)
-    print_line(f"answers: {manifest.generation.describe()}, at most {manifest.text.max_new_tokens} tokens")
+    if manifest.writes_text:
+        print_line(f"answers: {manifest.generation.describe()}, at most {manifest.text.max_new_tokens} tokens")
+    else:
+        head = "image_text_matching" in manifest.graphs
+        print_line(f"scores texts: {'probability of a match, and ' if head else ''}contrastive similarity")
+    if manifest.logit_scale is not None:
+        print_line(f"classes: by a softmax of similarities times {manifest.logit_scale:.6g}")
     if manifest.calibration:
         for line in _cost(manifest.calibration):
             print_line(line)

@@ -12,7 +12,8 @@ from catp.runtime.bundle.generation_settings import Overrides
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.console import busy, make_app, print_json_line, print_line, print_result
 from catp.runtime.commands.encoder_options import ENCODER_PANEL, FlopsOption, KeptOption, parse_counts
-from catp.runtime.commands.memory_option import MaxMemoryOption, check_bundle
+from catp.runtime.commands.lists import read_list
+from catp.runtime.commands.loading_options import MaxMemoryOption, RehashOption, check_bundle
 from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
@@ -57,6 +58,7 @@ def run(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads within an operator.")] = None,
     max_memory: MaxMemoryOption = None,
+    rehash: RehashOption = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="ONNX Runtime's log on standard error.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer to one prompt while it grows.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object per prompt on standard output.")] = False,
@@ -152,7 +154,7 @@ def run(
         "stop_strings": stop or None,
     }
     encoder = EncoderWish(parse_counts(encoder_kept), encoder_flops, encoder_temperature)
-    given = None if answers is None else read_answers(answers)
+    given = None if answers is None else read_list("--answers", answers)
     if given is not None:
         unfit = [f"--{name.replace('_', '-')}" for name, value in overrides.items() if value is not None]
         unfit += ["--stream"] * stream + ["--max-new-tokens"] * (max_new_tokens is not None)
@@ -163,7 +165,7 @@ def run(
             raise UsageError(f"--answers ranks texts and writes none: leave out {', '.join(unfit)}")
     check_bundle(bundle, provider, max_memory, prompt, num_beams, max_new_tokens)
     with busy("load the bundle"):
-        pipeline = Pipeline.load(bundle, provider, threads=threads, engines=engines, verbose=verbose)
+        pipeline = Pipeline.load(bundle, provider, threads=threads, engines=engines, verbose=verbose, rehash=rehash)
     if given is not None:
         with busy("rank the answers"):
             rankings = pipeline.rank(images, prompt, given, encoder=encoder)
@@ -197,29 +199,6 @@ def _print_answer(path: Path, prompt: str, answer: str, prompts: int, images: in
         print_line(answer)
     else:
         print_line(f"{path}: {answer}" if images > 1 else f"{prompt} {answer}".lstrip())
-
-
-def read_answers(text: str) -> list[str]:
-    """Texts separated by commas, or those of a file.
-
-    Raises:
-        UsageError: a file can't be read, or has something else in it.
-    """
-    path = Path(text)
-    if path.suffix not in (".txt", ".json"):
-        return [part.strip() for part in text.split(",") if part.strip()]
-    try:
-        content = path.read_text(encoding="utf-8")
-        found = json.loads(content) if path.suffix == ".json" else [line.strip() for line in content.splitlines()]
-        if not isinstance(found, list) or not all(isinstance(answer, str) for answer in found):
-            raise ValueError("not a list of texts")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(
-            f"--answers {text}: {reason}; give texts separated by commas, a .txt file with one in each line, or a "
-            ".json file with a list"
-        ) from None
-    return [answer for answer in found if answer]
 
 
 app = make_app(run)

@@ -10,7 +10,7 @@ import typer
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.bundle.footprint import Footprint, check_memory
 from catp.runtime.commands.console import make_app
-from catp.runtime.commands.memory_option import MaxMemoryOption, check_limit, footprint
+from catp.runtime.commands.loading_options import MaxMemoryOption, RehashOption, check_limit, footprint
 from catp.runtime.errors import UsageError
 from catp.runtime.limits import (
     CACHE_BYTES,
@@ -106,6 +106,7 @@ def serve(
         typer.Option(min=0, help="Seconds that answers get once the server is to stop.", rich_help_panel=_LIMITS),
     ] = DRAIN_SECONDS,
     max_memory: MaxMemoryOption = None,
+    rehash: RehashOption = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="ONNX Runtime's log on standard error.")] = False,
 ) -> None:
     """Serve bundles over HTTP: OpenAI's chat completions, KServe's v2 protocol, health, metrics.
@@ -151,7 +152,7 @@ def serve(
         traces=otlp_traces_endpoint,
     )
     loaders = {
-        name: loader(str(path), provider=provider, threads=threads, engines=engines, verbose=verbose)
+        name: loader(str(path), provider=provider, threads=threads, engines=engines, verbose=verbose, rehash=rehash)
         for name, path in bundles.items()
     }
     Serving(loaders, settings).run()

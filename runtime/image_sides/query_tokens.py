@@ -30,7 +30,7 @@ class Pruned:
 
     def kept_of(self, row: int) -> list[int]:
         """Indices of a row's kept tokens, ascending; those that were merged of several are none of them."""
-        return sorted(index for index in self.indices[row].tolist() if index >= 0)
+        return kept_of_rows(self.indices[row : row + 1])[0]
 
     def check(self, rows: int, kept: int, queries: int) -> None:
         """Raises GraphError where the indices are not those of `kept` query tokens of each row, ascending, or the
@@ -59,6 +59,11 @@ class Pruned:
             embeds.reshape(rows, -1, embeds.shape[2]),
             frames,
         )
+
+
+def kept_of_rows(indices: np.ndarray) -> list[list[int]]:
+    """The kept tokens of each row of kept_indices int64 [B, k], ascending; merged ones, -1, are none of them."""
+    return [sorted(index for index in row if index >= 0) for row in indices.tolist()]
 
 
 Encoded = Mapping[str, Value]

@@ -116,7 +116,17 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def resize(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     """The pixels that the model sees, uint8 [H, W, 3], of an RGB picture of any size."""
-    return np.asarray(image.resize((spec.width, spec.height), Image.Resampling(spec.resample)))
+    filter_ = Image.Resampling(spec.resample)
+    if spec.shortest_edge is None:
+        return np.asarray(image.resize((spec.width, spec.height), filter_))
+    width, height = image.size
+    longer = int(spec.shortest_edge * max(width, height) / min(width, height))
+    whole = (spec.shortest_edge, longer) if width <= height else (longer, spec.shortest_edge)
+    if whole[0] * whole[1] > MAX_PIXELS:
+        raise ImageError(f"image of {width} x {height}: refused, resized it would have more than {MAX_PIXELS:,} pixels")
+    left, top = (whole[0] - spec.width) // 2, (whole[1] - spec.height) // 2
+    resized = image.resize(whole, filter_)
+    return np.asarray(resized.crop((left, top, left + spec.width, top + spec.height)))
 
 
 def load_and_preprocess(sources: Sequence[ImageSource], spec: ImageSpec) -> np.ndarray:

@@ -47,10 +47,10 @@ def _of_folder(folder: Path) -> tuple[ImageSource, ...]:
         raise ImageError(f"video {folder}: the folder can't be read ({error})") from None
     if not frames:
         raise UsageError(f"video {folder}: the folder is empty; give one with a picture for each frame")
-    return tuple(sorted(frames, key=lambda path: _natural(path.name)))
+    return tuple(sorted(frames, key=lambda path: natural_order(path.name)))
 
 
-def _natural(name: str) -> tuple[list[str | int], str]:
+def natural_order(name: str) -> tuple[list[str | int], str]:
     """A name's key for sorting: its numbers count as such. Names that differ in zeros alone keep one order."""
     texts_and_numbers = re.split("([0-9]+)", name)  # in turns, a text first
     return [int(part) if place % 2 else part for place, part in enumerate(texts_and_numbers)], name

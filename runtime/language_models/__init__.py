@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from catp.runtime.bundle.chains import DECODE_GRAPH, LanguageKind
+from catp.runtime.bundle.chains import DECODE_GRAPH, READ_IMAGE_TOKENS, LanguageKind
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import UsageError
 from catp.runtime.language_models.base import LanguageModel
+from catp.runtime.language_models.captioning import Captioning
 from catp.runtime.language_models.decoder_only import DecoderOnly
 from catp.runtime.language_models.encoder_decoder import EncoderDecoder
 from catp.runtime.language_models.no_language_model import NoLanguageModel
@@ -36,7 +37,7 @@ def open_seats(bundle: Bundle, model: LanguageModel, rows: int, length: int) -> 
             return Slots(model, rows, length)
         return Separate(model, "language_model", model.vocabulary, rows, length)
     if isinstance(model, EncoderDecoder):
-        beside = isinstance(model, QuestionAnswering)  # image tokens are read beside the question, and take no place
+        beside = bundle.manifest.model.language in READ_IMAGE_TOKENS  # which take no place among a prompt's
         return Separate(model, model.decoder_name, model.vocabulary, rows, length, counts_image=not beside)
     raise UsageError(f"bundle {bundle.path}: it has no language model, it scores texts")
 
@@ -55,6 +56,9 @@ _OPEN: dict[LanguageKind, Callable[[Bundle, Provider], LanguageModel]] = {
     "decoder-only": _decoder_only,
     "encoder-decoder": EncoderDecoder,
     "question-answering": QuestionAnswering,
+    "captioning": Captioning,
     "two-images": _none,
     "none": _none,
+    "matching": _none,
+    "contrastive": _none,
 }

@@ -1,8 +1,9 @@
 """An encoder-decoder language model: kept tokens and prompt are encoded once, and a decoder reads that at every step.
 
 `export/graphs/text_encoder.py` and `text_decoder.py` are the other side of this contract, of BLIP's
-`question_encoder.py` and `answer_decoder.py`. Positions go to the encoder;
-a generated token's is its cache slot. Padded prompts need no care beyond their lengths, which both graphs are given.
+`question_encoder.py` and `answer_decoder.py`, and `image_keys.py` and `caption_decoder.py`. Positions go to the
+encoder; a token's in the decoder is its cache slot. Padded prompts need no care beyond their lengths, which both graphs
+are given.
 """
 
 from __future__ import annotations
@@ -52,7 +53,15 @@ class EncoderDecoder:
         self, batch: Batch, new_tokens: int, beams: int = 1, output: Output = "next_token"
     ) -> EncoderDecoderDecoding:
         check_vocabulary(batch.prompts, self.vocabulary)
-        return EncoderDecoderDecoding(self, batch, new_tokens, output)
+        return EncoderDecoderDecoding(self, batch, self.limits(batch, new_tokens), output)
+
+    def limits(self, batch: Batch, new_tokens: int) -> np.ndarray:
+        """The most tokens that each prompt can get, int64 [B], at least 1 and at most `new_tokens`.
+
+        Raises:
+            UsageError: a prompt has more tokens than the model has positions.
+        """
+        return np.full(len(batch.prompts), new_tokens, np.int64)
 
     @property
     def vocabulary(self) -> int:
@@ -72,13 +81,25 @@ class EncoderDecoder:
         }
         return self.encoder.bind(inputs).run(), embeds.shape[1] + lengths
 
+    def spread(self, cross: Mapping[str, DeviceTensor], rows: np.ndarray) -> dict[str, DeviceTensor]:
+        """Cross-attention inputs with a row for each of `rows` int64 [R], which are theirs, in memory of their own."""
+        found: dict[str, DeviceTensor] = {}
+        for name, source in cross.items():
+            found[name] = self.decoder.zeros((len(rows), *source.shape[1:]), self.decoder_graph.input(name).dtype)
+            self.decoder.copy_rows(source, rows, found[name], np.arange(len(rows)), source.shape[2])
+        return found
+
 
 class EncoderDecoderDecoding:
-    """A batch of prompts, what the encoder made of them, and the decoder's cache."""
+    """A batch of prompts, what the encoder made of them, and the decoder's cache.
 
-    def __init__(self, model: EncoderDecoder, batch: Batch, new_tokens: int, output: Output) -> None:
+    Args:
+        limits: int64 [B].
+    """
+
+    def __init__(self, model: EncoderDecoder, batch: Batch, limits: np.ndarray, output: Output) -> None:
         rows = len(batch.prompts)
-        self.limits = np.full(rows, new_tokens, np.int64)
+        self.limits = limits
         self.prefill_seconds = 0.0
         self.decode_seconds: list[float] = []
         self.graph = model.decoder_name
@@ -86,9 +107,13 @@ class EncoderDecoderDecoding:
         self._model = model
         self._batch = batch
         self._output = output
-        # The start token takes the slot that the last token generated, which is never fed back, leaves free.
-        self._cache = Cache(model.decoder, model.decoder_graph, rows, new_tokens)
-        self._slot = 0
+        self._first, lengths = padded([model.context(prompt, ()) for prompt in batch.prompts], model.text.pad_token_id)
+        self._lengths = lengths
+        # The last token generated is never fed back.
+        self._cache = Cache(model.decoder, model.decoder_graph, rows, int(lengths.max()) + int(limits.max()) - 1)
+        self._slots = np.zeros(rows, np.int64)  # tokens of each row in the cache
+        # A row whose positions end takes part in the steps of the others; it stays at the last position.
+        self._last_slot = (model.text.max_positions or self._cache.slots) - 1
         self._run_seconds = 0.0
         self._cross: Mapping[str, DeviceTensor] = {}
         self._encoded_lengths = np.zeros(rows, np.int64)
@@ -99,7 +124,7 @@ class EncoderDecoderDecoding:
     def prefill(self) -> np.ndarray:
         started = time.perf_counter()
         self._cross, self._encoded_lengths = self._model.encode(self._batch)
-        result = self._run(np.full(len(self._encoded_lengths), self._model.start_token, np.int64))
+        result = self._read_first()
         self.prefill_seconds = time.perf_counter() - started
         return result
 
@@ -112,7 +137,7 @@ class EncoderDecoderDecoding:
         if self._places is not None:  # beams stay with their prompt, and all of them read the same encoded tokens
             self._places, sources, targets = place(self._places[rows])
             if len(targets):
-                self._cache.copy_rows(engine, sources, self._cache, targets, self._slot)
+                self._cache.copy_rows(engine, sources, self._cache, targets, self._written)
             return
         self._spread(rows)
 
@@ -131,14 +156,15 @@ class EncoderDecoderDecoding:
         """Go on with a row for each of `rows`, in memory of its own."""
         engine, every = self._model.decoder, np.arange(len(rows))
         narrow, self._cache = self._cache, Cache(engine, self._model.decoder_graph, len(rows), self._cache.slots)
-        narrow.copy_rows(engine, rows, self._cache, every, self._slot)
-        cross = {}
-        for name, source in self._cross.items():
-            dtype = self._model.decoder_graph.input(name).dtype
-            cross[name] = engine.zeros((len(rows), *source.shape[1:]), dtype)
-            engine.copy_rows(source, rows, cross[name], every, source.shape[2])
-        self._cross, self._encoded_lengths = cross, self._encoded_lengths[rows]
+        narrow.copy_rows(engine, rows, self._cache, every, self._written)
+        self._cross, self._encoded_lengths = self._model.spread(self._cross, rows), self._encoded_lengths[rows]
+        self._slots = self._slots[rows]
         self._places, self._step = every, None
+
+    @property
+    def _written(self) -> int:
+        """Slots that hold a token in any row."""
+        return int(self._slots.max())
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         if self._places is not None:
@@ -149,30 +175,46 @@ class EncoderDecoderDecoding:
         self.decode_seconds.append(self._run_seconds)
         return result if self._places is None else result[self._places]
 
+    def _read_first(self) -> np.ndarray:
+        """Feed what each row begins with, into slots from the first one on."""
+        if self._first.shape[1] == 1:
+            return self._run(self._first[:, 0])
+        self._outputs = self._bind(self._first, self._lengths - 1).run()
+        self._slots = self._lengths
+        return self._outputs[self._output].numpy()
+
     def _run(self, tokens: np.ndarray) -> np.ndarray:
         """Feed one token to every row of the cache."""
-        rows = len(tokens)
         if self._step is None:
             # Bound once: from here on nothing is allocated, and two small arrays go to the engine.
-            graph, engine = self._model.decoder_graph, self._model.decoder
-            outputs = {
-                spec.name: engine.zeros((rows, *(int(extent) for extent in spec.shape[1:])), spec.dtype)
-                for spec in graph.outputs
-                if spec.name not in self._cache.outputs
-            }
-            inputs: dict[str, Value] = {
-                "input_ids": np.zeros((rows, 1), np.int64),
-                "write_indices": np.zeros(rows, np.int64),
-                "encoded_lengths": self._encoded_lengths,
-            }
-            self._step = engine.bind(
-                {**inputs, **self._cross, **self._cache.inputs}, {**self._cache.outputs, **outputs}
-            )
+            self._step = self._bind(np.zeros((len(tokens), 1), np.int64), np.zeros(len(tokens), np.int64))
         self._step.update("input_ids", tokens[:, None])
-        self._step.update("write_indices", np.full(rows, self._slot, np.int64))
-        self._slot += 1
+        self._step.update("write_indices", self._slots)
+        self._slots = np.minimum(self._slots + 1, self._last_slot)
         started = time.perf_counter()
         self._outputs = self._step.run()
         result = self._outputs[self._output].numpy()
         self._run_seconds = time.perf_counter() - started
         return result
+
+    def _bind(self, ids: np.ndarray, last_indices: np.ndarray) -> Step:
+        """A step, from the first slot on.
+
+        Args:
+            ids: int64 [R, S].
+            last_indices: int64 [R], for a decoder that takes several tokens of a row.
+        """
+        graph, engine, rows = self._model.decoder_graph, self._model.decoder, len(ids)
+        outputs = {
+            spec.name: engine.zeros((rows, *(int(extent) for extent in spec.shape[1:])), spec.dtype)
+            for spec in graph.outputs
+            if spec.name not in self._cache.outputs
+        }
+        inputs: dict[str, Value] = {
+            "input_ids": ids,
+            "write_indices": np.zeros(rows, np.int64),
+            "encoded_lengths": self._encoded_lengths,
+        }
+        if any(spec.name == "last_indices" for spec in graph.inputs):
+            inputs["last_indices"] = last_indices
+        return engine.bind({**inputs, **self._cross, **self._cache.inputs}, {**self._cache.outputs, **outputs})

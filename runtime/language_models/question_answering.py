@@ -11,8 +11,8 @@ from catp.runtime.bundle.encoder_pruning import QuestionPruningSpec
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import GraphError, UsageError
 from catp.runtime.inputs.padding import padded
-from catp.runtime.language_models.base import Batch, Output
-from catp.runtime.language_models.encoder_decoder import EncoderDecoder, EncoderDecoderDecoding
+from catp.runtime.language_models.base import Batch
+from catp.runtime.language_models.encoder_decoder import EncoderDecoder
 from catp.runtime.language_models.inputs import prefix_of_prompts
 from catp.runtime.providers.base import DeviceTensor, Provider, Value, to_host
 
@@ -26,9 +26,7 @@ class QuestionAnswering(EncoderDecoder):
         super().__init__(bundle, provider)
         self.pruning = bundle.manifest.question_pruning
 
-    def begin(
-        self, batch: Batch, new_tokens: int, beams: int = 1, output: Output = "next_token"
-    ) -> EncoderDecoderDecoding:
+    def limits(self, batch: Batch, new_tokens: int) -> np.ndarray:
         longest, positions = max(len(prompt) for prompt in batch.prompts), self.text.max_positions
         if positions is not None:
             if longest > positions:
@@ -36,7 +34,7 @@ class QuestionAnswering(EncoderDecoder):
                     f"prompt: {longest} tokens, and this model has {positions} positions; give a shorter one"
                 )
             new_tokens = min(new_tokens, positions)
-        return super().begin(batch, new_tokens, beams, output)
+        return super().limits(batch, new_tokens)
 
     def encode(self, batch: Batch) -> tuple[dict[str, DeviceTensor], np.ndarray]:
         ids, lengths = padded(batch.prompts, self.text.pad_token_id)

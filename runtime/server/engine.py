@@ -220,13 +220,10 @@ class ModelEngine:
         """Every graph once, and a step of every number of rows: the first client finds all memory allocated."""
         image = pipeline.manifest.image
         grey = np.zeros((1, 3, image.height, image.width), np.float32)
-        encoded = pipeline.encode(grey, ["a"])
         if self._together is None:
-            pruned = pipeline.prune(encoded, pipeline.num_kept())
-            texts = [pipeline.tokenize("a")]
-            pipeline.matching.score(encoded["image_embeds"], pruned.kept_indices, pruned.kept_embeds, texts)
+            pipeline.match_pixels(grey, [pipeline.tokenize("a")])
             return
-        together, seen = self._together, pipeline.remember(encoded)
+        together, seen = self._together, pipeline.remember(pipeline.encode(grey, ["a"]))
         settings = pipeline.manifest.generation.override(num_beams=1, min_new_tokens=2)
         wishes = Wishes(settings, None, None, None, 2)
         ids, _ = pipeline.check(Question(grey, "a", wishes))
@@ -356,7 +353,11 @@ class ModelEngine:
         found = self._pipeline.match_pixels(job.pixel_values, job.tokens, job.wishes.ratio)
         self._tell_end(
             job,
-            Matched([m.probability for m in found], [m.similarity for m in found], found[0].kept_indices),
+            Matched(
+                [m.probability for m in found if m.probability is not None],
+                [m.similarity for m in found],
+                found[0].kept_indices,
+            ),
         )
 
     def _embed(self, job: Job) -> None:
@@ -365,7 +366,7 @@ class ModelEngine:
             self._tell_end(job, Embedded(self._pipeline.matching.embed(job.tokens), []))
             return
         indices, vectors = self._pipeline.embed_pixels(job.pixel_values, job.wishes.ratio)
-        self._tell_end(job, Embedded(vectors[0], indices[0].tolist()))
+        self._tell_end(job, Embedded(vectors[0], indices[0]))
 
     def _step(self) -> None:
         assert self._together is not None

@@ -44,7 +44,7 @@ class Finished:
 class Matched:
     """Scores of texts against one picture."""
 
-    probability: list[float]
+    probability: list[float]  # empty where the model has no head that reads text and picture at once
     similarity: list[float]
     kept_indices: list[int]
 
@@ -54,7 +54,8 @@ class Embedded:
     """Vectors of texts, or of one picture.
 
     Args:
-        vectors: float32 [n, Dt], each of length 1: one for each text, or for each query token that is kept.
+        vectors: float32 [n, Dt], each of length 1: one for each text; of a picture one, or one for each query token
+            that is kept.
         kept_indices: of a picture, ascending.
     """
 

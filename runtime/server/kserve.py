@@ -164,7 +164,7 @@ def describe_model(name: str, manifest: Manifest) -> ModelMetadata:
     scores = not manifest.writes_text
     inputs = [("image", "BYTES"), ("text" if scores else "prompt", "BYTES")]
     outputs = (
-        [("probability", "FP32"), ("similarity", "FP32")]
+        [*([] if manifest.logit_scale else [("probability", "FP32")]), ("similarity", "FP32")]
         if scores
         else [("text", "BYTES"), ("num_kept", "INT64"), ("finish_reason", "BYTES")]
     )
@@ -182,7 +182,8 @@ def infer_response(name: str, asked: InferBody, ends: Sequence[End]) -> Inferred
     tensors: dict[str, tuple[str, list[Any]]] = {}
     first = ends[0]
     if isinstance(first, Matched):
-        tensors["probability"] = ("FP32", first.probability)
+        if first.probability:
+            tensors["probability"] = ("FP32", first.probability)
         tensors["similarity"] = ("FP32", first.similarity)
     else:
         finished = [end for end in ends if isinstance(end, Finished)]

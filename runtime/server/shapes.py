@@ -186,7 +186,7 @@ class ChatChunk(Shape):
 
 
 class Kept(Shape):
-    """The vectors of a picture: one for each query token that is kept, one after another in its embedding."""
+    """The kept tokens of a picture: image tokens, or query tokens, whose vectors follow one another."""
 
     num_kept: int
     kept_indices: list[int]

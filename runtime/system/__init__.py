@@ -1,1 +1,1 @@
-"""The process and its surroundings: memory, terminals, renames, locks, libraries that may be missing."""
+"""The process and its surroundings: memory, terminals, renames, locks, caches, libraries that may be missing."""

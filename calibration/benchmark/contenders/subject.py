@@ -84,7 +84,9 @@ def make_timed_input(
     text = manifest.text
     # The last token generated is never fed back, and needs no position.
     needed = manifest.tokens + prompt_tokens + new_tokens - 1
-    if manifest.model.language in READ_IMAGE_TOKENS:  # question and answer have positions of their own, images none
+    if manifest.model.language == "captioning":  # a prompt's own tokens but one, then the caption; images have none
+        needed = max(1, prompt_tokens - 1) + new_tokens - 1
+    elif manifest.model.language in READ_IMAGE_TOKENS:  # nor here, where question and answer have their own
         needed = max(prompt_tokens, new_tokens)
     if text.max_positions is not None and needed > text.max_positions:
         raise UsageError(

@@ -28,14 +28,12 @@ def answering_cost(
     # Step j of new_tokens - 1 sees the start token and j tokens after it, which are on average new_tokens / 2.
     context = 1 + workload.new_tokens / 2
     token_bytes = 2 * language.layers * language.width * item_size(decoder, "past_key_values.0.key")
-    weights = _read_bytes(language, decoder, head=True)
+    weights = read_bytes(language, decoder, head=True)
     embeds = image * vision.width * item_size(encoder, "image_embeds")
     stages = {
         "prefill": StageCost(
             flops=batch * (encoder_flops(language, question, image, vision.width) + step_flops(language, 1, question)),
-            bytes=_read_bytes(language, encoder, head=False)
-            + weights
-            + batch * (embeds + (question + 1) * token_bytes),
+            bytes=read_bytes(language, encoder, head=False) + weights + batch * (embeds + (question + 1) * token_bytes),
             integer=in_integers(decoder),
         )
     }
@@ -62,23 +60,23 @@ def encoder_flops(language: AnsweringGeometry, question: int, image: int, image_
     return language.layers * (own + cross + feed_forward + 2 * projection)
 
 
-def step_flops(language: AnsweringGeometry, context: float, question: int) -> int:
-    """Operations of one row: one token through the decoder and its head.
+def step_flops(language: AnsweringGeometry, context: float, encoded: int, tokens: int = 1) -> int:
+    """Operations of one row: tokens through the decoder, and the last one through its head.
 
     Args:
-        context: tokens that self-attention sees, the new one included.
-        question: tokens that cross-attention sees; their keys and values are there already.
+        context: tokens that self-attention sees, the new ones included.
+        encoded: tokens that cross-attention sees; their keys and values are there already.
     """
     width = language.width
     projection = 2 * width * width
     own = 4 * projection + 2 * (2 * context * width)
-    cross = 2 * projection + 2 * (2 * question * width)
+    cross = 2 * projection + 2 * (2 * encoded * width)
     feed_forward = 2 * (2 * width * language.feed_forward)
     head = projection + 2 * language.vocabulary * width  # a dense layer comes before it
-    return round(language.layers * (own + cross + feed_forward)) + head
+    return round(language.layers * tokens * (own + cross + feed_forward)) + head
 
 
-def _read_bytes(language: AnsweringGeometry, graph: GraphSpec, head: bool) -> int:
+def read_bytes(language: AnsweringGeometry, graph: GraphSpec, head: bool) -> int:
     """All weights, less tables of which a few rows are read: positions, and embeddings that are not the head.
 
     Args:

@@ -23,6 +23,7 @@ from catp.calibration.benchmark.costs.base import (
     item_size,
     weight_bytes,
 )
+from catp.calibration.benchmark.costs.captioning import captioning_cost
 from catp.calibration.benchmark.costs.encoder_decoder import encoder_decoder_cost
 from catp.calibration.benchmark.costs.geometry import (
     AnsweringGeometry,
@@ -70,7 +71,10 @@ def cost_of(
         vision_work = round(1e9 * pruning.gflops(kept_tokens))
     if isinstance(language, AnsweringGeometry):
         read = replace(workload, num_kept=seen)
-        generation = answering_cost(language, vision, graphs["question_encoder"], graphs["answer_decoder"], read)
+        if manifest.model.language == "captioning":
+            generation = captioning_cost(language, vision, graphs["image_keys"], graphs["caption_decoder"], read)
+        else:
+            generation = answering_cost(language, vision, graphs["question_encoder"], graphs["answer_decoder"], read)
     elif isinstance(language, EncoderDecoderGeometry):
         generation = encoder_decoder_cost(language, graphs["text_encoder"], graphs["text_decoder"], workload)
     else:

@@ -76,7 +76,7 @@ class EncoderDecoderGeometry:
 
 @dataclass(frozen=True)
 class AnsweringGeometry:
-    """BLIP's text encoder, which reads the image in every layer, and its decoder, which has the same sizes."""
+    """BLIP's text decoder, and where it answers questions its text encoder, which has the same sizes."""
 
     layers: int
     width: int

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
-from catp.calibration.cache import cache_folder
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.precision.formats.base import Range
 from catp.calibration.precision.graphs.graph import FloatGraph
@@ -21,6 +20,7 @@ from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import CatpError
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.pruning import num_kept
+from catp.runtime.system.cache import cache_folder
 
 SAVE_EVERY = 32
 """Questions; as many, at most, are asked again after an interruption."""

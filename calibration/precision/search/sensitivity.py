@@ -22,6 +22,8 @@ COMPARED = {
     "language_model": ("logits",),
     "question_encoder": ("cross_key_values.",),
     "answer_decoder": ("logits",),
+    "image_keys": ("cross_key_values.",),
+    "caption_decoder": ("logits",),
 }
 """Outputs that a change is looked for in; a name that ends in a dot stands for all that begin so."""
 

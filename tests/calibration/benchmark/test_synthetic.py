@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from catp.calibration.benchmark import synthetic
 from catp.calibration.benchmark.results.report import BenchmarkReport
-from catp.calibration.benchmark.synthetic import Sizes, Tower, check_room
+from catp.calibration.benchmark.synthetic import Inside, Sizes, Tower, check_room
 from catp.calibration.commands.bench import app
-from catp.export.demo import CHECKPOINT
+from catp.export.demo import CHECKPOINT, vqa
 from catp.runtime.errors import CatpError
 
 RUNNER = CliRunner()
@@ -68,12 +68,34 @@ def test_an_encoder_that_prunes_is_timed_beside_the_dense_one(tmp_path: Path, mo
     assert f"catp-bench run {keep}/pruned --dense {keep}/bundle --checkpoint {keep}/synthetic-tiny" in again.stderr
 
 
+@pytest.mark.heavy  # exports a model of its own twice
+def test_a_caption_model_is_timed_without_query_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("catp.calibration.commands.bench.measure_rates", lambda threads: RATES)
+    small = Tower(2, 64, 4, 96)
+    sizes = synthetic.BlipSizes("BlipForConditionalGeneration", small, small, vocabulary=90, side=48, patch=8)
+    monkeypatch.setitem(synthetic.BLIP, "blip-caption", sizes)
+    synthetic._make("blip-caption", made := synthetic._folders(tmp_path, "blip-caption", True), Inside("norm", (0.7,)))
+    assert made.pruned is not None
+    arguments = ["--dense", str(made.bundle), "--encoder-flops", "0.7", "--batch", "2", "--iterations", "1"]
+    result = RUNNER.invoke(app, ["run", str(made.pruned), *arguments, "--warmup", "0", "--threads", "1", "--json"])
+    assert result.exit_code == 0, result.output
+    report = BenchmarkReport.model_validate_json(result.stdout)
+    assert report.bundle.random_weights and report.bundle.model.id == "synthetic-blip-caption"
+    assert [(found.subject, found.ratio) for found in report.results] == [("catp", 0), ("dense", 0)]
+    timed = set(report.results[0].samples_ms)
+    assert timed >= {"vision", "prefill", "decode"} and "qformer" not in timed
+    (ours,), (theirs,) = report.costs, report.bundle_costs["dense"]
+    for stage in ("vision", "prefill", "decode"):  # each reads fewer image tokens
+        assert ours.stages[stage].flops < theirs.stages[stage].flops
+
+
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("tiny", 2), ("mid", 311), ("blip2-opt-2.7b", 3745), ("blip2-flan-t5-xl", 3942)],
+    [("tiny", 2), ("mid", 311), ("blip2-opt-2.7b", 3745), ("blip2-flan-t5-xl", 3942), ("blip-caption", 224)],
 )
 def test_sizes_are_those_of_the_models(name: synthetic.Preset, millions: int) -> None:
-    model = synthetic._weightless(synthetic._config(name, AutoTokenizer.from_pretrained(CHECKPOINT)))
+    tokenizer = AutoTokenizer.from_pretrained(vqa.CHECKPOINT if name in synthetic.BLIP else CHECKPOINT)
+    model = synthetic._weightless(synthetic._config(name, tokenizer))
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
 
 
@@ -117,7 +139,10 @@ def test_towers_validate_themselves() -> None:
     ("arguments", "message"),
     [
         ([], "--synthetic tiny"),
-        (["--synthetic", "huge"], "'huge' is not one of 'tiny', 'mid', 'blip2-opt-2.7b', 'blip2-flan-t5-xl'"),
+        (
+            ["--synthetic", "huge"],
+            "'huge' is not one of 'tiny', 'mid', 'blip2-opt-2.7b', 'blip2-flan-t5-xl', 'blip-caption'",
+        ),
         (["--synthetic", "tiny", "--checkpoint", "x"], "--checkpoint x and --synthetic tiny"),
         (["--synthetic", "tiny", "--keep", "/dev/null/x"], "no folder can be made there"),
     ],

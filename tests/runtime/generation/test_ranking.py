@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from catp.export.demo import scenes
 from catp.runtime import Pipeline, UsageError
-from catp.runtime.commands.run import app, read_answers
+from catp.runtime.commands.lists import read_list
+from catp.runtime.commands.run import app
 
 ANSWERS = ["red", "a red circle", "in the top left", "blue", "red circle", "3", "yes", "a red circle"]
 
@@ -108,4 +109,4 @@ def test_the_command_reads_answers_from_a_list_or_a_file(vqa_bundle: Path, tmp_p
     assert refused.exit_code == 2 and "leave out --num-beams, --stream" in refused.stderr
     (tmp_path / "answers.json").write_text('{"red": 1}')
     with pytest.raises(UsageError, match="not a list of texts"):
-        read_answers(str(listed))
+        read_list("--answers", str(listed))

@@ -1,4 +1,4 @@
-"""Where results lie that a later run may use again."""
+"""Folders for what a later run may use again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The option by which commands refuse a bundle that needs too much memory, before they load it."""
+"""Options of commands that load a bundle: the memory that it may need, and how its files are checked."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ MaxMemoryOption = Annotated[
     typer.Option(
         metavar="GB",
         help="Refuse a bundle that needs more than so many GB, by an estimate, before it is loaded. Default: none is.",
+    ),
+]
+
+RehashOption = Annotated[
+    bool,
+    typer.Option(
+        "--rehash", help="Check every file's hash anew, also of those that nobody touched since they were hashed last."
     ),
 ]
 

@@ -1,0 +1,1 @@
+"""Retrieval measured: how often what belongs together is found among all others."""

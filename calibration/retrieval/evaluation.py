@@ -1,0 +1,69 @@
+"""A search among all pictures and captions of a set, once for each setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from catp.calibration.data.captions import Captions, plain_words
+from catp.calibration.retrieval.recall import AT, RecallReport, Setting, recall_of
+from catp.runtime.image_sides.pruned_encoder import EncoderWish
+from catp.runtime.pipeline import Pipeline
+from catp.runtime.retrieval.gallery import embed_gallery, embed_texts, read_texts, similarities
+from catp.runtime.retrieval.ranking import check_rerank, search
+
+RERANK = 16
+"""Of a model with a head. BLIP's official evaluation reads 128 of Flickr30k, and 256 of COCO."""
+
+TEXT_TOKENS = 35
+"""Tokens of a text that BLIP's official evaluation reads."""
+
+
+def evaluate_retrieval(
+    pipeline: Pipeline,
+    captions: Captions,
+    settings: Sequence[Setting],
+    rerank: int | None,
+    seed: int,
+    batch: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> RecallReport:
+    """Recall in each setting.
+
+    A model with a matching head, BLIP or BLIP-2, reads captions as the official evaluation does: plain words, at most
+    30 of them and 35 tokens. CLIP reads them as they are, as many tokens as it can.
+
+    Args:
+        rerank: how many of the best the matching head reads; None: 16 where there is one.
+        advance: told how many pictures are done; each setting looks at every picture, and again where it re-ranks.
+
+    Raises:
+        UsageError: the bundle scores no texts, or a setting is out of range.
+        ImageError: a picture can't be read.
+    """
+    head = pipeline.matching.has_head
+    rerank = (RERANK if head else 0) if rerank is None else rerank
+    check_rerank(pipeline, rerank)
+    most = pipeline.manifest.text.max_positions
+    if head:
+        most = TEXT_TOKENS if most is None else min(most, TEXT_TOKENS)
+    texts = [plain_words(text) for text in captions.texts] if head else captions.texts
+    ids = read_texts(pipeline, texts, most)
+    vectors = embed_texts(pipeline, ids)
+    rows = []
+    for setting in settings:
+        encoder = EncoderWish(flops=setting.encoder_flops)
+        gallery = embed_gallery(pipeline, captions.images, setting.ratio, encoder, rerank > 0, batch, None, advance)
+        similarity = similarities(gallery.vectors, vectors)
+        found = search(gallery, ids, similarity, max(AT), rerank, advance=advance)
+        rows.append(recall_of(found, captions, setting, seed))
+    return RecallReport(
+        bundle=str(pipeline.bundle.path),
+        family=pipeline.manifest.model.family,
+        data=captions.name,
+        images=len(captions.images),
+        texts=len(captions.texts),
+        rerank=rerank,
+        text_tokens=most,
+        seed=seed,
+        settings=tuple(rows),
+    )

@@ -1,0 +1,1 @@
+"""Search in many pictures and texts: each is embedded once, and the best of each direction are looked at again."""
