@@ -293,6 +293,7 @@ def test_a_report_with_encoders_that_prune_has_a_table_more(tmp_path: Path) -> N
     ("script", "record", "count"),
     [
         ("encoder_accuracy.py", ROOT / "export" / "demo" / "vqa" / "accuracy" / "encoder-pruning.json", 3),
+        ("pairs_accuracy.py", ROOT / "export" / "demo" / "nlvr" / "accuracy" / "encoder-pruning.json", 1),
         ("both_prunings.py", ROOT / "export" / "demo" / "fine" / "accuracy" / "both-prunings.json", 5),
         ("both_speed.py", ROOT / "tests" / "benchmarks" / "records", 2),
         ("encoder_speed.py", ROOT / "tests" / "benchmarks" / "records" / "encoder-speed.json", 1),

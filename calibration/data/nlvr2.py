@@ -5,7 +5,7 @@
 (https://github.com/lil-lab/nlvr, nlvr2/data). An identifier is split, set, pair and number of the statement: the images
 are those of the pair, `test1-0-1-img0.png` and `test1-0-1-img1.png`, the first one the left one. They lie beside the
 file, in a folder of its name (`test1/`), or in `images/` or `images/test1/`; those of train.json by `directory` below.
-Statements are read as BLIP's official code does: lower case, without punctuation, at most 50 words.
+Statements are read as BLIP's official code does: lower case, without punctuation, at most 40 words.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from catp.calibration.data.dataset import PairList, VqaExample
 from catp.calibration.data.errors import DataError, first_problem
 from catp.runtime.errors import UsageError
 
-WORDS = 50
+WORDS = 40
 _LINE = 1 << 20  # bytes of a line that is looked at
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 

@@ -276,8 +276,12 @@ def _report(bundle: Bundle) -> None:
     sample = samples()[0]
     scores = not manifest.writes_text
     command = ["catp-match" if scores else "catp-run", str(bundle.path), "--image", _short(sample.image)]
+    if manifest.model.language == "two-images":
+        command += ["--image", _short(samples()[1].image)]
     # A model that reads image tokens is asked the bare question, as BLIP was trained, or given how a caption begins.
-    bare = "a picture of" if manifest.model.language == "captioning" else sample.question
+    bare = {"captioning": "a picture of", "two-images": "both pictures have the same number of shapes"}.get(
+        manifest.model.language, sample.question
+    )
     command += ["--text" if scores else "--prompt", sample.prompt if manifest.vote else bare]
     if manifest.precision == "bf16":
         command += ["--provider", "cuda"]

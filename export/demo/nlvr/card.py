@@ -37,7 +37,8 @@ twinned, as the official code begins with a BLIP of other tasks. Batches of {pai
 
 1. {statement_steps:,} steps: text encoder and head, behind the frozen vision encoder; {pictures:,} pictures. Beside
    true or false, words tell what they find in each picture, by linear heads that are thrown away: a colour the shape
-   and the place of its thing, a shape its colours, "shapes" how many there are. Without, nothing is learnt at all.
+   and the place of its thing, a shape its colours, "shapes" how many there are. Without these heads (and at a
+   learning rate of 1e-3) 400 steps had taught nothing: 50.5 % were right.
 2. {joint_steps:,} steps: everything, pictures drawn anew; what words tell counts {auxiliary_weight} times as much.
 
 ## Measured

@@ -10,9 +10,11 @@ import pytest
 import torch
 from blip_official import ROWS, TEXT, VISION, save_bert_tokenizer
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
 from catp.export.checkpoints.loading import load_checkpoint
 from catp.export.checkpoints.madtp import read_madtp
+from catp.export.commands.convert import app as convert_command
 from catp.export.conversion.blip_names import TASKS, rename
 from catp.export.conversion.madtp import Converted, convert_madtp
 from catp.export.nlvr import BlipForNlvr2, BlipNlvr2Config
@@ -127,6 +129,17 @@ def test_statements_begin_with_enc(convert: Callable[[object], Converted], tmp_p
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer("it is red").input_ids[0] == tokenizer.convert_tokens_to_ids("[ENC]") == ROWS - 1
     assert tokenizer("it is red").input_ids[-1] == 3
+
+
+@pytest.mark.parametrize(("madtp", "says"), [(True, "space_dict 7 x 128, temperature 1.25"), (False, "a plain BLIP")])
+def test_the_command_says_what_it_found(tmp_path: Path, madtp: bool, says: str) -> None:
+    bert, content = save_bert_tokenizer(tmp_path / "bert"), content_of(tiny())
+    torch.save(with_guidance(content) if madtp else content, tmp_path / "checkpoint.pth")
+    arguments = ["madtp", str(tmp_path / "checkpoint.pth"), "--tokenizer", str(bert), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(convert_command, arguments)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "BLIP for statements about two images" in said and says in said
 
 
 @pytest.mark.parametrize(
