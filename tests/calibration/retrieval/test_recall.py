@@ -68,8 +68,8 @@ def karpathy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     entries = []
     for number, example in enumerate(scenes.examples(12, seed=6)):
         example.image.save(folder / "val" / f"{number}.png")
-        # No two are alike, and the last is longer than what is read of it: the letters of "yellow" are tokens.
-        longer = "yellow " * 6 if number == 11 else ""
+        # No two are alike, and the first is longer than what is read of it: the letters of "yellow" are tokens.
+        longer = "yellow " * 6 if number == 0 else ""
         captions = [f"(what) is {'green ' * number}!{longer}", f"{'black ' * number}at", "square " * (number + 1)][
             : 1 + number % 3
         ]
