@@ -43,6 +43,8 @@ MADE = {
     "catp-convert madtp checkpoint_02.pth --tokenizer Salesforce/blip-vqa-base -o blip-vqa-madtp": "converted_madtp",
     "catp-export --model Salesforce/blip2-itm-vit-g -o itm-bundle": "retrieval_bundle",
     "catp-export --model Salesforce/blip-vqa-base -o vqa-bundle": "vqa_bundle",
+    "catp-export --model Salesforce/blip-itm-base-coco -o blip-itm-bundle": "blip_retrieval_bundle",
+    "catp-export --model openai/clip-vit-base-patch16 --encoder-flops 0.6 -o clip-bundle": "pruned_clip_bundle",
 }
 """Commands whose output a fixture made: the same command, of a tiny checkpoint where the document names the Hub's."""
 
