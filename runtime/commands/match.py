@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -143,7 +144,7 @@ def match(
             print_line(f"{likely}similarity {found.similarity:+.4f}  {path}: {line}")
 
 
-def _check_options(unfit: dict[str, object], needed: dict[str, object], what: str) -> None:
+def _check_options(unfit: Mapping[str, object], needed: Mapping[str, object], what: str) -> None:
     """Raises UsageError where an option is given that does not go with the others, or one is missing."""
     if given := [name for name, value in unfit.items() if value not in (None, [])]:
         raise UsageError(f"{', '.join(given)}: not with {' and '.join(needed)}; leave it out")

@@ -91,7 +91,8 @@ def _read_both(
 ) -> dict[int, float]:
     """The logit of yes, of each of these texts with a picture; texts of one length are read together."""
     order = sorted(texts, key=lambda text: len(ids[text]))
-    seen, found = gallery.look_again(picture), {}
+    seen = gallery.look_again(picture)
+    found: dict[int, float] = {}
     for at in range(0, len(order), rows):
         chosen = order[at : at + rows]
         logits = gallery.pipeline.matching.logits(seen.for_texts(len(chosen)), [ids[text] for text in chosen])
