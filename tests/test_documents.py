@@ -44,6 +44,8 @@ MADE = {
     "catp-export --model Salesforce/blip2-itm-vit-g -o itm-bundle": "retrieval_bundle",
     "catp-export --model Salesforce/blip-vqa-base -o vqa-bundle": "vqa_bundle",
     "catp-export --model Salesforce/blip-image-captioning-base -o caption-bundle": "caption_bundle",
+    "catp-export --model Salesforce/blip-itm-base-coco -o blip-itm-bundle": "blip_retrieval_bundle",
+    "catp-export --model openai/clip-vit-base-patch16 --encoder-flops 0.6 -o clip-bundle": "pruned_clip_bundle",
 }
 """Commands whose output a fixture made: the same command, of a tiny checkpoint where the document names the Hub's."""
 

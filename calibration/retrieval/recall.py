@@ -40,7 +40,7 @@ class SettingRecall(Strict):
 
     @property
     def mean(self) -> float:
-        """Of all numbers: what BLIP's official evaluation calls r_mean."""
+        """Mean of all numbers: what BLIP's official evaluation calls r_mean."""
         return float(np.mean([found.share for found in (*self.texts, *self.images)]))
 
 

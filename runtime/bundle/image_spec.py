@@ -129,7 +129,8 @@ class ImageSpec(BaseModel):
         try:
             return cls.model_validate(settings, strict=True)  # no text is taken for a number, no name for its number
         except ValidationError as error:
-            name = str(error.errors()[0]["loc"][0])
+            where = error.errors()[0]["loc"]
+            name = str(where[0]) if where else "shortest_edge"  # the one that another setting contradicts
             value = repr(size[name] if name in size else config.get(name))[:100]
             raise UsageError(f"preprocessor_config.json: {name} is {value}; accepted: {_ACCEPTED[name]}") from None
 

@@ -83,7 +83,7 @@ def search_gallery(
 
 
 def heading_of(other: str) -> str:
-    """What the best of an image are, and the best of a text."""
+    """The kind of things that are the best of an image, or of a text."""
     return "text" if other == "image" else "image"
 
 

@@ -68,8 +68,9 @@ def karpathy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     entries = []
     for number, example in enumerate(scenes.examples(12, seed=6)):
         example.image.save(folder / "val" / f"{number}.png")
-        asked = example.question.prompt
-        captions = [f"({number}) {asked} Number two!", f"there is {example.question.answer} in {number}", f"{number}"][
+        # No two are alike, and the first is longer than what is read of it: the letters of "yellow" are tokens.
+        longer = "yellow " * 6 if number == 0 else ""
+        captions = [f"(what) is {'green ' * number}!{longer}", f"{'black ' * number}at", "square " * (number + 1)][
             : 1 + number % 3
         ]
         entries.append({"image": f"val/{number}.png", "caption": captions, "split": "test"})
@@ -95,6 +96,7 @@ def test_the_command_measures_recall(
     if head:  # whose official evaluation reads no more
         assert max(map(len, ids)) > 35
         ids = [row if len(row) <= 35 else [*row[:34], row[-1]] for row in ids]
+    assert len({tuple(row) for row in ids}) == 24
     vectors = pipeline.embed_images(captions.images)[:, 0], pipeline.matching.embed(ids)
     scores = vectors[0] @ vectors[1].T
     if head:  # 16 of each are read again: all pictures of a text, and some texts of a picture

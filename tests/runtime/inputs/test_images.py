@@ -6,6 +6,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from pydantic import ValidationError
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from catp.runtime import ImageError, UsageError
 from catp.runtime.bundle.image_spec import ImageSpec
@@ -170,6 +171,29 @@ def test_settings_are_read_as_hugging_face_reads_them(settings: dict[str, Any]) 
     actual = preprocess(images, ImageSpec.from_preprocessor_config(processor.to_dict()))
     assert actual.dtype == np.float32 and actual.shape == expected.shape
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("shape", [(37, 81), (81, 37), (56, 56), (30, 400), (223, 224)])
+@pytest.mark.parametrize(("edge", "crop"), [(56, (56, 56)), (64, (56, 40)), (33, (32, 33))])
+def test_a_crop_at_the_center_is_hugging_face_s(shape: tuple[int, int], edge: int, crop: tuple[int, int]) -> None:
+    images = [Image.fromarray(noise(*shape))]
+    processor = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size=dict(zip(("height", "width"), crop)))
+    expected = processor(images, return_tensors="np").pixel_values.astype(np.float32)
+    spec = ImageSpec.from_preprocessor_config(processor.to_dict())
+    assert (spec.height, spec.width, spec.shortest_edge) == (*crop, edge)
+    np.testing.assert_allclose(preprocess(images, spec), expected, atol=1e-5)
+    assert ImageSpec.model_validate(spec.model_dump()) == spec
+
+
+def test_a_crop_that_is_no_crop_is_refused() -> None:
+    for changed in ({"size": {"shortest_edge": 40}}, {"size": {"shortest_edge": 56, "longest_edge": 80}}):
+        with pytest.raises(UsageError, match=r"preprocessor_config.json"):
+            settings = CLIPImageProcessorPil(crop_size={"height": 56, "width": 56}).to_dict()
+            ImageSpec.from_preprocessor_config({**settings, **changed})
+    assert "shortest_edge" not in ImageSpec.from_preprocessor_config(BlipImageProcessorPil().to_dict()).model_dump()
+    spec = ImageSpec.from_preprocessor_config(CLIPImageProcessorPil(size={"shortest_edge": 1000}).to_dict())
+    with pytest.raises(ImageError, match="resized it would have more than"):
+        preprocess([Image.new("RGB", (400, 2))], spec)
 
 
 NAN, INFINITE = float("nan"), float("inf")
