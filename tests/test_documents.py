@@ -204,8 +204,10 @@ def test_a_server_answers(outputs: dict[str, str]) -> None:
 
 @EXECUTED
 def test_texts_are_scored(outputs: dict[str, str]) -> None:
-    (printed,) = (output for command, output in outputs.items() if command.startswith("catp-match"))
+    (printed,) = (output for command, output in outputs.items() if command.startswith("catp-match itm-bundle"))
     assert re.match(r"match [01]\.\d{4}  similarity [+-][01]\.\d{4}  ", printed)
+    sorted_ones = [output for command, output in outputs.items() if command.startswith("catp-match clip-bundle")]
+    assert sorted_ones and all(re.search(r"^  [01]\.\d{4}  a red circle$", text, re.MULTILINE) for text in sorted_ones)
 
 
 def test_every_command_of_the_project_has_an_example_in_the_readme() -> None:
