@@ -74,7 +74,7 @@ def check_calibrated(bundle: Bundle, command: str) -> None:
     Raises:
         UsageError: it is neither BLIP-2 with a decoder-only language model nor a BLIP that writes text.
     """
-    if bundle.manifest.model.language == "two-images":
+    if not bundle.manifest.writes_text:
         check_answers(bundle, command)
     if bundle.manifest.model.language not in READ_IMAGE_TOKENS:
         check_decoder_only(bundle, command)

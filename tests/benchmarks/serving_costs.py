@@ -18,7 +18,8 @@ import io
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -75,11 +76,19 @@ class Report(_Strict):
 # HTTP, and the cache.
 
 
-async def _first_and_gap(target: Target, body: bytes) -> Sample:
-    async with target.client(60) as client:
-        found = await ask(client, body)
-    assert found.failure is None, found.failure
-    return found
+@contextmanager
+def client_of(target: Target) -> Iterator[Callable[[bytes], Sample]]:
+    """Requests over one connection, as a client keeps it."""
+    with asyncio.Runner() as runner:
+        client = target.client(60)
+
+        def send(body: bytes) -> Sample:
+            found = runner.run(ask(client, body))
+            assert found.failure is None, found.failure
+            return found
+
+        yield send
+        runner.run(client.aclose())
 
 
 def http_costs(bundle: Path, rounds: int) -> tuple[MedianDifference, MedianDifference]:
@@ -88,11 +97,11 @@ def http_costs(bundle: Path, rounds: int) -> tuple[MedianDifference, MedianDiffe
     workload = Workload("what is in the bottom right?", TOKENS, pipeline.manifest.image.width, 0)
     firsts: tuple[list[float], list[float]] = [], []
     gaps: tuple[list[float], list[float]] = [], []
-    with started(bundle, "demo", "") as target:
+    with started(bundle, "demo", "") as target, client_of(target) as send:
         for number in range(rounds + 2):
             # The usual answers are shorter than what is measured; each side sees a picture for the first time.
             body = Workload(workload.prompt, TOKENS, workload.image_size, 0, {"min_new_tokens": TOKENS})
-            served = asyncio.run(_first_and_gap(target, body.body(target.model, number)))
+            served = send(body.body(target.model, number))
             picture = Image.open(io.BytesIO(workload.picture(number)))
             prompt = f"Question: {workload.prompt} Answer:"
             began, pieces = time.perf_counter(), []
@@ -112,10 +121,10 @@ def cache_share(bundle: Path, rounds: int) -> Ratio:
     workload = Workload("what is in the picture?", 2, pipeline.manifest.image.width, 0, {"min_new_tokens": 2})
     saved: list[float] = []
     images: list[float] = []
-    with started(bundle, "fp32", "") as target:
+    with started(bundle, "fp32", "") as target, client_of(target) as send:
         for number in range(rounds + 1):
             body = workload.body(target.model, number)
-            new, again = (asyncio.run(_first_and_gap(target, body)) for _ in range(2))
+            new, again = send(body), send(body)
             pixels = pipeline.preprocess([Image.open(io.BytesIO(workload.picture(number)))])
             began = time.perf_counter()
             to_host(pipeline.prune(pipeline.encode(pixels), pipeline.num_kept()).kept_embeds)
@@ -255,7 +264,7 @@ def tables(report: Report) -> list[str]:
 def main(
     folder: Annotated[Path, typer.Option(help="What mid_size.py made.")] = Path("build/mid-size"),
     demo: Annotated[Path, typer.Option(help="A bundle of the demo model.")] = Path("build/demo-bundle"),
-    rounds: Annotated[int, typer.Option(min=6)] = 30,
+    rounds: Annotated[int, typer.Option(min=6)] = 60,
     rates: Annotated[str, typer.Option(help="Arrivals a second, separated by commas.")] = "1,2,3,4,5",
     requests: Annotated[int, typer.Option(min=8, help="At each rate, in each of two rounds.")] = 30,
     bound: Annotated[float, typer.Option(help="Milliseconds to the first token, 95th percentile.")] = 1000,

@@ -45,6 +45,7 @@ def expected(folder: Path, report: BenchmarkReport, case: Case) -> list[list[int
     return pipeline.decode(pruned, [asked.prompt_ids] * 2, setup.new_tokens, report.bundle.positions).token_ids
 
 
+@pytest.mark.heavy
 def test_every_schedule_is_timed_with_every_ratio_beside_the_dense_encoder(
     twice_pruned_bundle: Path, demo_bundle: Path, tmp_path: Path
 ) -> None:

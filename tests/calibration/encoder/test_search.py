@@ -178,6 +178,7 @@ def test_the_best_rule_of_each_pair() -> None:
     assert cheapest([one, one], 0.05) is None  # of two something is chosen: a rule that loses too much is not
 
 
+@pytest.mark.heavy
 def test_the_rule_is_chosen_too(bundle: Path, demo_bundle: Path, tmp_path: Path) -> None:
     by_chance, report = tmp_path / "by-chance", tmp_path / "report.json"
     options = EncoderOptions(rule="random", flops=0.8)

@@ -18,9 +18,10 @@ from catp.runtime.server.settings import KEY_VARIABLE, ServerSettings
 
 
 def test_every_option_of_the_command_is_a_setting_with_its_default() -> None:
-    """But for what the cluster's own configuration says: addresses, ports, several bundles, memory, the log."""
+    """But for what the cluster's own configuration says (addresses, ports, several bundles, memory, the log), and for
+    hashes of files that nobody touched."""
     options = {name: parameter.default for name, parameter in inspect.signature(serve).parameters.items()}
-    for name in set(options) - {"bundle", "model", "host", "port", "max_memory", "verbose"}:
+    for name in set(options) - {"bundle", "model", "host", "port", "max_memory", "verbose", "rehash"}:
         default = ClusterSettings.model_fields[name].default
         assert default == options[name] or not (default or options[name]), name
 
