@@ -233,6 +233,13 @@ def _prune_encoders(
             "scorer wrote to"
         )
     record = None if taught is None else taught.record
+    if (
+        options.rule or ("madtp" if madtp.space_dict is not None else "")
+    ) == "madtp" and family.language.kind == "contrastive":
+        raise UsageError(
+            "--encoder-pruning madtp: MADTP's CLIP maps tokens in each layer before it looks them up, which no graph "
+            "does; give another rule, such as cls"
+        )
     spec = plan_pruning(options, config, madtp.space_dict is not None, madtp.temperature, record)
     scorers = None if taught is None else taught.scorers
     if (weights := _image_weights(voting)) == "attention":

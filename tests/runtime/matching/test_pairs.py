@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoProcessor, BlipForImageTextRetrieval, CLIPModel
 from typer.testing import CliRunner
 
 from catp.export.demo import samples, scenes
+from catp.export.exporter import export_bundle
+from catp.export.image_encoders.plan import EncoderOptions
 from catp.runtime import Pipeline, UsageError
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.commands.inspect import app as inspect_command
@@ -127,6 +131,15 @@ def test_what_such_bundles_can_not_do_is_said(blip_retrieval_bundle: Path, clip:
             pipeline.match([samples()[0].image], ["red"], ratio=0.5)
     with pytest.raises(UsageError, match="which has no scale for classes; accepted: CLIP"):
         blip.classify([samples()[0].image], ["cat", "dog"])
+
+
+def test_madtp_s_rule_is_refused_where_the_model_is_a_clip(clip_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(clip_checkpoint, tmp_path / "madtp")
+    save_file({"space_dict": torch.ones(4, 60)}, folder / "madtp.safetensors")
+    for options in (EncoderOptions(flops=0.6), EncoderOptions("madtp", 0.6)):
+        with pytest.raises(UsageError, match="which no graph does; give another rule, such as cls"):
+            export_bundle(str(folder), tmp_path / "bundle", encoder=options)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_inspection_says_what_is_scored(blip_retrieval_bundle: Path, clip_bundle: Path) -> None:
