@@ -12,6 +12,7 @@ from catp.calibration.commands.bench import app as bench
 from catp.calibration.commands.calibrate import app as calibrate
 from catp.calibration.commands.explain import app as explain
 from catp.export.demo import samples
+from catp.runtime.commands.run import app as run
 
 IMAGE = ["--image", str(samples()[0].image), "--prompt", "what is red?"]
 VOTES = "every question has votes of its own"
@@ -49,3 +50,33 @@ def test_another_family_is_refused_in_one_line(
     result = CliRunner().invoke(app, [*before, str(request.getfixturevalue(fixture)), *after], env={"COLUMNS": "200"})
     assert result.exit_code == 2 and message in result.stderr, result.output
     assert len(result.stderr.strip().splitlines()) == 1 and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fixture", ["clip_bundle", "blip_retrieval_bundle", "nlvr_bundle"])
+@pytest.mark.parametrize(
+    ("app", "before", "after"),
+    [
+        (bench, [], []),
+        (calibrate, ["ratio"], []),
+        (calibrate, ["schedule"], ["--flops", "0.5"]),
+        (calibrate, ["precision"], ["--to", "int8", "--for", "cpu", "-o", "out"]),
+        (explain, [], [*IMAGE, "-o", "out.png"]),
+        (run, [], IMAGE),
+    ],
+    ids=["bench", "ratio", "schedule", "precision", "explain", "run"],
+)
+def test_what_scores_texts_is_refused_by_its_name(
+    app: typer.Typer,
+    before: list[str],
+    after: list[str],
+    fixture: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundle = request.getfixturevalue(fixture)
+    result = CliRunner().invoke(app, [*before, str(bundle), *after], env={"COLUMNS": "200"})
+    assert result.exit_code == 2, result.output
+    assert str(bundle) in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert not any(tmp_path.iterdir())
