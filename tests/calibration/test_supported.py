@@ -58,12 +58,11 @@ def test_another_family_is_refused_in_one_line(
     [
         (bench, [], []),
         (calibrate, ["ratio"], []),
-        (calibrate, ["schedule"], ["--flops", "0.5"]),
         (calibrate, ["precision"], ["--to", "int8", "--for", "cpu", "-o", "out"]),
         (explain, [], [*IMAGE, "-o", "out.png"]),
         (run, [], IMAGE),
     ],
-    ids=["bench", "ratio", "schedule", "precision", "explain", "run"],
+    ids=["bench", "ratio", "precision", "explain", "run"],
 )
 def test_what_scores_texts_is_refused_by_its_name(
     app: typer.Typer,
