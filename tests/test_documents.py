@@ -313,6 +313,16 @@ def test_the_tables_of_encoder_pruning_are_the_recorded_reports(script: str, rec
     assert all(part in page for part in parts if part.startswith("MADTP's scores"))
 
 
+@pytest.mark.parametrize(("script", "count"), [("serving.py", 1), ("serving_costs.py", 2)])
+def test_the_tables_of_servers_are_the_recorded_reports(script: str, count: int) -> None:
+    folder = ROOT / "tests" / "benchmarks"
+    record = folder / "records" / f"{script.removesuffix('.py').replace('_', '-')}.json"
+    command = [sys.executable, str(folder / script), "--record", str(record)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    tables = [part.strip() for part in printed.split("\n\n")]
+    assert len(tables) == count and all(table in text_of("docs/serving.md") for table in tables)
+
+
 def test_what_is_said_of_both_prunings_at_full_size_is_the_recorded_report() -> None:
     report = read_report(ROOT / "tests" / "benchmarks" / "records" / "both-prunings-speed-full.json")
     found = {

@@ -69,8 +69,6 @@ class Report(_Strict):
     saved_by_cache: Ratio  # of vision encoder and Q-Former
     arrivals: tuple[Arrivals, ...]
     requests: int  # at each rate
-    bound_ms: float
-    rates_within_bound: tuple[float, float]  # the largest, of slots and of static batches; 0: none of those measured
 
 
 # HTTP, and the cache.
@@ -229,18 +227,6 @@ def compare_arrivals(bundle: Path, rates: Sequence[float], requests: int, rounds
     )
 
 
-def rate_within(rates: Sequence[float], milliseconds: Sequence[float], bound: float) -> float:
-    """The largest rate whose time is within a bound, between two measured ones by a straight line."""
-    best = 0.0
-    for place, (rate, time_) in enumerate(zip(rates, milliseconds)):
-        if time_ <= bound:
-            best = rate
-        elif place and milliseconds[place - 1] <= bound:
-            before = milliseconds[place - 1]
-            return rates[place - 1] + (rate - rates[place - 1]) * (bound - before) / (time_ - before)
-    return best
-
-
 def tables(report: Report) -> list[str]:
     """Markdown: single figures, then the arrivals."""
 
@@ -267,7 +253,6 @@ def main(
     rounds: Annotated[int, typer.Option(min=6)] = 60,
     rates: Annotated[str, typer.Option(help="Arrivals a second, separated by commas.")] = "1,2,3,4,5",
     requests: Annotated[int, typer.Option(min=8, help="At each rate, in each of two rounds.")] = 30,
-    bound: Annotated[float, typer.Option(help="Milliseconds to the first token, 95th percentile.")] = 1000,
     output: Annotated[Path, typer.Option("-o", "--output", help="The report.")] = RECORD,
     record: Annotated[Path | None, typer.Option(help="Print the tables of this report, and time nothing.")] = None,
 ) -> None:
@@ -277,11 +262,6 @@ def main(
         first, gap = http_costs(demo, rounds)
         saved = cache_share(folder / "fp32" / "bundle", rounds)
         found = compare_arrivals(folder / "fp32" / "bundle", [float(rate) for rate in rates.split(",")], requests, 2)
-        given = [one.rate for one in found]
-        within = (
-            rate_within(given, [one.slots_first_ms for one in found], bound),
-            rate_within(given, [one.static_first_ms for one in found], bound),
-        )
         report = Report(
             created_on=describe_machine(),
             load_average_before=load_before,
@@ -291,15 +271,10 @@ def main(
             saved_by_cache=saved,
             arrivals=found,
             requests=2 * requests,
-            bound_ms=bound,
-            rates_within_bound=within,
         )
         output.write_text(report.model_dump_json(indent=1) + "\n")
         record = output
-    report = Report.model_validate_json(record.read_bytes())
-    print("\n".join(tables(report)))
-    slots, static = report.rates_within_bound
-    print(f"\nWithin {report.bound_ms:.0f} ms: {slots:.2f} and {static:.2f} requests a second.")
+    print("\n".join(tables(Report.model_validate_json(record.read_bytes()))))
 
 
 if __name__ == "__main__":
