@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import heapq
 import math
@@ -110,7 +111,9 @@ class QuestionList:
             count, (q.id for q in self), key=lambda id: hashlib.sha256(f"{seed} {id}".encode()).digest()
         )
         chosen = set(ids)
-        return type(self)(self.name, (q for q in self if q.id in chosen))
+        found = copy.copy(self)
+        found._questions = [q for q in self if q.id in chosen]
+        return found
 
     def digest(self) -> str:
         total = hashlib.sha256()

@@ -1,9 +1,11 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from catp.calibration.data.dataset import QuestionList, VqaExample
+from catp.calibration.data.dataset import PairList, QuestionList, VqaExample
+from catp.calibration.data.easy_vqa import EasyVqa
 from catp.runtime import UsageError
 
 
@@ -74,3 +76,14 @@ def test_the_digest_tells_other_questions_and_answers() -> None:
     for others in (questions[:1], questions[::-1], [ask(1, "b"), ask(2, "b")], [ask(1, "a"), ask(3, "b")]):
         assert QuestionList("x", others).digest() != digest
     assert QuestionList("x", [questions[0], replace(questions[1], answers=("mug",))]).digest() != digest
+
+
+@pytest.mark.parametrize(
+    "kind", [EasyVqa, lambda: PairList("pairs", [ask(i, "image") for i in range(30)])], ids=["easy-vqa", "pairs"]
+)
+def test_a_subset_is_a_set_of_the_same_kind(kind: Callable[[], QuestionList]) -> None:
+    whole = kind()
+    part = whole.subset(8, None, seed=0)
+    assert type(part) is type(whole) and len(part) == 8
+    assert (part.name, part.metric) == (whole.name, "exact match")
+    assert set(ids(part)) < set(ids(whole)) and len(list(whole)) > 8
