@@ -204,7 +204,7 @@ def test_a_server_answers(outputs: dict[str, str]) -> None:
 
 @EXECUTED
 def test_texts_are_scored(outputs: dict[str, str]) -> None:
-    (printed,) = (output for command, output in outputs.items() if command.startswith("catp-match itm-bundle"))
+    (printed,) = (output for command, output in outputs.items() if command.startswith("catp-match itm-bundle --image "))
     assert re.match(r"match [01]\.\d{4}  similarity [+-][01]\.\d{4}  ", printed)
     sorted_ones = [output for command, output in outputs.items() if command.startswith("catp-match clip-bundle")]
     assert sorted_ones and all(re.search(r"^  [01]\.\d{4}  a red circle$", text, re.MULTILINE) for text in sorted_ones)
