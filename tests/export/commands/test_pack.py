@@ -23,6 +23,12 @@ NO_INDEX = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/
 PINNED = ROOT / "constraints" / "pinned.txt"
 
 
+@pytest.fixture(scope="module")
+def demo_bundle(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of these tests' own: its files get second names, which other tests' tools refuse."""
+    return Path(shutil.copytree(demo_bundle, tmp_path_factory.mktemp("own") / demo_bundle.name))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
