@@ -19,11 +19,11 @@ demo: $(DEMO)/catp.json
 
 # What a change must pass: within 8 minutes on two cores.
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not heavy"
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not heavy"
 
 # What takes long and seldom breaks; CI runs it too.
 test-heavy: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m heavy
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m heavy
 
 test-all: test test-heavy
 
@@ -33,7 +33,7 @@ oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/catp-run build/oldest-bundle --image $(IMAGE) --prompt "$(PROMPT)" | grep -x "$(ANSWER)"
 	$(OLDEST)/bin/catp-eval build/oldest-bundle --limit 40 --ratios 0,0.5
 	$(OLDEST)/bin/catp-build build/oldest-bundle --target tensorrt-rtx --compute-capability 8.6
-	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile -m "not heavy" tests/runtime
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not heavy" tests/runtime
 
 # Resolve the newest versions, run all tests with them, and pin them if all pass: 25 minutes.
 upgrade:
