@@ -12,7 +12,7 @@ from catp.runtime.retrieval.gallery import embed_gallery, embed_texts, read_text
 from catp.runtime.retrieval.ranking import check_rerank, search
 
 RERANK = 16
-"""Of a model with a head. BLIP's official evaluation reads 128 of Flickr30k, and 256 of COCO."""
+"""Candidates that a matching head reads again. BLIP's official evaluation reads 128 of Flickr30k, and 256 of COCO."""
 
 TEXT_TOKENS = 35
 """Tokens of a text that BLIP's official evaluation reads."""

@@ -35,10 +35,9 @@ def hash_of(path: Path, anew: bool) -> str:
     before = path.stat()
     if before.st_size < SMALLEST:
         return sha256(path)
-    receipt = _place(path)
     if not anew:
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            known = json.loads(receipt.read_text())
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RuntimeError):  # the last: no home
+            known = json.loads(_place(path).read_text())
             if known["file"] == _identity(path, before):
                 return str(known["sha256"])
     began = time.time_ns()
@@ -47,6 +46,7 @@ def hash_of(path: Path, anew: bool) -> str:
     settled = _identity(path, before) == _identity(path, after) and began - after.st_ctime_ns > SETTLED_NS
     if settled:
         with contextlib.suppress(Exception):  # no home, no room, no right: the next opening reads the file again
+            receipt = _place(path)
             receipt.parent.mkdir(parents=True, exist_ok=True)
             content = json.dumps({"file": _identity(path, after), "sha256": found})
             write_file(receipt, lambda temporary: temporary.write_text(content))

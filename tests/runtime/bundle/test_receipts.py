@@ -123,6 +123,20 @@ def test_without_a_place_for_receipts_it_is_read_each_time(tmp_path: Path, read:
     assert len(read) == 2
 
 
+def test_a_user_without_a_home_has_no_receipts(
+    tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As containers run under an id that the system does not know."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("CATP_CACHE_DIR")
+    monkeypatch.setattr(Path, "home", homeless)
+    path = large(tmp_path)
+    assert hash_of(path, False) == hash_of(path, False) == digest(path) and len(read) == 2
+
+
 def test_a_bundle_that_rots_in_place_is_found_when_it_is_read_anew(
     demo_bundle: Path, tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
