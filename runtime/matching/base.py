@@ -66,7 +66,7 @@ class Matching(ABC):
     """Whether a head reads a text and a picture at once."""
 
     reader: ClassVar[str]
-    """What reads a text, in words."""
+    """Name of the part that reads a text, for messages."""
 
     def __init__(self, bundle: Bundle, provider: Provider) -> None:
         self._text = bundle.manifest.text

@@ -15,7 +15,7 @@ from catp.export.demo.vqa.untrained import CLS, DEC, PAD, SEP, SPECIAL
 from catp.export.nlvr import BlipForNlvr2, BlipNlvr2Config
 
 MERGE_FROM = 1
-"""Of three layers, the first that merges what it read by a product of weights; the official code merges in half."""
+"""First of the three layers that merges what it read by a product of weights; in the official code half of them do."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
