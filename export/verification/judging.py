@@ -9,7 +9,7 @@ import numpy as np
 from catp.export.verification.expected import ExpectedJudgements
 from catp.export.verification.measures import check, relative_error
 from catp.runtime.bundle.manifest import ParityCheck
-from catp.runtime.matching.two_images import probability_of_true
+from catp.runtime.matching.base import probability_of_yes
 from catp.runtime.pipeline import Pipeline
 
 
@@ -23,7 +23,7 @@ def check_judgements(pipeline: Pipeline, expected: ExpectedJudgements, limit: fl
     yield check("statement_encoder", "truth_logits: relative error", error, limit)
     pairs = [(sample.frames[0], sample.frames[1]) for sample in expected.samples]
     statements = [sample.prompt for sample in expected.samples]
-    wanted = probability_of_true(expected.truth_logits)
+    wanted = probability_of_yes(expected.truth_logits)
     ways = {"one by one": [pipeline.judge([pair], [said])[0] for pair, said in zip(pairs, statements)]}
     pruning = manifest.encoder_pruning
     if pruning is None or pruning.form != "dynamic":  # where pairs of a batch decide how much each other keeps

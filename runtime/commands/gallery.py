@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def heading_of(other: str) -> str:
 
 
 def _write(output: Path, found: Found, images: Sequence[str], texts: Sequence[str]) -> None:
-    arrays = {
+    arrays: dict[str, Any] = {
         "images": np.array(images),
         "texts": np.array(list(texts)),
         "similarity": found.similarity,
@@ -100,6 +101,6 @@ def _write(output: Path, found: Found, images: Sequence[str], texts: Sequence[st
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **arrays)
 
     write_file(output, write)

@@ -38,11 +38,7 @@ class Scores:
     @property
     def probability(self) -> np.ndarray | None:
         """float64 [B]: of yes."""
-        if self.logits is None:
-            return None
-        no, yes = self.logits.astype(np.float64).T
-        with np.errstate(over="ignore"):  # then it is 0
-            return 1 / (1 + np.exp(no - yes))
+        return None if self.logits is None else probability_of_yes(self.logits)
 
 
 @dataclass(frozen=True)
@@ -111,12 +107,29 @@ class Matching(ABC):
 
     def _inputs(self, texts: Sequence[Sequence[int]]) -> dict[str, Value]:
         """text_ids and text_mask int64 [B, T]."""
-        ids, lengths = padded(texts, self._text.pad_token_id)
-        limit = self._text.max_positions
-        if limit is not None and ids.shape[1] > limit:
-            raise UsageError(f"text: {ids.shape[1]} tokens, {self.reader} takes {limit}; give a shorter one")
-        mask = np.arange(ids.shape[1]) < lengths[:, None]
-        return {"text_ids": ids, "text_mask": mask.astype(np.int64)}
+        check_lengths(texts, self._text.max_positions, self.reader)
+        return text_inputs(texts, self._text.pad_token_id)
+
+
+def check_lengths(texts: Sequence[Sequence[int]], limit: int | None, reader: str) -> None:
+    """Raises UsageError where a text, as token ids, is longer than its reader has positions."""
+    longest = max(map(len, texts))
+    if limit is not None and longest > limit:
+        raise UsageError(f"text: {longest} tokens, {reader} takes {limit}; give a shorter one")
+
+
+def text_inputs(texts: Sequence[Sequence[int]], pad: int) -> dict[str, Value]:
+    """text_ids and text_mask int64 [B, T], padded on the right."""
+    ids, lengths = padded(texts, pad)
+    return {"text_ids": ids, "text_mask": (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)}
+
+
+def probability_of_yes(logits: np.ndarray) -> np.ndarray:
+    """float64 [B], of logits [B, 2] of no and yes."""
+    no, yes = logits.astype(np.float64).T
+    with np.errstate(over="ignore"):  # then it is 0
+        found: np.ndarray = 1 / (1 + np.exp(no - yes))
+    return found
 
 
 def check_logits(logits: np.ndarray, texts: int) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from catp.runtime.bundle.folder import Bundle
-from catp.runtime.errors import GraphError, UsageError
-from catp.runtime.inputs.padding import padded
+from catp.runtime.errors import GraphError
+from catp.runtime.matching.base import check_lengths, probability_of_yes, text_inputs
 from catp.runtime.providers.base import Provider, Value, to_host
 
 
@@ -38,9 +38,7 @@ class Judging:
 
     def check(self, statements: Sequence[Sequence[int]]) -> None:
         """Raises UsageError where one of these lists of token ids is longer than the model has positions."""
-        limit, longest = self._text.max_positions, max(map(len, statements))
-        if limit is not None and longest > limit:
-            raise UsageError(f"text: {longest} tokens, the text encoder takes {limit}; give a shorter one")
+        check_lengths(statements, self._text.max_positions, "the text encoder")
 
     def score(self, first: Value, second: Value, statements: Sequence[Sequence[int]]) -> np.ndarray:
         """Logits float32 [B, 2] of false and true: statement b about images b.
@@ -54,9 +52,8 @@ class Judging:
             GraphError: the graph fails, or its logits are not finite.
         """
         self.check(statements)
-        ids, lengths = padded(statements, self._text.pad_token_id)
-        mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
-        inputs = {"text_ids": ids, "text_mask": mask, "first_image_embeds": first, "second_image_embeds": second}
+        texts = text_inputs(statements, self._text.pad_token_id)
+        inputs = {**texts, "first_image_embeds": first, "second_image_embeds": second}
         logits = to_host(self._encoder.bind(inputs).run()["truth_logits"])
         if logits.shape != (len(statements), 2) or not np.isfinite(logits).all():
             raise GraphError(
@@ -65,17 +62,10 @@ class Judging:
         return logits
 
 
-def probability_of_true(logits: np.ndarray) -> np.ndarray:
-    """float64 [B] of logits [B, 2]."""
-    false, true = logits.astype(np.float64).T
-    with np.errstate(over="ignore"):  # then it is 0
-        return 1 / (1 + np.exp(false - true))
-
-
 def verdicts(logits: np.ndarray) -> list[Verdict]:
     """Verdicts of logits [B, 2]; equal ones say false, the first of the two."""
     found = []
-    for chance, (no, yes) in zip(probability_of_true(logits).tolist(), logits.tolist()):
+    for chance, (no, yes) in zip(probability_of_yes(logits).tolist(), logits.tolist()):
         true = yes > no
         found.append(Verdict(true, chance if true else 1 - chance))
     return found

@@ -22,7 +22,8 @@ from catp.runtime import EncoderWish, Pipeline, UsageError
 from catp.runtime.commands.inspect import app as inspect_command
 from catp.runtime.commands.match import app
 from catp.runtime.commands.run import app as run_command
-from catp.runtime.matching.two_images import probability_of_true, verdicts
+from catp.runtime.matching.base import probability_of_yes
+from catp.runtime.matching.two_images import verdicts
 from catp.runtime.providers.base import to_host
 
 SAID = ["what is red?", "both pictures have a red circle in the bottom right, and where is it?", "green", ""]
@@ -81,7 +82,7 @@ def test_a_pair_that_is_asked_about_twice_is_encoded_once(
 
 def test_the_likelier_answer_is_the_verdict() -> None:
     logits = np.array([[0.0, 2.0], [3.0, -1.0], [1.0, 1.0], [-800.0, 800.0]], np.float32)
-    assert probability_of_true(logits) == pytest.approx([0.880797, 0.017986, 0.5, 1.0], abs=1e-6)
+    assert probability_of_yes(logits) == pytest.approx([0.880797, 0.017986, 0.5, 1.0], abs=1e-6)
     found = verdicts(logits)
     assert [verdict.true for verdict in found] == [True, False, False, True]
     assert [verdict.probability for verdict in found] == pytest.approx([0.880797, 0.982014, 0.5, 1.0], abs=1e-6)
