@@ -23,6 +23,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from catp.calibration.benchmark.contenders.openvino.library import import_openvino
+from catp.calibration.benchmark.contenders.openvino.signal_stack import signal_stack_kept
 from catp.runtime.errors import UsageError
 
 
@@ -149,7 +150,8 @@ def _convert_language_model(language_model: Any, prefix: torch.Tensor) -> Any:
 
 def _convert(module: torch.nn.Module, example: Any) -> Any:
     openvino = import_openvino()
-    with warnings.catch_warnings(action="ignore"):  # of what a trace holds constant: none of it changes here
+    # What a trace holds constant is warned of: none of it changes here.
+    with signal_stack_kept(), warnings.catch_warnings(action="ignore"):
         try:
             return openvino.convert_model(module.eval(), example_input=example)
         except openvino.frontend.OpConversionFailure as error:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from catp.calibration.benchmark.contenders.openvino.conversion import Converted
 from catp.calibration.benchmark.contenders.openvino.library import import_nncf
+from catp.calibration.benchmark.contenders.openvino.signal_stack import signal_stack_kept
 from catp.calibration.benchmark.contenders.subject import make_picture
 
 PICTURES = 16
@@ -56,7 +57,7 @@ def quantize(converted: Converted, pixel_values: Sequence[np.ndarray], vocabular
 def _quantize(model: Any, samples: Sequence[Any], left_alone: Sequence[str] = ()) -> Any:
     """Args: left_alone: types of operators whose inputs are not quantised."""
     nncf = import_nncf()
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there
+    with signal_stack_kept(), contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there
         return nncf.quantize(
             model,
             nncf.Dataset(samples),

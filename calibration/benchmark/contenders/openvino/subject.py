@@ -13,6 +13,7 @@ from PIL import Image
 from catp.calibration.benchmark.contenders.openvino.conversion import convert_blip2
 from catp.calibration.benchmark.contenders.openvino.int8 import PICTURES, calibration_pictures, quantize
 from catp.calibration.benchmark.contenders.openvino.library import import_openvino
+from catp.calibration.benchmark.contenders.openvino.signal_stack import signal_stack_kept
 from catp.calibration.benchmark.contenders.subject import Case, Timed, TimedInput, make_sample
 from catp.export.checkpoints.loading import load_checkpoint
 
@@ -95,7 +96,8 @@ def _compile(model: Any, threads: int, int8: bool = False) -> Any:
     }
     if not int8:
         options["KV_CACHE_PRECISION"] = "f32"  # the default is u8
-    return import_openvino().compile_model(model, "CPU", options).create_infer_request()
+    with signal_stack_kept():
+        return import_openvino().compile_model(model, "CPU", options).create_infer_request()
 
 
 def _infer(request: Any, inputs: Any) -> np.ndarray:
