@@ -37,8 +37,10 @@ def test_the_demo_has_both_position_modes_of_its_own_method(demo_bundle: Path) -
     assert result.exit_code == 0 and not result.stdout
     title, *lines = result.stderr.splitlines()
     assert title.strip() == "Exact match, catp, 12 questions of demo (95 % interval)"
-    rows = [line.split("│")[1:-1] for line in lines if "%" in line]
+    rows = [line.split("│")[1:-1] for line in lines if "│" in line and "%" in line]
     assert [(row[0].strip(), row[1].strip(), len(row)) for row in rows] == [("0", "32", 4), ("0.5", "16", 4)]
+    lost = [line.split("│")[1:-1] for line in lines if "│ catp" in line]
+    assert [[cell.strip() for cell in row[:3]] for row in lost] == [["catp", "0.5", p] for p in ("original", "compact")]
 
 
 def test_vqa_accuracy_is_that_worked_out_by_hand(demo_bundle: Path, tmp_path: Path) -> None:
@@ -61,6 +63,10 @@ def test_vqa_accuracy_is_that_worked_out_by_hand(demo_bundle: Path, tmp_path: Pa
     assert content["interval"] == "bootstrap over images"
     (difference,) = content["differences"]
     assert (difference["method"], difference["against"], difference["ratio"]) == ("catp", "random", 0.9)
+    assert [(loss["method"], loss["ratio"]) for loss in content["losses"]] == [("catp", 0.9), ("random", 0.9)]
+    # Two readable images, so four choices of signs: the least possible p is 0.5.
+    assert content["test"] == "sign flips by image" and content["losses"][0]["p_value"] in (0.5, 1.0)
+    assert {found["finding"] for found in (difference, *content["losses"])} == {"no difference shown"}
     # The cut-off and the missing picture are named everywhere, and counted.
     assert content["skipped"] == 2
     assert [skipped["id"] for skipped in content["skipped_first"]] == ["133000", "136000"]
@@ -118,8 +124,13 @@ def test_methods_are_compared_at_every_ratio(diagnostics_bundle: Path) -> None:
     assert len(pairs) == 4 * 2 + 1  # four methods against catp and random, and catp against random
     for (method, against), difference in pairs.items():
         assert difference == pytest.approx(scores[method, 0.75]["accuracy"] - scores[against, 0.75]["accuracy"])
-    # All tokens are one row, whatever the method.
-    assert result.stderr.count("│ any ") == 1 and result.stderr.count("│ coverage ") == 3
+    # All tokens are one row, whatever the method; 0.75 and the share of the votes have accuracy and differences.
+    assert result.stderr.count("│ any ") == 1 and result.stderr.count("│ coverage ") == 4
+    losses = {(loss["method"], loss["ratio"]): loss for loss in content["losses"]}
+    assert set(losses) == {(method, 0.75) for method in methods} | {(m, None) for m in methods if m != "random"}
+    assert (content["test"], content["comparisons"]) == ("McNemar's exact test", 9 + 11)
+    assert losses["random", 0.75]["finding"] == "difference shown" and "minus ratio 0" in result.stderr
+    assert "p corrected for 20 comparisons" in result.stderr
 
 
 def test_a_checkpoint_is_exported_for_the_run(diagnostics_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
