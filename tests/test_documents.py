@@ -18,6 +18,7 @@ import pytest
 import typer
 from benchmark_reports import SCHEDULES, make
 from documents import OTHERS, PAGES, ROOT, anchors, blocks, links, table, text_of
+from vqa_folder import READABLE, write_vqa_folder
 
 from catp.calibration.accuracy.report import AccuracyReport
 from catp.calibration.benchmark.contenders.subject import OURS, Case
@@ -56,11 +57,12 @@ EXECUTED = pytest.mark.heavy
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory, odd_checkpoint: Path) -> Path:
-    """A copy of the tree, with a local folder where the documents name a model of the Hub."""
+    """A copy of the tree, with a local folder where the documents name a model of the Hub, and a small VQAv2."""
     folder = tmp_path_factory.mktemp("documents") / "clone"
     ignore = shutil.ignore_patterns(".git", ".venv", "build", "*-bundle", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, folder, ignore=ignore, symlinks=True)
     shutil.copytree(odd_checkpoint, folder / MODEL)
+    write_vqa_folder(folder / "vqav2")
     return folder
 
 
@@ -190,6 +192,16 @@ def test_a_bundle_is_quantised(outputs: dict[str, str]) -> None:
     assert "Published build/demo-int8" in printed
     (answer,) = (output for command, output in outputs.items() if command.startswith("catp-run build/demo-int8"))
     assert samples()[0].answer in answer
+
+
+@EXECUTED
+def test_a_paper_s_protocol_is_run_and_recorded(clone: Path, outputs: dict[str, str]) -> None:
+    (command,) = (command for command in outputs if "--data vqav2" in command)
+    header, *lines = map(json.loads, (clone / command.rpartition(" ")[2]).read_text().splitlines())
+    asked = header["evaluation"]
+    assert (asked["generation"]["num_beams"], asked["generation"]["length_penalty"]) == (5, -1)
+    assert asked["prompt_template"] == "Question: {question} Answer:" and asked["metric"] == "VQA accuracy"
+    assert sum("error" not in line for line in lines) == len(READABLE)
 
 
 @EXECUTED

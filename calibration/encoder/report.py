@@ -12,6 +12,7 @@ from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.metrics import Metric
 from catp.calibration.encoder.answering import Answered
 from catp.calibration.significance.comparisons import Pair, Tested, TestName, compare_pairs, name_test
+from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings
 from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.bundle.strict import Strict
 
@@ -86,6 +87,9 @@ class EncoderReport(Strict):
     skipped: int
     gflops_dense: float
     prompt_tokens: float = Field(description="mean length of the prompts")
+    prompt_template: str | None = Field(default=None, description="none: not recorded, or of statements as they are")
+    generation: GenerationSettings = Field(default=GREEDY, description="the seed of what is drawn is the report's")
+    max_new_tokens: int | None = Field(default=None, description="none: the bundle's")
     scores: tuple[EncoderScore, ...]
     test: TestName | None = Field(default=None, description="of differences, in pairs by question")
     comparisons: int | None = Field(default=None, description="pairs of settings, which are corrected together")

@@ -81,6 +81,48 @@ def test_vqa_accuracy_is_that_worked_out_by_hand(demo_bundle: Path, tmp_path: Pa
         assert picture.format == "PNG"
 
 
+def test_the_protocol_of_blip_2_is_one_command(demo_bundle: Path, tmp_path: Path) -> None:
+    """Beam 5, length penalty -1, and a prompt, on VQAv2 as its zip files unpack."""
+    vqa, kept = write_vqa_folder(tmp_path / "vqav2"), tmp_path / "p.jsonl"
+    template = "Question: {question} Short answer:"
+    arguments = [demo_bundle, "--data", vqa, "--ratios", "0,0.5", "--methods", "catp", "--predictions", kept, "--json"]
+    protocol = ["--num-beams", 5, "--length-penalty", -1, "--max-new-tokens", 10, "--prompt-template", template]
+    content = report(call(*arguments, *protocol))
+    asked = content["evaluation"]
+    assert (asked["prompt_template"], asked["max_new_tokens"]) == (template, 10)
+    assert (asked["generation"]["num_beams"], asked["generation"]["length_penalty"]) == (5, -1.0)
+    answers = {line["id"]: line.get("answers") for line in map(json.loads, kept.read_text().splitlines()[1:])}
+    pipeline = Pipeline.load(demo_bundle)
+    for case in READABLE:
+        image = vqa / "val2014" / f"COCO_val2014_{case.image_id:012d}.jpg"
+        for column, ratio in enumerate((0, 0.5)):
+            (answer,) = pipeline.generate(
+                [image], [template.replace("{question}", case.question)], ratio, max_new_tokens=10, num_beams=5,
+                length_penalty=-1.0,
+            )  # fmt: skip
+            assert answers[str(case.question_id)][column] == answer.answer
+    # Other settings don't go on with these answers.
+    before = kept.read_bytes()
+    for changed, words in (
+        (["--num-beams", 4, *protocol[2:]], "generation num_beams 5, length_penalty -1.0, not num_beams 4, length"),
+        (protocol[:-2], 'prompt template "Question: {question} Short answer:", not "Question: {question} Answer:"'),
+        ([*protocol[:4], *protocol[6:]], "max new tokens 10, not none"),
+    ):
+        refused = call(*arguments, *changed)
+        (line,) = refused.stderr.splitlines()
+        assert refused.exit_code == 2 and words in line and kept.read_bytes() == before
+    assert report(call(*arguments, *protocol)) == content
+
+
+def test_drawn_answers_are_the_seeds(demo_bundle: Path) -> None:
+    arguments = [demo_bundle, "--limit", 12, "--ratios", "0.75", "--positions", "original", "--json"]
+    drawn = ["--sample", "--temperature", 2, "--top-k", 0, "--top-p", 0.9]
+    first, again = (report(call(*arguments, *drawn)) for _ in range(2))
+    assert first == again and first["evaluation"]["generation"]["temperature"] == 2
+    others = [report(call(*arguments, *drawn, "--seed", seed))["scores"][0]["accuracy"] for seed in (1, 2, 3)]
+    assert others != [first["scores"][0]["accuracy"]] * 3
+
+
 def test_a_run_that_was_killed_goes_on(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [demo_bundle, "--limit", 20, "--ratios", "0,0.75", "--methods", "catp,random", "--json"]
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
@@ -181,6 +223,12 @@ def test_it_fails_where_no_image_can_be_read(demo_bundle: Path, tmp_path: Path) 
         (["--predictions", "/"], "it is a folder"),
         (["--predictions", __file__], "not a file that"),
         (["--plot", "curve.svg"], "ends in .png"),
+        (["--prompt-template", "what?"], "prompt template 'what?': it has {question} 0 times"),
+        (["--length-penalty", "-1"], "length_penalty -1.0: it is of use in a beam search; give num_beams"),
+        (["--temperature", "0.5"], "of use where tokens are drawn"),
+        (["--num-beams", "0"], "num_beams 0: "),
+        (["--max-new-tokens", "0"], "max new tokens 0: at least 1"),
+        (["--min-new-tokens", "9", "--max-new-tokens", "8"], "min new tokens 9: more than max new tokens, 8"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
 )

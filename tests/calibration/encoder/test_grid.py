@@ -143,3 +143,26 @@ def test_instructblip_is_asked_too(both_instructblip_bundle: Path, tmp_path: Pat
         both_instructblip_bundle, tmp_path / "eval.json", "--ratios", "0,0.5", "--encoder-flops", "0.85,0.7"
     )
     assert [found.setting.ratio for found in report.scores] == [0, 0.5, 0, 0.5]
+
+
+def test_answers_are_generated_as_asked(both_bundle: Path, tmp_path: Path) -> None:
+    template, settings = "{question} Short answer:", {"num_beams": 3, "length_penalty": -1.0}
+    report, _ = report_of(
+        both_bundle, tmp_path / "eval.json", "--ratios", "0,0.75", "--encoder-flops", 0.6, "--num-beams", 3,
+        "--length-penalty", -1, "--max-new-tokens", 4, "--prompt-template", template,
+    )  # fmt: skip
+    assert (report.prompt_template, report.max_new_tokens) == (template, 4)
+    assert (report.generation.num_beams, report.generation.length_penalty) == (3, -1)
+    pipeline, questions = Pipeline.load(both_bundle), open_data("demo").subset(QUESTIONS, None, SEED)
+    for found in report.scores:
+        answers = [
+            pipeline.generate(
+                [q.image], [f"{q.question} Short answer:"], found.setting.ratio, max_new_tokens=4,
+                encoder=EncoderWish(flops=0.6), **settings,
+            )[0].answer
+            for q in questions
+        ]  # fmt: skip
+        assert found.accuracy == np.mean([answer == q.answers[0] for answer, q in zip(answers, questions)])
+    usual, _ = report_of(both_bundle, tmp_path / "usual.json", "--ratios", "0,0.75", "--encoder-flops", 0.6)
+    assert [found.accuracy for found in usual.scores] != [found.accuracy for found in report.scores]
+    assert usual.prompt_template == "Question: {question} Answer:" and usual.generation.describe() == "greedy"
