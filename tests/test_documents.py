@@ -411,6 +411,22 @@ def test_the_methods_table_is_the_recorded_report(positions: str) -> None:
             assert cell == pytest.approx([100 * x for x in (score.accuracy, *score.interval_95)], abs=0.051)
 
 
+def test_the_tables_of_differences_are_the_recorded_report() -> None:
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "method_differences.py")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    tables = [part.strip() for part in printed.split("\n\n")]
+    page, report = text_of("docs/accuracy.md"), recorded(0)
+    assert len(tables) == 3 and all(table in page for table in tables)
+    assert report.test == "McNemar's exact test" and f"for all {report.comparisons} comparisons" in page
+    found = {(d.method, d.ratio, d.positions): d for d in report.differences if d.against == "random"}
+    for method, *cells in table("docs/accuracy.md", "minus random"):
+        for ratio, cell in zip((0.25, 0.5, 0.75, 0.9), cells, strict=True):
+            for positions, part in zip(report.evaluation.positions, cell.split(" / "), strict=True):
+                difference = found[method, ratio, positions]
+                assert (part == "none") == ((difference.p_corrected or 0) >= 0.05)
+                assert part == "none" or float(part) == pytest.approx(100 * difference.difference, abs=0.051)
+
+
 def test_the_second_models_table_is_the_recorded_report() -> None:
     report = recorded(1)
     scores = {(s.method, s.ratio, s.positions): 100 * s.accuracy for s in report.scores}
