@@ -36,6 +36,20 @@ def check_image_votes(bundle: Bundle, command: str) -> None:
         )
 
 
+def check_pictures(bundle: Bundle, command: str) -> None:
+    """Refuse a bundle of a model of videos: data sets ask about pictures.
+
+    Raises:
+        UsageError: it is one.
+    """
+    manifest = bundle.manifest
+    if manifest.model.frames is not None:
+        raise UsageError(
+            f"{command}: bundle {bundle.path} is {manifest.model.family}, which is asked about videos; accepted: what "
+            "answers questions about images"
+        )
+
+
 def check_answers(bundle: Bundle, command: str) -> None:
     """Refuse a bundle that answers no questions about an image whose votes hold for all of them.
 

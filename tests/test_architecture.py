@@ -37,7 +37,7 @@ FLOORS = {
         ("commands",),
     ),
     "calibration": (
-        ("data", "plots", "supported"),
+        ("data", "plots", "significance", "supported"),
         ("accuracy", "benchmark", "explanation"),
         ("ratio", "encoder", "retrieval"),
         ("precision",),

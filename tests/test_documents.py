@@ -18,6 +18,7 @@ import pytest
 import typer
 from benchmark_reports import SCHEDULES, make
 from documents import OTHERS, PAGES, ROOT, anchors, blocks, links, table, text_of
+from vqa_folder import READABLE, write_vqa_folder
 
 from catp.calibration.accuracy.report import AccuracyReport
 from catp.calibration.benchmark.contenders.subject import OURS, Case
@@ -56,11 +57,12 @@ EXECUTED = pytest.mark.heavy
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory, odd_checkpoint: Path) -> Path:
-    """A copy of the tree, with a local folder where the documents name a model of the Hub."""
+    """A copy of the tree, with a local folder where the documents name a model of the Hub, and a small VQAv2."""
     folder = tmp_path_factory.mktemp("documents") / "clone"
     ignore = shutil.ignore_patterns(".git", ".venv", "build", "*-bundle", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, folder, ignore=ignore, symlinks=True)
     shutil.copytree(odd_checkpoint, folder / MODEL)
+    write_vqa_folder(folder / "vqav2")
     return folder
 
 
@@ -190,6 +192,16 @@ def test_a_bundle_is_quantised(outputs: dict[str, str]) -> None:
     assert "Published build/demo-int8" in printed
     (answer,) = (output for command, output in outputs.items() if command.startswith("catp-run build/demo-int8"))
     assert samples()[0].answer in answer
+
+
+@EXECUTED
+def test_a_paper_s_protocol_is_run_and_recorded(clone: Path, outputs: dict[str, str]) -> None:
+    (command,) = (command for command in outputs if "--data vqav2" in command)
+    header, *lines = map(json.loads, (clone / command.rpartition(" ")[2]).read_text().splitlines())
+    asked = header["evaluation"]
+    assert (asked["generation"]["num_beams"], asked["generation"]["length_penalty"]) == (5, -1)
+    assert asked["prompt_template"] == "Question: {question} Answer:" and asked["metric"] == "VQA accuracy"
+    assert sum("error" not in line for line in lines) == len(READABLE)
 
 
 @EXECUTED
@@ -397,6 +409,22 @@ def test_the_methods_table_is_the_recorded_report(positions: str) -> None:
         for ratio, cell in zip(report.evaluation.ratios, cells, strict=True):
             score = scores[method, ratio]
             assert cell == pytest.approx([100 * x for x in (score.accuracy, *score.interval_95)], abs=0.051)
+
+
+def test_the_tables_of_differences_are_the_recorded_report() -> None:
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "method_differences.py")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    tables = [part.strip() for part in printed.split("\n\n")]
+    page, report = text_of("docs/accuracy.md"), recorded(0)
+    assert len(tables) == 3 and all(table in page for table in tables)
+    assert report.test == "McNemar's exact test" and f"for all {report.comparisons} comparisons" in page
+    found = {(d.method, d.ratio, d.positions): d for d in report.differences if d.against == "random"}
+    for method, *cells in table("docs/accuracy.md", "minus random"):
+        for ratio, cell in zip((0.25, 0.5, 0.75, 0.9), cells, strict=True):
+            for positions, part in zip(report.evaluation.positions, cell.split(" / "), strict=True):
+                difference = found[method, ratio, positions]
+                assert (part == "none") == ((difference.p_corrected or 0) >= 0.05)
+                assert part == "none" or float(part) == pytest.approx(100 * difference.difference, abs=0.051)
 
 
 def test_the_second_models_table_is_the_recorded_report() -> None:

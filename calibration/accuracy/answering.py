@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from catp.calibration.accuracy.asking import USUAL, Asking
 from catp.calibration.accuracy.choice import kept_tokens, random_scores
 from catp.calibration.accuracy.predictions import Prediction
 from catp.calibration.accuracy.settings import RANDOM, Setting, score_outputs
@@ -47,14 +48,13 @@ def read_images(pipeline: Pipeline, batch: Sequence[VqaExample]) -> tuple[dict[s
     return pixels, errors
 
 
-def read_prompt(pipeline: Pipeline, question: VqaExample) -> tuple[list[int], str | None]:
-    """Token ids of a question's prompt, and why it can't be asked; None where it can.
-
-    A model that reads image tokens is asked the bare question, as BLIP was trained.
-    """
+def read_prompt(pipeline: Pipeline, question: VqaExample, asking: Asking = USUAL) -> tuple[list[int], str | None]:
+    """Token ids of a question's prompt, and why it can't be asked; None where it can."""
     manifest = pipeline.manifest
+    prompt = asking.prompt(manifest, question)
     try:
-        token_ids = pipeline.tokenize(question.prompt if manifest.vote else question.question)
+        token_ids = pipeline.tokenize(prompt)
+        pipeline.instruct([prompt])
     except UsageError as error:
         return [], str(error)
     if manifest.text.max_positions is None:
@@ -71,16 +71,24 @@ class Answerer:
         settings: their methods are among the bundle's, see `check_methods`.
         seed: of random tokens.
         batch_size: rows that the language model gets at a time, at most.
+        asking: the prompts, and how tokens of answers are chosen.
     """
 
     def __init__(
-        self, pipeline: Pipeline, settings: Sequence[Setting], metric: Metric, seed: int, batch_size: int
+        self,
+        pipeline: Pipeline,
+        settings: Sequence[Setting],
+        metric: Metric,
+        seed: int,
+        batch_size: int,
+        asking: Asking = USUAL,
     ) -> None:
         self._pipeline = pipeline
         self._settings = settings
         self._judge = JUDGES[metric]
         self._seed = seed
         self._batch_size = batch_size
+        self._asking = asking
         self._outputs = score_outputs(pipeline.manifest)
         self._tokens = pipeline.manifest.tokens
 
@@ -90,18 +98,17 @@ class Answerer:
         Raises:
             UsageError: the engines were built for one ratio, or for smaller batches.
         """
-        prompts, unread = zip(*(read_prompt(self._pipeline, question) for question in batch))
+        prompts, unread = zip(*(read_prompt(self._pipeline, question, self._asking) for question in batch))
         pixels, errors = read_images(self._pipeline, batch)
         reasons = [errors.get(q.image_key) or reason for q, reason in zip(batch, unread)]
         rows = [row for row, reason in enumerate(reasons) if reason is None]
         cases: list[list[Case]] = []
         answers: dict[Case, str] = {}
         if rows:
-            votes = self._pipeline.votes(self._pipeline.encode(np.concatenate(list(pixels.values()))))
-            image_of = {key: image for image, key in enumerate(pixels)}
-            images = np.array([image_of[batch[row].image_key] for row in rows])
-            cases = self._cases([batch[row] for row in rows], votes, images)
-            answers = self._decode([prompts[row] for row in rows], cases, votes, images)
+            questions = [batch[row] for row in rows]
+            votes, images = self._votes(questions, pixels)
+            cases = self._cases(questions, votes, images)
+            answers = self._decode(questions, [prompts[row] for row in rows], cases, votes, images)
         asked = iter(cases)
         return [
             Prediction(id=question.id, image_key=question.image_key, answer_type=question.answer_type, error=reason)
@@ -109,6 +116,25 @@ class Answerer:
             else self._predict(question, next(asked), answers)
             for question, reason in zip(batch, reasons)
         ]
+
+    def _votes(self, questions: Sequence[VqaExample], pixels: dict[str, np.ndarray]) -> tuple[Votes, np.ndarray]:
+        """Votes, and int64 [B] the row of them that each question is about.
+
+        A row for each image, or, where the Q-Former reads the question too, for each question.
+        """
+        pipeline = self._pipeline
+        image_of = {key: image for image, key in enumerate(pixels)}
+        images = np.array([image_of[question.image_key] for question in questions])
+        pictures = np.concatenate(list(pixels.values()))
+        if not pipeline.manifest.reads_instruction:
+            return pipeline.votes(pipeline.encode(pictures)), images
+        prompts = [self._asking.prompt(pipeline.manifest, question) for question in questions]
+        found = []
+        for start in range(0, len(questions), self._batch_size):
+            part = slice(start, start + self._batch_size)
+            found.append(pipeline.votes(pipeline.encode(pictures[images[part]], prompts[part])))
+        outputs = {name: np.concatenate([votes.outputs[name] for votes in found]) for name in self._outputs.values()}
+        return Votes(np.concatenate([votes.embeds for votes in found]), outputs), np.arange(len(questions))
 
     def _cases(self, questions: Sequence[VqaExample], votes: Votes, images: np.ndarray) -> list[list[Case]]:
         """For each question, its case in each setting.
@@ -131,22 +157,31 @@ class Answerer:
         return cases
 
     def _decode(
-        self, prompts: Sequence[Sequence[int]], cases: Sequence[Sequence[Case]], votes: Votes, images: np.ndarray
+        self,
+        questions: Sequence[VqaExample],
+        prompts: Sequence[Sequence[int]],
+        cases: Sequence[Sequence[Case]],
+        votes: Votes,
+        images: np.ndarray,
     ) -> dict[Case, str]:
         """The answer to every case, asked once; those that keep equally many tokens go through the model together."""
+        most = self._asking.max_new_tokens
+        limit = self._pipeline.manifest.text.max_new_tokens if most is None else most
+        size = self._asking.rows(self._batch_size)
         alike: defaultdict[tuple[Positions, int], list[Case]] = defaultdict(list)
         for case in dict.fromkeys(case for row in cases for case in row):
             alike[case[1], len(case[2])].append(case)
         answers = {}
         for (positions, _), group in alike.items():
-            for start in range(0, len(group), self._batch_size):
-                part = group[start : start + self._batch_size]
+            for start in range(0, len(group), size):
+                part = group[start : start + size]
                 rows = [row for row, _, _ in part]
                 generation = self._pipeline.decode(
                     votes.keep(np.array([kept for _, _, kept in part]), images[rows]),
                     [prompts[row] for row in rows],
-                    self._pipeline.manifest.text.max_new_tokens,
+                    limit,
                     positions,
+                    self._asking.settings(self._seed, questions[rows[0]].id),
                 )
                 for case, ids in zip(part, generation.token_ids):
                     answers[case] = self._pipeline.detokenize(ids)

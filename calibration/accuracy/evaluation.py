@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from catp.calibration.accuracy.answering import Answerer, in_batches
-from catp.calibration.accuracy.judging import PairAnswerer, judges_pairs
+from catp.calibration.accuracy.asking import USUAL, Asking
+from catp.calibration.accuracy.judging import PairAnswerer, check_asking, judges_pairs
 from catp.calibration.accuracy.predictions import Evaluation, PredictionsFile
 from catp.calibration.accuracy.report import AccuracyReport, make_report
 from catp.calibration.accuracy.settings import Grid, check_methods
@@ -31,6 +32,7 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     engines: str | None = None,
     predictions: Path | None = None,
+    asking: Asking = USUAL,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> AccuracyReport:
     """Ask the questions of a data set and report how right the answers are.
@@ -41,18 +43,21 @@ def evaluate(
         data: of which at most `limit` questions, or that `fraction`, chosen by `seed`, are asked.
         grid: the settings.
         seed: also of random tokens and of the bootstrap.
-        batch_size: rows per call of the language model, and images per call of the vision encoder, at most.
+        batch_size: rows per call of the language model, beams counted, and images per call of the vision encoder, at
+            most.
         engines: the name that the pipeline was loaded with.
         predictions: a file that is written while questions are answered, and resumed if it has some already; None: a
             temporary one.
+        asking: the prompts, and how tokens of answers are chosen; drawn ones are by `seed`.
         advance: called with the number of questions done so far, and of all.
 
     Raises:
-        UsageError: an argument is out of range, the bundle has no scores of a method, or `predictions` is the file of
-            another evaluation.
+        UsageError: an argument is out of range, the bundle has no scores of a method or generates nothing that `asking`
+            is about, or `predictions` is the file of another evaluation.
         CatpError: no question could be asked, or `predictions` can't be written.
     """
     check_methods(pipeline.manifest, grid.methods)
+    check_asking(pipeline.manifest, asking)
     asked = data.subset(limit, fraction, seed)
     evaluation = Evaluation(
         bundle=sha256(pipeline.bundle.path / MANIFEST_NAME),
@@ -69,6 +74,9 @@ def evaluate(
         ratios=grid.ratios,
         keep_masses=grid.keep_masses,
         positions=grid.positions,
+        prompt_template=asking.in_full(pipeline.manifest),
+        generation=asking.generation,
+        max_new_tokens=asking.max_new_tokens,
     )
     with tempfile.TemporaryDirectory(prefix="catp-eval-") as folder:
         file = PredictionsFile(predictions or Path(folder) / "predictions.jsonl", evaluation)
@@ -76,7 +84,7 @@ def evaluate(
         answerer: Answerer | PairAnswerer = (
             PairAnswerer(pipeline, asked.metric)
             if judges_pairs(pipeline.manifest)
-            else Answerer(pipeline, settings, asked.metric, seed, batch_size)
+            else Answerer(pipeline, settings, asked.metric, seed, batch_size, asking)
         )
         done, batches = file.resume(in_batches(asked, batch_size))
         advance(done, len(asked))

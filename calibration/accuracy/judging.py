@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from catp.calibration.accuracy.answering import read_images, read_prompt
+from catp.calibration.accuracy.asking import USUAL, Asking
 from catp.calibration.accuracy.predictions import Prediction
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.metrics import JUDGES, Metric
 from catp.runtime.bundle.manifest import Manifest
+from catp.runtime.errors import UsageError
 from catp.runtime.matching.two_images import Verdict
 from catp.runtime.pipeline import Pipeline
 
@@ -18,6 +20,15 @@ from catp.runtime.pipeline import Pipeline
 def judges_pairs(manifest: Manifest) -> bool:
     """Whether a bundle is asked about two images at a time."""
     return manifest.model.language == "two-images"
+
+
+def check_asking(manifest: Manifest, asking: Asking) -> None:
+    """Raises UsageError where more is asked of a bundle that judges statements than they are."""
+    if judges_pairs(manifest) and asking != USUAL:
+        raise UsageError(
+            f"settings of generation, prompt template: {manifest.model.family} judges statements as they are, and "
+            "generates no text; leave these options out"
+        )
 
 
 def written(verdict: Verdict) -> str:

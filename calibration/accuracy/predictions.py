@@ -5,6 +5,7 @@ The first line says what decides the answers, every other line is one question i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from catp.calibration.accuracy.settings import Grid
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.errors import DataError
 from catp.calibration.data.metrics import Metric
+from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.errors import CatpError, UsageError
 
@@ -43,6 +45,9 @@ class Evaluation(_Line):
     ratios: tuple[float, ...]
     keep_masses: tuple[float, ...]
     positions: tuple[Positions, ...]
+    prompt_template: str | None = None  # none: not recorded, as before there was a choice
+    generation: GenerationSettings = GREEDY  # the seed of what is drawn is the evaluation's
+    max_new_tokens: int | None = None  # none: the bundle's
 
     @property
     def grid(self) -> Grid:
@@ -59,6 +64,10 @@ class Evaluation(_Line):
 def _in_words(name: str, there: object, here: object) -> str:
     if name in ("bundle", "digest"):  # of two sums nobody learns more than that they differ
         return {"bundle": "another bundle", "digest": "other questions or answers"}[name]
+    if isinstance(there, GenerationSettings) and isinstance(here, GenerationSettings):
+        there, here = there.describe(), here.describe()
+    if name == "prompt_template":
+        there, here = ("none" if text is None else json.dumps(text, ensure_ascii=False) for text in (there, here))
     words = [(", ".join(map(str, v)) if isinstance(v, tuple) else str(v)) or "none" for v in (there, here)]
     return f"{name.replace('_', ' ')} {words[0].replace('None', 'none')}, not {words[1].replace('None', 'none')}"
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from catp.calibration.accuracy.predictions import Evaluation, Prediction
 from catp.calibration.accuracy.settings import RANDOM
 from catp.calibration.accuracy.statistics import bootstrap_interval, mean_difference, wilson_interval
+from catp.calibration.significance.comparisons import Pair, Tested, TestName, compare_pairs, name_test
 from catp.runtime.bundle.manifest import Manifest, ModelSpec, Positions
 from catp.runtime.bundle.strict import Strict
 
@@ -44,7 +45,7 @@ class Score(Share):
     by_answer_type: dict[str, Share]
 
 
-class Difference(Strict):
+class Difference(Tested):
     """Accuracy of a method minus that of another, on the same questions at the same ratio and positions."""
 
     method: str
@@ -54,10 +55,17 @@ class Difference(Strict):
     difference: float
     interval_95: Interval = Field(description="of this one alone, not corrected for how many are looked at")
 
-    @property
-    def is_clear(self) -> bool:
-        """Whether 0 is outside the interval."""
-        return not self.interval_95[0] <= 0 <= self.interval_95[1]
+
+class Loss(Tested):
+    """Accuracy in a setting minus that at the lowest ratio, on the same questions by the same method and positions."""
+
+    method: str
+    positions: Positions
+    ratio: float | None
+    keep_mass: float | None
+    against_ratio: float
+    difference: float = Field(description="negative: pruning costs")
+    interval_95: Interval = Field(description="of this one alone, not corrected for how many are looked at")
 
 
 class Skipped(Strict):
@@ -87,6 +95,9 @@ class AccuracyReport(Strict):
     skipped_first: tuple[Skipped, ...]
     scores: tuple[Score, ...]
     differences: tuple[Difference, ...]
+    losses: tuple[Loss, ...] = Field(default=(), description="what pruning more costs")
+    test: TestName | None = Field(default=None, description="of differences and losses, in pairs by question")
+    comparisons: int | None = Field(default=None, description="differences and losses, which are corrected together")
 
     def is_full(self, score: Score) -> bool:
         """Whether nothing was pruned, so that neither method nor positions matter."""
@@ -99,6 +110,9 @@ def make_report(evaluation: Evaluation, predictions: Iterable[Prediction], manif
     # Wilson's interval is for what is right or wrong, question by question, each about an image of its own.
     independent = evaluation.metric == "exact match" and results.images == len(results.image)
     scores = tuple(_scores(evaluation, results, independent)) if len(results.image) else ()
+    methods = _method_pairs(scores, manifest.tokens)
+    ratios = _ratio_pairs(scores, manifest.tokens)
+    tested = compare_pairs(results.accuracy, results.image, [*methods, *ratios], evaluation.seed)
     return AccuracyReport(
         model=manifest.model,
         precision=manifest.precision_label,
@@ -112,7 +126,29 @@ def make_report(evaluation: Evaluation, predictions: Iterable[Prediction], manif
         skipped=results.skipped,
         skipped_first=tuple(results.skipped_first),
         scores=scores,
-        differences=tuple(_differences(evaluation, results, scores, manifest.tokens)),
+        differences=tuple(
+            Difference(
+                method=scores[place].method,
+                against=scores[other].method,
+                positions=scores[place].positions,
+                ratio=scores[place].ratio or 0.0,  # which pairs of methods have
+                **_paired(evaluation, results, (place, other), tested),
+            )
+            for place, other in methods
+        ),
+        losses=tuple(
+            Loss(
+                method=scores[place].method,
+                positions=scores[place].positions,
+                ratio=scores[place].ratio,
+                keep_mass=scores[place].keep_mass,
+                against_ratio=scores[other].ratio or 0.0,
+                **_paired(evaluation, results, (place, other), tested),
+            )
+            for place, other in ratios
+        ),
+        test=name_test(results.accuracy, results.image) if tested else None,
+        comparisons=len(tested),
     )
 
 
@@ -186,25 +222,34 @@ def _scores(evaluation: Evaluation, results: _Results, independent: bool) -> Ite
         )
 
 
-def _differences(
-    evaluation: Evaluation, results: _Results, scores: tuple[Score, ...], num_query_tokens: int
-) -> Iterator[Difference]:
-    """Differences of methods at one ratio; by a share of the votes, they keep differently many tokens."""
+def _method_pairs(scores: tuple[Score, ...], num_query_tokens: int) -> list[Pair]:
+    """Methods and the baselines at one ratio; by a share of the votes, they keep differently many tokens."""
     column = {(score.method, score.positions, score.ratio): index for index, score in enumerate(scores)}
+    pairs = []
     for index, score in enumerate(scores):
         for against in BASELINES:
             other = column.get((against, score.positions, score.ratio))
             if score.ratio is None or other in (None, index) or score.tokens_kept == num_query_tokens:
                 continue
-            if (score.method, against) == (RANDOM, "catp"):
-                continue  # the same as catp against random
-            a, b = results.accuracy[:, index], results.accuracy[:, other]
-            found = mean_difference(a, b, evaluation.seed, clusters=results.image)
-            yield Difference(
-                method=score.method,
-                against=against,
-                positions=score.positions,
-                ratio=score.ratio,
-                difference=found.mean,
-                interval_95=(found.low, found.high),
-            )
+            if (score.method, against) != (RANDOM, "catp"):  # the same as catp against random
+                pairs.append((index, other))
+    return pairs
+
+
+def _ratio_pairs(scores: tuple[Score, ...], num_query_tokens: int) -> list[Pair]:
+    """Every setting and that of its method and positions at the lowest ratio, but for those that keep all as well."""
+    lowest = min((score.ratio for score in scores if score.ratio is not None), default=None)
+    first = {(score.method, score.positions): index for index, score in enumerate(scores) if score.ratio == lowest}
+    pairs = []
+    for index, score in enumerate(scores):
+        other = first.get((score.method, score.positions))
+        if other not in (None, index) and score.tokens_kept != num_query_tokens:
+            pairs.append((index, other))
+    return pairs
+
+
+def _paired(evaluation: Evaluation, results: _Results, pair: Pair, tested: dict[Pair, Tested]) -> dict[str, Any]:
+    """Difference and interval of a pair of settings, and what is shown of it."""
+    left, right = (results.accuracy[:, place] for place in pair)
+    found = mean_difference(left, right, evaluation.seed, clusters=results.image)
+    return {"difference": found.mean, "interval_95": (found.low, found.high), **dict(tested[pair])}

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from rich.markup import escape
 from rich.table import Table
 
-from catp.calibration.accuracy.report import BASELINES, AccuracyReport, Difference, Score, Share
+from catp.calibration.accuracy.report import BASELINES, AccuracyReport, Difference, Loss, Score, Share
+from catp.calibration.significance.comparisons import LEVEL, describe_p
 from catp.runtime.bundle.manifest import Positions
 
 
@@ -55,25 +56,34 @@ def type_table(report: AccuracyReport) -> Table | None:
 
 
 def difference_table(report: AccuracyReport) -> Table | None:
-    """Every method against the baselines; None where there is nothing to compare."""
-    if not report.differences:
+    """Every setting against the lowest ratio, and every method against the baselines; None without any comparison."""
+    if not report.comparisons:
         return None
     table = Table(
-        title="Paired differences in percentage points (95 % interval; * where 0 is outside)", title_justify="left"
+        title="Paired differences in percentage points (95 % interval)",
+        title_justify="left",
+        caption=f"none: no difference shown, as p is not below {LEVEL:g}; by {report.test}, p corrected for "
+        f"{report.comparisons} comparisons by Holm.",
+        caption_justify="left",
     )
-    against = [name for name in BASELINES if name in {difference.against for difference in report.differences}]
+    lowest = [f"ratio {report.losses[0].against_ratio:g}"] if report.losses else []
+    against = [*lowest, *(name for name in BASELINES if name in {found.against for found in report.differences})]
     for column in ("method", "ratio", "positions"):
         table.add_column(column, justify="right" if column == "ratio" else "left")
     for name in against:
         table.add_column(f"minus {name}", justify="right")
-    cells: dict[tuple[float, Positions], dict[str, dict[str, Difference]]] = {}
-    for difference in report.differences:
-        rows = cells.setdefault((difference.ratio, difference.positions), {})
-        rows.setdefault(difference.method, {})[difference.against] = difference
-    for (ratio, positions), rows in cells.items():
+    cells: dict[tuple[str, Positions], dict[str, dict[str, Difference | Loss]]] = {}
+    for score in report.scores:
+        cells.setdefault((_amount(score), score.positions), {})[score.method] = {}
+    for loss in report.losses:
+        cells[_amount(loss), loss.positions][loss.method][lowest[0]] = loss
+    for found in report.differences:
+        cells[_amount(found), found.positions][found.method][found.against] = found
+    for (amount, positions), rows in cells.items():
         table.add_section()
         for method, row in rows.items():
-            table.add_row(method, f"{ratio:g}", positions, *(_difference(row.get(name)) for name in against))
+            if row:
+                table.add_row(method, amount, positions, *(_difference(row.get(name)) for name in against))
     return table
 
 
@@ -89,8 +99,11 @@ def _method(report: AccuracyReport, score: Score) -> str:
     return "any" if score.ratio is not None and report.is_full(score) else score.method
 
 
-def _amount(score: Score) -> str:
-    return f"{score.ratio:g}" if score.ratio is not None else f"mass {score.keep_mass:g}"
+def _amount(found: Score | Loss | Difference) -> str:
+    if found.ratio is not None:
+        return f"{found.ratio:g}"
+    assert not isinstance(found, Difference)
+    return f"mass {found.keep_mass:g}"
 
 
 def _accuracy(share: Share, unit: str = " %") -> str:
@@ -98,11 +111,11 @@ def _accuracy(share: Share, unit: str = " %") -> str:
     return f"{100 * share.accuracy:.1f}{unit} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _difference(found: Difference | None) -> str:
-    if found is None:
+def _difference(found: Difference | Loss | None) -> str:
+    if found is None or found.p_corrected is None:
         return ""
     low, high = found.interval_95
     text = f"{100 * found.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-    if not found.is_clear:
-        return f"{text}  "
-    return f"[{'green' if found.difference > 0 else 'red'}]{text} *[/]"
+    if found.finding != "difference shown":
+        return f"{text}, none ({describe_p(found.p_corrected)})"
+    return f"[{'green' if found.difference > 0 else 'red'}]{text}, {describe_p(found.p_corrected)}[/]"

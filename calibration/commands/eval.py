@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from catp.calibration.accuracy.asking import Asking
 from catp.calibration.accuracy.evaluation import BATCH_SIZE, evaluate
 from catp.calibration.accuracy.judging import judges_pairs
 from catp.calibration.accuracy.report import AccuracyReport
@@ -31,9 +32,22 @@ from catp.calibration.plots import check_plot
 from catp.calibration.retrieval.evaluation import RERANK, evaluate_retrieval
 from catp.calibration.retrieval.recall import Setting
 from catp.calibration.retrieval.tables import recall_table
-from catp.calibration.supported import check_data, check_image_votes
+from catp.calibration.supported import check_data, check_pictures
+from catp.runtime.bundle.generation_settings import GREEDY, Overrides
 from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.commands.console import busy, console, make_app, make_console, print_json_line
+from catp.runtime.commands.generation_options import (
+    CHOICE_PANEL,
+    BeamsOption,
+    EarlyStoppingOption,
+    LengthPenaltyOption,
+    MinNewTokensOption,
+    SampleOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    early,
+)
 from catp.runtime.errors import UsageError
 from catp.runtime.files import check_file_output, write_file
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
@@ -103,7 +117,7 @@ def evaluate_bundle(
     limit: Annotated[int | None, typer.Option(help="Number of questions, chosen by the seed. Default: all.")] = None,
     fraction: Annotated[float | None, typer.Option(help="Instead of a number: this part of the questions.")] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the choice of questions, random tokens and intervals.")
+        int, typer.Option(min=0, help="Of the choice of questions, random tokens, drawn answers, intervals and tests.")
     ] = DEMO_SEED,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images, and rows of the language model, at a time.")
@@ -123,6 +137,25 @@ def evaluate_bundle(
         str | None,
         typer.Option(help="The same of the dynamic form: temperatures, such as 0,0.5,1; 0 prunes nothing."),
     ] = None,
+    prompt_template: Annotated[
+        str | None,
+        typer.Option(
+            help='Words around every question: "Question: {question} Short answer:". Default: Question: {question} '
+            "Answer: where query tokens are voted for, else the question alone."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens of an answer at most. Default: the bundle's.", rich_help_panel=CHOICE_PANEL),
+    ] = None,
+    min_new_tokens: MinNewTokensOption = None,
+    num_beams: BeamsOption = None,
+    length_penalty: LengthPenaltyOption = None,
+    early_stopping: EarlyStoppingOption = None,
+    sample: SampleOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
     predictions: Annotated[
         Path | None,
         typer.Option(help="Keep every answer in this .jsonl file; a run that was stopped goes on from it."),
@@ -136,10 +169,22 @@ def evaluate_bundle(
     """Measure accuracy over pruning ratios, voting methods and position modes, through the exported graphs.
 
     Vision encoder and Q-Former run once per image. Intervals are 95 %; methods are compared question by question.
+    Answers are generated greedily unless options say otherwise, whatever the bundle's default is.
 
     catp-eval catp-bundle --data vqav2 --fraction 0.1 --predictions eval.jsonl -o eval.json --plot eval.png
     """
     _check_outputs(predictions, output, plot)
+    overrides: Overrides = {
+        "do_sample": sample,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "num_beams": num_beams,
+        "length_penalty": length_penalty,
+        "early_stopping": early(early_stopping),
+        "min_new_tokens": min_new_tokens,
+    }
+    asking = Asking(prompt_template, GREEDY.asked_for(**overrides), max_new_tokens)
     masses = _parse("keep mass", keep_mass) if keep_mass is not None else ()
     wanted = _parse("ratios", ratios) if ratios is not None else None
     if is_captions(data):
@@ -151,6 +196,9 @@ def evaluate_bundle(
             "encoder-temperatures": encoder_temperatures,
             "predictions": predictions,
             "plot": plot,
+            "prompt-template": prompt_template,
+            "max-new-tokens": max_new_tokens,
+            **{name.removeprefix("do_").replace("_", "-"): value for name, value in overrides.items()},
         }
         if given := [f"--{name}" for name, value in unfit.items() if value is not None]:
             raise UsageError(f"{', '.join(given)}: not with pictures and captions; leave the option out")
@@ -198,7 +246,7 @@ def evaluate_bundle(
                 wishes += [EncoderWish(temperature=temperature) for temperature in temperatures]
             wishes = wishes or [EncoderWish()]
             asked = questions.subset(limit, fraction, seed)
-            found = _compare_shares(pipeline, asked, wishes, amounts or [Amount()], seed, batch_size)
+            found = _compare_shares(pipeline, asked, wishes, amounts or [Amount()], seed, batch_size, asking)
             _wide().print(encoder_table(found))
             if found.skipped:
                 console.print(f"[yellow]warning:[/] {found.skipped:,} questions could not be asked")
@@ -207,7 +255,7 @@ def evaluate_bundle(
             if json_output:
                 print_json_line(found.model_dump_json())
             return
-        check_image_votes(pipeline.bundle, "catp-eval")
+        check_pictures(pipeline.bundle, "catp-eval")
         if pipeline.manifest.vote is None:
             _check_nothing_pruned(pipeline.manifest, wanted, masses, positions)
         chosen = _choose_methods(pipeline.manifest, methods, alone=of_bundle and data == "demo", all_=not of_bundle)
@@ -226,6 +274,7 @@ def evaluate_bundle(
                 batch_size=batch_size,
                 engines=engines,
                 predictions=predictions,
+                asking=asking,
                 advance=advance,
             )
     _show(report)
@@ -289,6 +338,7 @@ def _compare_shares(
     amounts: Sequence[Amount],
     seed: int,
     batch_size: int,
+    asking: Asking,
 ) -> EncoderReport:
     with _counted() as advance:
         done = 0
@@ -298,7 +348,7 @@ def _compare_shares(
             done += count
             advance(done, len(asked))
 
-        return evaluate_encoder(pipeline, asked, wishes, amounts, seed, batch_size, more)
+        return evaluate_encoder(pipeline, asked, wishes, amounts, seed, batch_size, more, asking)
 
 
 def _check_outputs(predictions: Path | None, output: Path | None, plot: Path | None) -> None:

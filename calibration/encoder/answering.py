@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from catp.calibration.accuracy.answering import in_batches, read_images, read_prompt
+from catp.calibration.accuracy.asking import USUAL, Asking
 from catp.calibration.accuracy.judging import judges_pairs, written
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.metrics import JUDGES, Metric
@@ -71,6 +72,7 @@ class Prompt:
     image: int  # row of the batch's pictures
     text: str  # for a Q-Former that reads it
     token_ids: list[int]
+    id: str = ""  # of the question
 
 
 def answer_all(
@@ -79,11 +81,15 @@ def answer_all(
     metric: Metric,
     batch_size: int,
     advance: Callable[[int], None] = lambda done: None,
+    asking: Asking = USUAL,
+    seed: int = 0,
 ) -> Answered:
-    """Ask every question in every setting, greedily; a picture is encoded once for all settings of an encoder.
+    """Ask every question in every setting; a picture is encoded once for all settings of an encoder.
 
     Args:
         advance: called with the number of questions just done.
+        asking: the prompts, and how tokens of answers are chosen.
+        seed: of what is drawn.
 
     Raises:
         UsageError: an encoder can't keep what is asked.
@@ -94,18 +100,19 @@ def answer_all(
     images: list[str] = []
     lengths: list[int] = []
     reasons: list[str] = []
-    work = _by_encoder(settings)
+    work = _by_encoder(settings, asking, seed)
     for batch in in_batches(questions, batch_size):
         pixels, errors = read_images(settings[0].pipeline, batch)
         keys = list(pixels)
         sound, prompts = [], []
         for question in batch:
-            token_ids, reason = _read(settings[0].pipeline, question)
+            token_ids, reason = read_prompt(settings[0].pipeline, question, asking)
             if reason := errors.get(question.image_key) or reason:
                 reasons.append(reason)
                 continue
             sound.append(question)
-            prompts.append(Prompt(keys.index(question.image_key), question.prompt, token_ids))
+            text = asking.prompt(settings[0].pipeline.manifest, question)
+            prompts.append(Prompt(keys.index(question.image_key), text, token_ids, question.id))
         if sound:
             columns = np.empty((len(sound), len(settings)))
             for of_encoder, places in work:
@@ -128,30 +135,19 @@ def answer_all(
     )
 
 
-def _by_encoder(settings: Sequence[Asked]) -> list[tuple[Work, list[int]]]:
+def _by_encoder(settings: Sequence[Asked], asking: Asking, seed: int) -> list[tuple[Work, list[int]]]:
     """Settings that encode alike, and their places."""
     alike: defaultdict[tuple[int, EncoderWish], list[int]] = defaultdict(list)
     for place, asked in enumerate(settings):
         alike[id(asked.pipeline), asked.wish].append(place)
     return [
-        (_work(settings[places[0]].pipeline, wish, [settings[place].amount for place in places]), places)
+        (_work(settings[places[0]].pipeline, wish, [settings[place].amount for place in places], asking, seed), places)
         for (_, wish), places in alike.items()
     ]
 
 
-def _work(pipeline: Pipeline, wish: EncoderWish, amounts: Sequence[Amount]) -> Work:
-    return (PairWork if judges_pairs(pipeline.manifest) else Work)(pipeline, wish, amounts)
-
-
-def _read(pipeline: Pipeline, question: VqaExample) -> tuple[list[int], str | None]:
-    """Token ids of a question's prompt, and why it can't be asked; None where it can."""
-    token_ids, reason = read_prompt(pipeline, question)
-    if reason is None:
-        try:
-            pipeline.instruct([question.prompt])
-        except UsageError as error:
-            return [], str(error)
-    return token_ids, reason
+def _work(pipeline: Pipeline, wish: EncoderWish, amounts: Sequence[Amount], asking: Asking, seed: int) -> Work:
+    return (PairWork if judges_pairs(pipeline.manifest) else Work)(pipeline, wish, amounts, asking, seed)
 
 
 class Work:
@@ -159,10 +155,21 @@ class Work:
 
     Args:
         amounts: of query tokens that are kept.
+        asking: how tokens of answers are chosen; prompts are given as they are.
+        seed: of what is drawn.
     """
 
-    def __init__(self, pipeline: Pipeline, wish: EncoderWish, amounts: Sequence[Amount]) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        wish: EncoderWish,
+        amounts: Sequence[Amount],
+        asking: Asking = USUAL,
+        seed: int = 0,
+    ) -> None:
         self._pipeline = pipeline
+        self._asking = asking
+        self._seed = seed
         self._wish = wish
         self._amounts = amounts
         self._kept: list[list[int]] = [[] for _ in amounts]
@@ -198,10 +205,13 @@ class Work:
                     kept += [pruned.kept_indices.shape[1]] * len(group)
                     place = {row: number for number, row in enumerate(group)}
                     mine = [(number, place[row]) for number, row in asked if row in place]
-                    for first in range(0, len(mine), batch_size):
-                        numbers, of_images = zip(*mine[first : first + batch_size])
+                    size = self._asking.rows(batch_size)
+                    for first in range(0, len(mine), size):
+                        numbers, of_images = zip(*mine[first : first + size])
                         ids = [prompts[number].token_ids for number in numbers]
-                        generation = pipeline.decode(pruned, ids, images=of_images)
+                        chosen = self._asking.settings(self._seed, prompts[numbers[0]].id)
+                        most = self._asking.max_new_tokens
+                        generation = pipeline.decode(pruned, ids, most, settings=chosen, images=of_images)
                         answers.update(zip(numbers, map(pipeline.detokenize, generation.token_ids)))
         return [[answers[number] for number in range(len(prompts))] for answers in found]
 

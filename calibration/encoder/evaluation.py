@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from catp.calibration.accuracy.asking import USUAL, Asking
+from catp.calibration.accuracy.judging import check_asking, judges_pairs
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.encoder.answering import Amount, Asked, answer_all, check_encoder
 from catp.calibration.encoder.report import EncoderReport, EncoderSetting, make_report
@@ -20,19 +22,22 @@ def evaluate_encoder(
     seed: int,
     batch_size: int,
     advance: Callable[[int], None],
+    asking: Asking = USUAL,
 ) -> EncoderReport:
     """Every question with every wish and every amount of query tokens; all are compared with the first of both.
 
     Args:
         amounts: of query tokens; `[Amount()]`: the bundle's own, or none where nothing votes.
-        seed: of the intervals.
+        seed: of the intervals, and of what is drawn.
         advance: called with the number of questions just done.
+        asking: the prompts, and how tokens of answers are chosen.
 
     Raises:
         UsageError: the bundle's encoder prunes nothing, or it or the vote can't keep what is asked.
         CatpError: no question could be asked.
     """
     check_encoder(pipeline, "catp-eval")
+    check_asking(pipeline.manifest, asking)
     spec = pipeline.manifest.encoder_pruning
     assert spec is not None
     amounts = [_in_full(pipeline.manifest, amount) for amount in amounts]
@@ -54,8 +59,16 @@ def evaluate_encoder(
         for amount in amounts
     ]
     combined = [Asked(pipeline, wish, amount.ratio, amount.keep_mass) for wish in wishes for amount in amounts]
-    answered = answer_all(asked, combined, asked.metric, batch_size, advance)
-    return make_report(pipeline.manifest, asked, seed, settings, answered)
+    answered = answer_all(asked, combined, asked.metric, batch_size, advance, asking, seed)
+    report = make_report(pipeline.manifest, asked, seed, settings, answered)
+    if judges_pairs(pipeline.manifest):
+        return report
+    protocol = {
+        "prompt_template": asking.in_full(pipeline.manifest),
+        "generation": asking.generation,
+        "max_new_tokens": asking.max_new_tokens,
+    }
+    return report.model_copy(update=protocol)
 
 
 def _in_full(manifest: Manifest, amount: Amount) -> Amount:

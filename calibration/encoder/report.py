@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from pydantic import Field
@@ -11,6 +11,8 @@ from catp.calibration.accuracy.statistics import bootstrap_interval, mean_differ
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.metrics import Metric
 from catp.calibration.encoder.answering import Answered
+from catp.calibration.significance.comparisons import Pair, Tested, TestName, compare_pairs, name_test
+from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings
 from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.bundle.strict import Strict
 
@@ -34,7 +36,7 @@ class EncoderSetting(Strict):
         return "" if self.ratio is None else f"ratio {self.ratio:g}"
 
 
-class PairedDifference(Strict):
+class PairedDifference(Tested):
     """Accuracy in one setting minus that in another, question by question."""
 
     against: EncoderSetting
@@ -42,8 +44,8 @@ class PairedDifference(Strict):
     interval_95: tuple[float, float]
 
 
-class EncoderScore(Strict):
-    """Accuracy with an encoder that keeps so many tokens."""
+class EncoderScore(Tested):
+    """Accuracy with an encoder that keeps so many tokens; the test is of the difference to the first setting."""
 
     setting: EncoderSetting
     share: float = Field(description="of the dense encoder's work, mean over pictures")
@@ -85,7 +87,12 @@ class EncoderReport(Strict):
     skipped: int
     gflops_dense: float
     prompt_tokens: float = Field(description="mean length of the prompts")
+    prompt_template: str | None = Field(default=None, description="none: not recorded, or of statements as they are")
+    generation: GenerationSettings = Field(default=GREEDY, description="the seed of what is drawn is the report's")
+    max_new_tokens: int | None = Field(default=None, description="none: the bundle's")
     scores: tuple[EncoderScore, ...]
+    test: TestName | None = Field(default=None, description="of differences, in pairs by question")
+    comparisons: int | None = Field(default=None, description="pairs of settings, which are corrected together")
 
 
 class ScheduleReport(EncoderReport):
@@ -100,6 +107,7 @@ class ScheduleReport(EncoderReport):
     def without_confirmation(cls, search: EncoderReport, others: Sequence[EncoderReport] = ()) -> ScheduleReport:
         """The report of a search that found nothing to confirm: no question of the other half was asked."""
         nothing = {"questions": 0, "images": 0, "skipped": 0, "prompt_tokens": 0.0, "scores": ()}
+        nothing |= {"test": None, "comparisons": None}
         return cls(**{**dict(search), **nothing}, search=search, other_rules=tuple(others))
 
 
@@ -137,6 +145,8 @@ def make_report(
         gflops_dense=spec.gflops_dense,
         prompt_tokens=answered.prompt_tokens,
         scores=score(answered, settings, spec.gflops_dense, seed, answer_gflops),
+        test=name_test(answered.right, answered.images) if len(settings) > 1 else None,
+        comparisons=len(set(_pairs(settings))),
     )
 
 
@@ -155,17 +165,20 @@ def score(
     """
     independent = len(set(answered.images)) == len(answered.images)
     first = answered.right[:, 0]
-    encoders, amounts = ([of(setting) for setting in settings] for of in (_encoder, _amount))
-    grid = len(set(encoders)) > 1 and len(set(amounts)) > 1
+    tested = compare_pairs(answered.right, answered.images, _pairs(settings), seed)
 
-    def against(place: int, alike: Sequence[object]) -> PairedDifference | None:
-        """The difference to the first setting that is like this one in one respect."""
-        other = alike.index(alike[place])
-        if not grid or other == place:
+    def against(place: int, other: int | None) -> PairedDifference | None:
+        """The difference to another setting, if there is one to compare with."""
+        if other is None:
             return None
         right, left = answered.right[:, place], answered.right[:, other]
         found = mean_difference(right, left, seed, clusters=answered.images)
-        return PairedDifference(against=settings[other], difference=found.mean, interval_95=(found.low, found.high))
+        return PairedDifference(
+            against=settings[other],
+            difference=found.mean,
+            interval_95=(found.low, found.high),
+            **dict(tested[place, other]),
+        )
 
     found = []
     in_all = [None] * len(settings) if answer_gflops is None else answer_gflops
@@ -192,11 +205,28 @@ def score(
                 difference_95=(difference.low, difference.high),
                 low=low,
                 tokens_kept=None if answered.tokens_kept is None else float(answered.tokens_kept[place]),
-                same_encoder=against(place, encoders),
-                same_amount=against(place, amounts),
+                same_encoder=against(place, _alike(settings, place, _encoder)),
+                same_amount=against(place, _alike(settings, place, _amount)),
+                **dict(tested.get((place, 0), Tested())),
             )
         )
     return tuple(found)
+
+
+def _pairs(settings: Sequence[EncoderSetting]) -> list[Pair]:
+    """Every comparison, by places: with the first setting, with the first of this encoder, of this amount."""
+    found: list[Pair] = []
+    for place in range(1, len(settings)):
+        others = (0, _alike(settings, place, _encoder), _alike(settings, place, _amount))
+        found += [(place, other) for other in others if other is not None]
+    return found
+
+
+def _alike(settings: Sequence[EncoderSetting], place: int, of: Callable[[EncoderSetting], object]) -> int | None:
+    """The first setting that is like this one in one respect; None: it is that, or there is but one respect."""
+    grid = all(len({respect(setting) for setting in settings}) > 1 for respect in (_encoder, _amount))
+    other = [of(setting) for setting in settings].index(of(settings[place]))
+    return other if grid and other != place else None
 
 
 def _encoder(setting: EncoderSetting) -> object:

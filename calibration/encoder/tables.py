@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from catp.calibration.encoder.report import EncoderReport, EncoderScore, PairedDifference
+from catp.calibration.significance.comparisons import LEVEL, Tested
 
 
 def score_table(report: EncoderReport, half: str = "", chosen: EncoderScore | None = None) -> Table:
@@ -21,7 +22,15 @@ def score_table(report: EncoderReport, half: str = "", chosen: EncoderScore | No
     grid = any(found.same_encoder for found in report.scores)
     in_all = any(found.answer_gflops is not None for found in report.scores)
     paired = ", of differences paired" if votes else ""
-    table = Table(title=f"{what}{half and f', {half} half'} (95 % interval{paired})", title_justify="left")
+    table = Table(
+        title=f"{what}{half and f', {half} half'} (95 % interval{paired})",
+        title_justify="left",
+        caption=f"none: no difference shown, as p is not below {LEVEL:g}; by {report.test}, p corrected for "
+        f"{report.comparisons} comparisons by Holm."
+        if report.comparisons
+        else None,
+        caption_justify="left",
+    )
     columns = ["vision encoder", "GFLOPs", "of dense", *(["query tokens", "kept"] if votes else [])]
     columns += [*(["in all"] if in_all else []), "accuracy"]
     columns.append("minus first row" if several else f"minus {first.name}")
@@ -42,7 +51,7 @@ def score_table(report: EncoderReport, half: str = "", chosen: EncoderScore | No
         if in_all:
             row.append("" if found.answer_gflops is None else f"{found.answer_gflops:.4g}")
         row.append(f"{100 * found.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
-        row.append(_difference(found.difference, found.difference_95) if number else "")
+        row.append(_difference(found.difference, found.difference_95, found) if number else "")
         if grid and not in_all:
             row += [_paired(found.same_encoder), _paired(found.same_amount)]
         table.add_row(*row, style="bold" if found is chosen else None)
@@ -50,9 +59,10 @@ def score_table(report: EncoderReport, half: str = "", chosen: EncoderScore | No
 
 
 def _paired(found: PairedDifference | None) -> str:
-    return "" if found is None else _difference(found.difference, found.interval_95)
+    return "" if found is None else _difference(found.difference, found.interval_95, found)
 
 
-def _difference(mean: float, interval: tuple[float, float]) -> str:
+def _difference(mean: float, interval: tuple[float, float], tested: Tested) -> str:
     low, high = interval
-    return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    none = ", none" if tested.finding == "no difference shown" else ""
+    return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}){none}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -12,6 +12,18 @@ from catp.runtime.bundle.generation_settings import Overrides
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.console import busy, make_app, print_json_line, print_line, print_result
 from catp.runtime.commands.encoder_options import ENCODER_PANEL, FlopsOption, KeptOption, parse_counts
+from catp.runtime.commands.generation_options import (
+    CHOICE_PANEL,
+    BeamsOption,
+    EarlyStoppingOption,
+    LengthPenaltyOption,
+    MinNewTokensOption,
+    SampleOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    early,
+)
 from catp.runtime.commands.lists import read_list
 from catp.runtime.commands.loading_options import MaxMemoryOption, RehashOption, check_bundle
 from catp.runtime.errors import UsageError
@@ -19,11 +31,6 @@ from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
 from catp.runtime.system.printable import printable
-
-_CHOICE = "How tokens are chosen (default: as in generate() of Hugging Face)"
-
-
-_EARLY: dict[str, bool | Literal["never"]] = {"yes": True, "no": False, "never": "never"}
 
 
 def run(
@@ -76,59 +83,35 @@ def run(
             "file with a list. For models that answer by rank (BLIP).",
         ),
     ] = None,
-    sample: Annotated[
-        bool | None, typer.Option("--sample/--no-sample", help="Draw tokens at random.", rich_help_panel=_CHOICE)
+    sample: SampleOption = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Draw the same tokens every time.", rich_help_panel=CHOICE_PANEL)
     ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Scores are divided by it before drawing.", rich_help_panel=_CHOICE)
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(help="Draw one of so many likeliest tokens (50 unless told); 0: of all.", rich_help_panel=_CHOICE),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Draw one of the likeliest tokens with this probability together (0: one).",
-            rich_help_panel=_CHOICE,
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Draw the same tokens every time.", rich_help_panel=_CHOICE)] = None,
-    num_beams: Annotated[
-        int | None, typer.Option(help="Search with so many beams; 1: no search.", rich_help_panel=_CHOICE)
-    ] = None,
-    length_penalty: Annotated[
-        float | None,
-        typer.Option(help="Exponent of the length that a beam's score is divided by.", rich_help_panel=_CHOICE),
-    ] = None,
-    early_stopping: Annotated[
-        Literal["yes", "no", "never"] | None,
-        typer.Option(
-            help="End a search with as many answers as beams, or where better ones are unlikely (no) or impossible "
-            "(never).",
-            rich_help_panel=_CHOICE,
-        ),
-    ] = None,
+    num_beams: BeamsOption = None,
+    length_penalty: LengthPenaltyOption = None,
+    early_stopping: EarlyStoppingOption = None,
     repetition_penalty: Annotated[
         float | None,
-        typer.Option(help="Above 1: tokens that prompt or answer have are less likely.", rich_help_panel=_CHOICE),
+        typer.Option(help="Above 1: tokens that prompt or answer have are less likely.", rich_help_panel=CHOICE_PANEL),
     ] = None,
     no_repeat_ngram: Annotated[
-        int | None, typer.Option(help="No so many tokens in a row twice; 0: off.", rich_help_panel=_CHOICE)
+        int | None, typer.Option(help="No so many tokens in a row twice; 0: off.", rich_help_panel=CHOICE_PANEL)
     ] = None,
-    min_new_tokens: Annotated[
-        int | None, typer.Option(help="Tokens before an answer may end.", rich_help_panel=_CHOICE)
-    ] = None,
+    min_new_tokens: MinNewTokensOption = None,
     stop: Annotated[
         list[str] | None,
         typer.Option(
-            "--stop", help="Text that ends an answer and is left out of it; repeatable.", rich_help_panel=_CHOICE
+            "--stop", help="Text that ends an answer and is left out of it; repeatable.", rich_help_panel=CHOICE_PANEL
         ),
     ] = None,
 ) -> None:
     """Answer questions about images from a bundle.
 
-    Several --image/--prompt pairs run as one batch, several prompts about one --image as well, which is encoded once:
+    Several --image/--prompt pairs run as one batch, several prompts about one --image as well, which is encoded once.
+    Tokens are chosen as the bundle says, which is as in generate() of Hugging Face, unless an option says otherwise:
 
     catp-run catp-bundle --image a.png --prompt "Question: what is in the center? Answer:"
     """
@@ -147,7 +130,7 @@ def run(
         "seed": seed,
         "num_beams": num_beams,
         "length_penalty": length_penalty,
-        "early_stopping": None if early_stopping is None else _EARLY[early_stopping],
+        "early_stopping": early(early_stopping),
         "repetition_penalty": repetition_penalty,
         "no_repeat_ngram_size": no_repeat_ngram,
         "min_new_tokens": min_new_tokens,

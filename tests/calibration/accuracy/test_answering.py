@@ -7,20 +7,27 @@ import numpy as np
 import pytest
 
 from catp.calibration.accuracy.answering import Answerer, in_batches
+from catp.calibration.accuracy.asking import USUAL, Asking
 from catp.calibration.accuracy.predictions import Prediction
 from catp.calibration.accuracy.settings import Grid
 from catp.calibration.data import VqaExample, open_data
 from catp.export.demo import scenes
 from catp.runtime import Pipeline
+from catp.runtime.bundle.generation_settings import GREEDY
 from catp.runtime.pruning import num_kept_by_mass
 
 DEMO = list(open_data("demo").subset(20, None, seed=5))
 
 
 def answered(
-    pipeline: Pipeline, questions: Sequence[VqaExample], grid: Grid, batch_size: int = 8, seed: int = 0
+    pipeline: Pipeline,
+    questions: Sequence[VqaExample],
+    grid: Grid,
+    batch_size: int = 8,
+    seed: int = 0,
+    asking: Asking = USUAL,
 ) -> list[Prediction]:
-    answerer = Answerer(pipeline, grid.settings(), "exact match", seed, batch_size)
+    answerer = Answerer(pipeline, grid.settings(), "exact match", seed, batch_size, asking)
     return [found for batch in in_batches(questions, batch_size) for found in answerer.answer(batch)]
 
 
@@ -129,3 +136,56 @@ def test_what_cannot_be_asked_says_why(pipeline: Pipeline, tmp_path: Path) -> No
     assert third.error is not None and third.error.endswith("tokens: this model takes 224")
     (nothing,) = answered(pipeline, [missing], grid)
     assert nothing == second
+
+
+BEAMS = Asking("{question} Short answer:", GREEDY.override(num_beams=3, length_penalty=-1.0, min_new_tokens=2), 5)
+
+
+@pytest.mark.parametrize("bundle", ["demo_bundle", "t5_bundle", "instructblip_bundle", "vqa_bundle"])
+def test_settings_and_template_give_the_pipelines_answers(bundle: str, request: pytest.FixtureRequest) -> None:
+    """Of every kind of language model; InstructBLIP votes anew for each of several questions about one picture."""
+    pipeline = Pipeline.load(request.getfixturevalue(bundle))
+    votes = pipeline.manifest.vote
+    grid = Grid((votes.method if votes else "none",), (0.0, 0.5) if votes else (0.0,), ("original",))
+    questions = several_per_image(images=3, questions=3)
+    found = answered(pipeline, questions, grid, batch_size=4, asking=BEAMS)
+    for column, setting in enumerate(grid.settings()):
+        for prediction, question in zip(found, questions):
+            (answer,) = pipeline.generate(
+                [question.image], [f"{question.question} Short answer:"], setting.ratio, max_new_tokens=5,
+                settings=BEAMS.generation,
+            )  # fmt: skip
+            assert prediction.error is None
+            assert (prediction.answers[column], prediction.num_kept[column]) == (answer.answer, answer.num_kept)
+    assert [p.answers for p in found] != [p.answers for p in answered(pipeline, questions, grid)]
+
+
+def test_votes_that_read_the_question_are_those_of_answering_one_by_one(instructblip_bundle: Path) -> None:
+    pipeline = Pipeline.load(instructblip_bundle)
+    grid = Grid(("self-attention", "random"), (0.0, 0.6), ("compact",), (0.5,))
+    questions = several_per_image(images=2, questions=4)
+    found = answered(pipeline, questions, grid, batch_size=3)
+    own = [setting for setting in grid.settings() if setting.method != "random"]
+    places = [column for column, setting in enumerate(grid.settings()) if setting in own]
+    for prediction, question in zip(found, questions):
+        for column, setting in zip(places, own):
+            (answer,) = pipeline.generate(
+                [question.image], [question.prompt], setting.ratio, "compact", keep_mass=setting.keep_mass
+            )
+            assert (prediction.answers[column], prediction.num_kept[column]) == (answer.answer, answer.num_kept)
+    assert len({prediction.answers for prediction in found}) > 1
+
+
+def test_drawn_answers_do_not_depend_on_batches(pipeline: Pipeline) -> None:
+    asking = Asking(generation=GREEDY.override(do_sample=True, temperature=3.0))
+    grid = Grid(("catp", "random"), (0.0, 0.75), ("original",))
+    one, eight = (answered(pipeline, DEMO, grid, size, 3, asking) for size in (1, 8))
+    assert one == eight == answered(pipeline, DEMO[:7], grid, 8, 3, asking) + one[7:]
+    assert one != answered(pipeline, DEMO, grid, 8, 4, asking)
+    assert one != answered(pipeline, DEMO, grid, 8, 3)
+
+
+def test_beams_count_as_rows(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(pipeline, monkeypatch)
+    answered(pipeline, DEMO, Grid(("catp",), (0.5,), ("original",)), 8, asking=BEAMS)
+    assert set(counted.rows) == {2} and sum(counted.rows) == len(DEMO)

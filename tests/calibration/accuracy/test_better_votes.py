@@ -18,4 +18,4 @@ def test_duplicate_aware_votes_beat_rank_points_and_chance(method: str, diagnost
     assert accuracy[method, 0.5] >= 0.98 and accuracy[method, 0.75] >= 0.96
     differences = [found for found in report.differences if found.method == method]
     assert len(differences) == 4
-    assert all(found.difference > 0 and found.is_clear for found in differences)
+    assert all(found.difference > 0 and found.finding == "difference shown" for found in differences)

@@ -8,11 +8,13 @@ import pytest
 from catp.calibration.accuracy.predictions import Evaluation, Prediction, PredictionsFile
 from catp.calibration.data import DataError, VqaExample
 from catp.runtime import UsageError
+from catp.runtime.bundle.generation_settings import GREEDY
 from catp.runtime.errors import CatpError
 
 EVALUATION = Evaluation(
     bundle="00", provider="cpu", engines=None, data="demo", metric="exact match", limit=None, fraction=None, seed=1,
     questions=6, digest="11", methods=("catp",), ratios=(0.0, 0.5), keep_masses=(), positions=("original",),
+    prompt_template="Question: {question} Answer:",
 )  # fmt: skip
 QUESTIONS = [VqaExample(str(i), Path("a"), "what?", ("cup",), "other", "a") for i in range(6)]
 BATCHES = [QUESTIONS[:2], QUESTIONS[2:4], QUESTIONS[4:]]
@@ -74,6 +76,12 @@ def test_other_batches_keep_what_is_whole(tmp_path: Path) -> None:
         ({"limit": 5, "questions": 5, "digest": "22"}, "begun with limit none, not 5; name another"),
         ({"digest": "22"}, "other questions or answers"),
         ({"bundle": "22", "provider": "cuda"}, "another bundle; provider cpu, not cuda"),
+        ({"generation": GREEDY.override(num_beams=5)}, "begun with generation greedy, not num_beams 5; name another"),
+        ({"max_new_tokens": 10}, "begun with max new tokens none, not 10; name another"),
+        (
+            {"prompt_template": "{question}\n"},
+            r'begun with prompt template "Question: {question} Answer:", not "{question}\n"; name another',
+        ),
     ],
 )
 def test_another_evaluation_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

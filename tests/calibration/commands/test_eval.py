@@ -37,8 +37,10 @@ def test_the_demo_has_both_position_modes_of_its_own_method(demo_bundle: Path) -
     assert result.exit_code == 0 and not result.stdout
     title, *lines = result.stderr.splitlines()
     assert title.strip() == "Exact match, catp, 12 questions of demo (95 % interval)"
-    rows = [line.split("│")[1:-1] for line in lines if "%" in line]
+    rows = [line.split("│")[1:-1] for line in lines if "│" in line and "%" in line]
     assert [(row[0].strip(), row[1].strip(), len(row)) for row in rows] == [("0", "32", 4), ("0.5", "16", 4)]
+    lost = [line.split("│")[1:-1] for line in lines if "│ catp" in line]
+    assert [[cell.strip() for cell in row[:3]] for row in lost] == [["catp", "0.5", p] for p in ("original", "compact")]
 
 
 def test_vqa_accuracy_is_that_worked_out_by_hand(demo_bundle: Path, tmp_path: Path) -> None:
@@ -61,6 +63,10 @@ def test_vqa_accuracy_is_that_worked_out_by_hand(demo_bundle: Path, tmp_path: Pa
     assert content["interval"] == "bootstrap over images"
     (difference,) = content["differences"]
     assert (difference["method"], difference["against"], difference["ratio"]) == ("catp", "random", 0.9)
+    assert [(loss["method"], loss["ratio"]) for loss in content["losses"]] == [("catp", 0.9), ("random", 0.9)]
+    # Two readable images, so four choices of signs: the least possible p is 0.5.
+    assert content["test"] == "sign flips by image" and content["losses"][0]["p_value"] in (0.5, 1.0)
+    assert {found["finding"] for found in (difference, *content["losses"])} == {"no difference shown"}
     # The cut-off and the missing picture are named everywhere, and counted.
     assert content["skipped"] == 2
     assert [skipped["id"] for skipped in content["skipped_first"]] == ["133000", "136000"]
@@ -73,6 +79,48 @@ def test_vqa_accuracy_is_that_worked_out_by_hand(demo_bundle: Path, tmp_path: Pa
     assert "000000000136.jpg: no such file" in result.stderr
     with Image.open(files["curve.png"]) as picture:
         assert picture.format == "PNG"
+
+
+def test_the_protocol_of_blip_2_is_one_command(demo_bundle: Path, tmp_path: Path) -> None:
+    """Beam 5, length penalty -1, and a prompt, on VQAv2 as its zip files unpack."""
+    vqa, kept = write_vqa_folder(tmp_path / "vqav2"), tmp_path / "p.jsonl"
+    template = "Question: {question} Short answer:"
+    arguments = [demo_bundle, "--data", vqa, "--ratios", "0,0.5", "--methods", "catp", "--predictions", kept, "--json"]
+    protocol = ["--num-beams", 5, "--length-penalty", -1, "--max-new-tokens", 10, "--prompt-template", template]
+    content = report(call(*arguments, *protocol))
+    asked = content["evaluation"]
+    assert (asked["prompt_template"], asked["max_new_tokens"]) == (template, 10)
+    assert (asked["generation"]["num_beams"], asked["generation"]["length_penalty"]) == (5, -1.0)
+    answers = {line["id"]: line.get("answers") for line in map(json.loads, kept.read_text().splitlines()[1:])}
+    pipeline = Pipeline.load(demo_bundle)
+    for case in READABLE:
+        image = vqa / "val2014" / f"COCO_val2014_{case.image_id:012d}.jpg"
+        for column, ratio in enumerate((0, 0.5)):
+            (answer,) = pipeline.generate(
+                [image], [template.replace("{question}", case.question)], ratio, max_new_tokens=10, num_beams=5,
+                length_penalty=-1.0,
+            )  # fmt: skip
+            assert answers[str(case.question_id)][column] == answer.answer
+    # Other settings don't go on with these answers.
+    before = kept.read_bytes()
+    for changed, words in (
+        (["--num-beams", 4, *protocol[2:]], "generation num_beams 5, length_penalty -1.0, not num_beams 4, length"),
+        (protocol[:-2], 'prompt template "Question: {question} Short answer:", not "Question: {question} Answer:"'),
+        ([*protocol[:4], *protocol[6:]], "max new tokens 10, not none"),
+    ):
+        refused = call(*arguments, *changed)
+        (line,) = refused.stderr.splitlines()
+        assert refused.exit_code == 2 and words in line and kept.read_bytes() == before
+    assert report(call(*arguments, *protocol)) == content
+
+
+def test_drawn_answers_are_the_seeds(demo_bundle: Path) -> None:
+    arguments = [demo_bundle, "--limit", 12, "--ratios", "0.75", "--positions", "original", "--json"]
+    drawn = ["--sample", "--temperature", 2, "--top-k", 0, "--top-p", 0.9]
+    first, again = (report(call(*arguments, *drawn)) for _ in range(2))
+    assert first == again and first["evaluation"]["generation"]["temperature"] == 2
+    others = [report(call(*arguments, *drawn, "--seed", seed))["scores"][0]["accuracy"] for seed in (1, 2, 3)]
+    assert others != [first["scores"][0]["accuracy"]] * 3
 
 
 def test_a_run_that_was_killed_goes_on(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +166,13 @@ def test_methods_are_compared_at_every_ratio(diagnostics_bundle: Path) -> None:
     assert len(pairs) == 4 * 2 + 1  # four methods against catp and random, and catp against random
     for (method, against), difference in pairs.items():
         assert difference == pytest.approx(scores[method, 0.75]["accuracy"] - scores[against, 0.75]["accuracy"])
-    # All tokens are one row, whatever the method.
-    assert result.stderr.count("│ any ") == 1 and result.stderr.count("│ coverage ") == 3
+    # All tokens are one row, whatever the method; 0.75 and the share of the votes have accuracy and differences.
+    assert result.stderr.count("│ any ") == 1 and result.stderr.count("│ coverage ") == 4
+    losses = {(loss["method"], loss["ratio"]): loss for loss in content["losses"]}
+    assert set(losses) == {(method, 0.75) for method in methods} | {(m, None) for m in methods if m != "random"}
+    assert (content["test"], content["comparisons"]) == ("McNemar's exact test", 9 + 11)
+    assert losses["random", 0.75]["finding"] == "difference shown" and "minus ratio 0" in result.stderr
+    assert "p corrected for 20 comparisons" in result.stderr
 
 
 def test_a_checkpoint_is_exported_for_the_run(diagnostics_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +223,12 @@ def test_it_fails_where_no_image_can_be_read(demo_bundle: Path, tmp_path: Path) 
         (["--predictions", "/"], "it is a folder"),
         (["--predictions", __file__], "not a file that"),
         (["--plot", "curve.svg"], "ends in .png"),
+        (["--prompt-template", "what?"], "prompt template 'what?': it has {question} 0 times"),
+        (["--length-penalty", "-1"], "length_penalty -1.0: it is of use in a beam search; give num_beams"),
+        (["--temperature", "0.5"], "of use where tokens are drawn"),
+        (["--num-beams", "0"], "num_beams 0: "),
+        (["--max-new-tokens", "0"], "max new tokens 0: at least 1"),
+        (["--min-new-tokens", "9", "--max-new-tokens", "8"], "min new tokens 9: more than max new tokens, 8"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
 )

@@ -79,6 +79,9 @@ def test_data_of_the_other_kind_is_refused(nlvr_bundle: Path, demo_bundle: Path,
     assert other.exit_code == 2 and "accepted: demo, or a file of NLVR2's statements" in other.stderr
     ratios = run(nlvr_bundle, "--limit", 4, "--ratios", "0.5")
     assert ratios.exit_code == 2 and "has no query tokens to leave out" in ratios.stderr
+    for option in (["--num-beams", 3], ["--prompt-template", "{question}?"], ["--max-new-tokens", 4]):
+        beams = run(nlvr_bundle, "--limit", 4, *option)
+        assert beams.exit_code == 2 and "judges statements as they are, and generates no text" in beams.stderr
 
 
 @pytest.mark.heavy

@@ -16,6 +16,8 @@ from catp.calibration.commands.eval import app
 from catp.calibration.data import open_data
 from catp.calibration.data.metrics import JUDGES
 from catp.calibration.encoder.report import EncoderReport
+from catp.calibration.significance.holm import holm
+from catp.calibration.significance.mcnemar import mcnemar_exact
 from catp.runtime import EncoderWish, Pipeline
 from catp.runtime.bundle.folder import open_bundle
 
@@ -61,6 +63,10 @@ def test_every_ratio_is_asked_with_every_schedule(both_bundle: Path, tmp_path: P
         found = mean_difference(asked[place][0], asked[other][0], SEED, clusters=images)
         return found.mean, (found.low, found.high)
 
+    p_of = {}
+    for place, other in ((1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (4, 3), (4, 1), (5, 3), (5, 2)):
+        difference = asked[place][0] - asked[other][0]
+        p_of[place, other] = mcnemar_exact(int((difference > 0).sum()), int((difference < 0).sum()))
     for place, (found, (share, amount), (values, kept)) in enumerate(zip(report.scores, cells, asked)):
         setting = found.setting
         assert (setting.ratio, setting.keep_mass) == (amount.get("ratio"), amount.get("keep_mass"))
@@ -74,6 +80,18 @@ def test_every_ratio_is_asked_with_every_schedule(both_bundle: Path, tmp_path: P
             else:
                 assert pair is not None and pair.against == report.scores[other].setting
                 assert (pair.difference, pair.interval_95) == paired(place, other)
+                assert pair.p_value == p_of[place, other]
+    # Each question is about another image. Six rows against the first, and within encoders and amounts; the first row
+    # of an encoder and the first encoder's are compared with it twice.
+    tested = {(place, 0): found.p_corrected or 0 for place, found in enumerate(report.scores) if place}
+    for place, found in enumerate(report.scores):
+        for pair, other in ((found.same_encoder, place // 3 * 3), (found.same_amount, place % 3)):
+            if pair is not None:
+                assert pair.p_corrected == tested.setdefault((place, other), pair.p_corrected or 0)
+                assert pair.finding == ("difference shown" if (pair.p_corrected or 0) < 0.05 else "no difference shown")
+    assert set(tested) == set(p_of) and list(tested.values()) == holm([p_of[pair] for pair in tested])
+    assert (report.test, report.comparisons) == ("McNemar's exact test", len(p_of)) and len(p_of) == 9
+    assert report.scores[0].finding is None and "for 9 comparisons by Holm" in printed
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
     assert [(row[3], len(row)) for row in rows] == [("ratio 0", 9), ("ratio 0.75", 9), ("mass 0.4", 9)] * 2
     assert "minus first row" in printed and "minus ratio 0 " in printed and "minus schedule, 0.8 of the work" in printed
@@ -125,3 +143,26 @@ def test_instructblip_is_asked_too(both_instructblip_bundle: Path, tmp_path: Pat
         both_instructblip_bundle, tmp_path / "eval.json", "--ratios", "0,0.5", "--encoder-flops", "0.85,0.7"
     )
     assert [found.setting.ratio for found in report.scores] == [0, 0.5, 0, 0.5]
+
+
+def test_answers_are_generated_as_asked(both_bundle: Path, tmp_path: Path) -> None:
+    template, settings = "{question} Short answer:", {"num_beams": 3, "length_penalty": -1.0}
+    report, _ = report_of(
+        both_bundle, tmp_path / "eval.json", "--ratios", "0,0.75", "--encoder-flops", 0.6, "--num-beams", 3,
+        "--length-penalty", -1, "--max-new-tokens", 4, "--prompt-template", template,
+    )  # fmt: skip
+    assert (report.prompt_template, report.max_new_tokens) == (template, 4)
+    assert (report.generation.num_beams, report.generation.length_penalty) == (3, -1)
+    pipeline, questions = Pipeline.load(both_bundle), open_data("demo").subset(QUESTIONS, None, SEED)
+    for found in report.scores:
+        answers = [
+            pipeline.generate(
+                [q.image], [f"{q.question} Short answer:"], found.setting.ratio, max_new_tokens=4,
+                encoder=EncoderWish(flops=0.6), **settings,
+            )[0].answer
+            for q in questions
+        ]  # fmt: skip
+        assert found.accuracy == np.mean([answer == q.answers[0] for answer, q in zip(answers, questions)])
+    usual, _ = report_of(both_bundle, tmp_path / "usual.json", "--ratios", "0,0.75", "--encoder-flops", 0.6)
+    assert [found.accuracy for found in usual.scores] != [found.accuracy for found in report.scores]
+    assert usual.prompt_template == "Question: {question} Answer:" and usual.generation.describe() == "greedy"

@@ -127,6 +127,11 @@ def test_what_does_not_fit_is_one_line(clip_bundle: Path, demo_bundle: Path, kar
         (clip_bundle, [], "which scores texts and answers no questions; give --data FILE.json"),
         (clip_bundle, ["--data", str(karpathy), "--rerank", "4"], "CLIP has no head"),
         (clip_bundle, ["--data", str(karpathy), "--fraction", "0.5"], "--fraction: not with pictures and captions"),
+        (
+            clip_bundle,
+            ["--data", str(karpathy), "--num-beams", "2", "--prompt-template", "{question}"],
+            "--prompt-template, --num-beams: not with pictures and captions",
+        ),
         (clip_bundle, ["--rerank", "4"], "--rerank: only with a .json file"),
         (demo_bundle, ["--data", str(karpathy)], "which scores no texts"),
     ):

@@ -1,0 +1,1 @@
+"""p-values of paired differences, corrected for how many are looked at."""
