@@ -72,9 +72,9 @@ def check_calibrated(bundle: Bundle, command: str) -> None:
     """Refuse a bundle whose graphs can't be quantised.
 
     Raises:
-        UsageError: it is neither BLIP-2 with a decoder-only language model nor a BLIP that writes text.
+        UsageError: it is BLIP-2 with an encoder-decoder language model, or its votes depend on more than one image.
     """
-    if not bundle.manifest.writes_text:
+    if not bundle.manifest.writes_text and bundle.manifest.model.language != "two-images":
         check_answers(bundle, command)
     if bundle.manifest.model.language not in READ_IMAGE_TOKENS:
         check_decoder_only(bundle, command)

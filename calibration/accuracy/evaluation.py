@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from catp.calibration.accuracy.answering import Answerer, in_batches
-from catp.calibration.accuracy.judging import PairAnswerer, judges_pairs
+from catp.calibration.accuracy.judging import PairAnswerer
 from catp.calibration.accuracy.predictions import Evaluation, PredictionsFile
 from catp.calibration.accuracy.report import AccuracyReport, make_report
 from catp.calibration.accuracy.settings import Grid, check_methods
 from catp.calibration.data.dataset import DataSet
+from catp.calibration.data.fitting import judges_pairs
 from catp.runtime.bundle.manifest import MANIFEST_NAME
 from catp.runtime.errors import CatpError
 from catp.runtime.files import sha256

@@ -10,14 +10,8 @@ from catp.calibration.accuracy.answering import read_images, read_prompt
 from catp.calibration.accuracy.predictions import Prediction
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.metrics import JUDGES, Metric
-from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.matching.two_images import Verdict
 from catp.runtime.pipeline import Pipeline
-
-
-def judges_pairs(manifest: Manifest) -> bool:
-    """Whether a bundle is asked about two images at a time."""
-    return manifest.model.language == "two-images"
 
 
 def written(verdict: Verdict) -> str:

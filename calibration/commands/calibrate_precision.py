@@ -14,6 +14,7 @@ from rich.table import Table
 
 from catp.calibration.accuracy.evaluation import BATCH_SIZE
 from catp.calibration.data import open_data
+from catp.calibration.data.fitting import fitting
 from catp.calibration.precision.budget import Budget, BudgetExceeded
 from catp.calibration.precision.calibrator import Calibrator, Progress, split
 from catp.calibration.precision.formats.base import BLOCK_SIZE, Activations
@@ -23,6 +24,7 @@ from catp.calibration.precision.report import PrecisionReport
 from catp.calibration.precision.tables import change_table, layer_table, trial_table
 from catp.calibration.supported import check_calibrated, check_data
 from catp.export.demo import MODEL_ID
+from catp.export.demo.nlvr import MODEL_ID as PAIRS_MODEL_ID
 from catp.runtime.bundle.chains import DECODE_GRAPH, GRAPHS, READ_IMAGE_TOKENS
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import Format, Manifest, Purpose
@@ -127,8 +129,8 @@ def calibrate_precision(
     check_calibrated(opened, "catp-calibrate precision")
     check_data(opened, data, "catp-calibrate precision")
     recipes = fit_to_chain(recipes, opened.manifest, {"--qformer": qformer, "--decode": decode})
-    asked = split(open_data(data), samples, questions, seed)
-    if data == "demo" and opened.manifest.model.id != MODEL_ID:
+    asked = split(fitting(opened.manifest, open_data(data)), samples, questions, seed)
+    if data == "demo" and opened.manifest.model.id not in (MODEL_ID, PAIRS_MODEL_ID):
         _note("ranges and accuracy come from the demo's coloured shapes, for which this model was not made; try --data")
     with _bars() as progress:
         calibrator = Calibrator(
@@ -152,7 +154,8 @@ def calibrate_precision(
     open_question = budget.doubts(found.calibration.accuracy, found.calibration.questions, calibrator.pictures)
     if open_question is not None:
         _note(open_question)
-    following = "catp-build" if purpose == "tensorrt" else "catp-run"
+    runs = "catp-run" if opened.manifest.writes_text else "catp-match"
+    following = "catp-build" if purpose == "tensorrt" else runs
     console.print(f"Published {escape(str(output))}. Next: {following} {escape(str(output))}", soft_wrap=True)
 
 
@@ -210,7 +213,7 @@ def fit_to_chain(recipes: dict[str, Recipe], manifest: Manifest, asked: Mapping[
     if unfit := [option for option, value in asked.items() if value not in (None, "none")]:
         raise UsageError(
             f"{', '.join(unfit)}: this bundle's graphs are {', '.join(graphs)}; give --vision or --language, which "
-            "is for both of the others"
+            "is for all others"
         )
     found = {
         graph: recipes.get("vision_encoder" if graph == "vision_encoder" else "language_model") for graph in graphs

@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from catp.calibration.accuracy.answering import Answerer, in_batches
+from catp.calibration.accuracy.judging import PairAnswerer
 from catp.calibration.accuracy.settings import Setting
 from catp.calibration.accuracy.statistics import mean_difference, unseen_losses
 from catp.calibration.data.dataset import VqaExample
+from catp.calibration.data.fitting import judges_pairs
 from catp.calibration.data.metrics import Metric
 from catp.export.verification.emulated import emulated
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import AccuracyChange, PruningSpec
 from catp.runtime.errors import CatpError
+from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
 from catp.runtime.image_sides.query_tokens import Encoded, Votes
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import open_provider
@@ -40,13 +43,17 @@ class WatchedPipeline(Pipeline):
         self.scores: list[np.ndarray] = []
         self.patches: list[np.ndarray] = []
 
+    def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = (), encoder: EncoderWish = DEFAULT) -> Encoded:
+        encoded = super().encode(pixel_values, prompts, encoder)
+        if "kept_positions" in encoded:
+            self.patches.append(np.array(to_host(encoded["kept_positions"])))
+        return encoded
+
     def votes(self, encoded: Encoded) -> Votes:
         found = super().votes(encoded)
         # Comparisons make finite votes of what is no number.
         computed = np.isfinite(found.embeds).all(axis=(1, 2))
         self.scores.append(np.where(computed[:, None], found.scores, np.nan))
-        if "kept_positions" in encoded:
-            self.patches.append(np.array(to_host(encoded["kept_positions"])))
         return found
 
 
@@ -71,17 +78,25 @@ def ask(
 ) -> BundleAnswers:
     """Ask a bundle every question at every tested ratio, on the CPU, which emulates what a GPU would compute in fp16.
 
+    Where pictures of a batch decide how many patches each other keeps, each is asked about by itself.
+
     Raises:
         CatpError: no question could be asked, or in fp16 an operator's result is beyond its range.
     """
     bundle = open_bundle(folder)
     half = bundle.manifest.precision == "fp16"
     pipeline = WatchedPipeline(*emulated(bundle)) if half else WatchedPipeline(bundle, open_provider("cpu"))
-    vote = pipeline.manifest.vote
+    vote, inside = pipeline.manifest.vote, pipeline.manifest.encoder_pruning
+    if inside is not None and inside.form == "dynamic":
+        batch_size = 1
     ratios = tested_ratios(vote)
     positions = position_mode(pipeline.manifest, None)
     settings = [Setting(vote.method if vote else "none", positions, ratio=ratio) for ratio in ratios]
-    answerer = Answerer(pipeline, settings, metric, seed, batch_size)
+    answerer: Answerer | PairAnswerer = (
+        PairAnswerer(pipeline, metric)
+        if judges_pairs(pipeline.manifest)
+        else Answerer(pipeline, settings, metric, seed, batch_size)
+    )
     images: list[str] = []
     accuracy: list[Sequence[float]] = []
     for batch in in_batches(questions, batch_size):
@@ -92,9 +107,11 @@ def ask(
         advance(len(batch))
     if not accuracy:
         raise CatpError("none of the questions could be asked; catp-eval on the same data says why")
-    scores = np.concatenate(pipeline.scores)
-    kept = top_indices(scores, num_kept(ratios[-1], pipeline.manifest.tokens))
-    kept[~np.isfinite(scores).all(axis=1)] = -1
+    kept = np.zeros((len(images), 1), np.int64)  # all there are, where nothing votes
+    if pipeline.scores:
+        scores = np.concatenate(pipeline.scores)
+        kept = top_indices(scores, num_kept(ratios[-1], pipeline.manifest.tokens))
+        kept[~np.isfinite(scores).all(axis=1)] = -1
     patches = tuple(row[row >= 0] for batch in pipeline.patches for row in batch)
     return BundleAnswers(ratios, tuple(images), np.array(accuracy), kept, patches or None)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from catp.calibration.accuracy.answering import read_prompt
 from catp.calibration.data.dataset import VqaExample
+from catp.calibration.data.fitting import judges_pairs
 from catp.calibration.precision.graphs.graph import TAP, FloatGraph, serialized
 from catp.calibration.precision.graphs.layers import Layer
 from catp.runtime.bundle.folder import Bundle
@@ -101,11 +102,15 @@ def answer_each(
         if unread:
             continue
         try:
-            pixel_values = pipeline.preprocess([question.image])
+            pixel_values = pipeline.preprocess(question.images)
         except ImageError:
             continue
-        pruned = pipeline.prune(pipeline.encode(pixel_values), kept[index % len(kept)])
-        pipeline.decode(pruned, [token_ids], pipeline.manifest.text.max_new_tokens)
+        encoded = pipeline.encode(pixel_values)
+        if judges_pairs(pipeline.manifest):
+            pipeline.judge_encoded(encoded, [token_ids], [0])
+        else:
+            pruned = pipeline.prune(encoded, kept[index % len(kept)])
+            pipeline.decode(pruned, [token_ids], pipeline.manifest.text.max_new_tokens)
         yield index + 1
 
 
