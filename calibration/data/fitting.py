@@ -1,4 +1,4 @@
-"""Data sets that fit a bundle: questions about one image, or statements about two."""
+"""Data sets that fit a bundle: questions about one image, statements about two, or pictures and texts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from catp.runtime.errors import UsageError
 def judges_pairs(manifest: Manifest) -> bool:
     """Whether a bundle is asked about two images at a time."""
     return manifest.model.language == "two-images"
+
+
+def finds_texts(manifest: Manifest) -> bool:
+    """Whether a bundle compares pictures with texts, as retrieval does."""
+    return not manifest.writes_text and not judges_pairs(manifest)
 
 
 def fitting(manifest: Manifest, questions: DataSet) -> DataSet:

@@ -25,6 +25,8 @@ COMPARED = {
     "image_keys": ("cross_key_values.",),
     "caption_decoder": ("logits",),
     "statement_encoder": ("truth_logits",),
+    "text_embedding": ("text_embeds",),
+    "image_text_matching": ("match_logits",),
 }
 """Outputs that a change is looked for in; a name that ends in a dot stands for all that begin so."""
 

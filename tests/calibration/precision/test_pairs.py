@@ -30,6 +30,7 @@ from catp.runtime import Pipeline
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.commands.inspect import app as inspect_app
 from catp.runtime.commands.match import app as match_app
+from catp.runtime.providers.base import to_host
 
 RUNNER = CliRunner()
 GRAPHS = ["vision_encoder", "statement_encoder"]
@@ -111,7 +112,7 @@ def test_ranges_see_both_images_and_the_bare_statement(nlvr_bundle: Path) -> Non
         np.testing.assert_array_equal(pixels, pipeline.preprocess(said.images))
         call = examples.calls["statement_encoder"][row]
         assert call["text_ids"].tolist() == [pipeline.tokenize(said.question)]
-        embeds = pipeline.encode(pixels)["image_embeds"].numpy()
+        embeds = to_host(pipeline.encode(pixels)["image_embeds"])
         np.testing.assert_allclose(call["first_image_embeds"], embeds[:1], atol=1e-5)
         np.testing.assert_allclose(call["second_image_embeds"], embeds[1:], atol=1e-5)
 
