@@ -183,7 +183,7 @@ def calibrate_precision(
 
 
 def _open(manifest: Manifest, data: str, images: Path | None, texts: Path | None) -> DataSet:
-    """What a bundle is asked: questions, or pictures and texts.
+    """The data that a bundle is asked: questions, or pictures and texts.
 
     Raises:
         UsageError: it can't be asked these, or a file can't be read.

@@ -139,11 +139,12 @@ def test_ranges_see_the_bare_text_and_the_kept_tokens(fixture: str, request: pyt
 @pytest.mark.parametrize("fixture", BUNDLES)
 def test_int8_bundles_answer_as_before(fixture: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     bundle, output = request.getfixturevalue(fixture), tmp_path / "out"
-    arguments = ["--to", "int8", "--for", "cpu", *FEW, "--no-sensitivity", "--json", "-o", str(output)]
+    arguments = ["--to", "int8", "--for", "cpu", *FEW, "--json", "-o", str(output)]
     result = RUNNER.invoke(app, ["precision", str(bundle), *arguments])
     assert result.exit_code == 0, result.output
     report = PrecisionReport.model_validate_json(result.stdout)
     manifest = open_bundle(output).manifest
+    assert {error.graph for error in report.errors} == set(manifest.graphs) - {"image_embedding"}
     assert report.calibration == manifest.calibration and manifest.calibration is not None
     assert (manifest.calibration.metric, manifest.calibration.data) == ("same best text", "demo")
     for name, graph in manifest.graphs.items():
