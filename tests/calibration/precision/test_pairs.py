@@ -103,13 +103,14 @@ def test_answers_are_those_of_judging_one_by_one(nlvr_bundle: Path, tmp_path: Pa
 
 
 def test_ranges_see_both_images_and_the_bare_statement(nlvr_bundle: Path) -> None:
-    asked, examples = list(DemoPairs(2, 3)), Examples()
+    asked, examples = list(DemoPairs(40, 3))[:4], Examples()
     bundle = open_bundle(nlvr_bundle)
     pipeline = Pipeline(bundle, ObservingProvider({}, {}, examples))
-    assert list(answer_each(pipeline, asked, (bundle.manifest.tokens,))) == [1, 2]
+    assert list(answer_each(pipeline, asked, (bundle.manifest.tokens,))) == [1, 2, 3, 4]
     for row, said in enumerate(asked):
         pixels = examples.calls["vision_encoder"][row]["pixel_values"]
         np.testing.assert_array_equal(pixels, pipeline.preprocess(said.images))
+        assert not np.array_equal(pixels[0], pixels[1])
         call = examples.calls["statement_encoder"][row]
         assert call["text_ids"].tolist() == [pipeline.tokenize(said.question)]
         embeds = to_host(pipeline.encode(pixels)["image_embeds"])
