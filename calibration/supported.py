@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from catp.runtime.bundle.chains import READ_IMAGE_TOKENS
+from catp.runtime.bundle.chains import READ_IMAGE_TOKENS, SCORE_TEXTS
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import UsageError
 
@@ -86,11 +86,9 @@ def check_calibrated(bundle: Bundle, command: str) -> None:
     """Refuse a bundle whose graphs can't be quantised.
 
     Raises:
-        UsageError: it is neither BLIP-2 with a decoder-only language model nor a BLIP that writes text.
+        UsageError: it is BLIP-2 with an encoder-decoder language model, or its votes depend on more than one image.
     """
-    if not bundle.manifest.writes_text:
-        check_answers(bundle, command)
-    if bundle.manifest.model.language not in READ_IMAGE_TOKENS:
+    if bundle.manifest.model.language not in (*READ_IMAGE_TOKENS, *SCORE_TEXTS):
         check_decoder_only(bundle, command)
 
 

@@ -188,7 +188,9 @@ def test_a_picture_is_drawn_and_a_ratio_chosen(clone: Path, outputs: dict[str, s
 
 @EXECUTED
 def test_a_bundle_is_quantised(outputs: dict[str, str]) -> None:
-    (printed,) = (output for command, output in outputs.items() if command.startswith("catp-calibrate precision"))
+    (printed,) = (
+        output for command, output in outputs.items() if command.startswith("catp-calibrate precision build/demo")
+    )
     assert "Published build/demo-int8" in printed
     (answer,) = (output for command, output in outputs.items() if command.startswith("catp-run build/demo-int8"))
     assert samples()[0].answer in answer
@@ -248,6 +250,15 @@ def test_the_limits_of_half_precision_are_the_exports() -> None:
     for name, (error, kept, answers) in rows.items():
         wanted = RELATIVE_ERROR[name], 100 * KEPT_MISMATCH[name], 100 * TOKEN_MISMATCH[name]
         assert (error, kept, answers) == pytest.approx(wanted)
+
+
+def test_the_precision_of_pairs_is_the_recorded_report() -> None:
+    path = ROOT / "export" / "demo" / "nlvr" / "accuracy" / "precision" / "int8-cpu.json"
+    found = PrecisionReport.model_validate_json(path.read_text())
+    assert found.confirmed and found.calibration is not None and found.calibration.questions == 1000
+    (change,) = found.calibration.accuracy
+    claimed = f"has {100 * change.after:.1f} % right in INT8, {100 * change.before:.1f} % before"
+    assert claimed in " ".join(text_of("docs/precision.md").split())
 
 
 def test_the_precision_table_is_the_recorded_reports() -> None:

@@ -20,6 +20,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.models.auto.processing_auto import AutoProcessor
 from typer.testing import CliRunner
 
+from catp.calibration.commands.calibrate import app as calibrate_command
 from catp.calibration.commands.eval import app as eval_command
 from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
 from catp.export.commands.build import app as build_command
@@ -28,6 +29,7 @@ from catp.export.exporter import export_bundle
 from catp.export.image_encoders.plan import EncoderOptions
 from catp.export.verification.reference import Reference
 from catp.runtime import Pipeline, UsageError
+from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 
@@ -386,6 +388,53 @@ def test_family(families: Callable[[str], Family], family: str, check: str) -> N
         cell = CHECKS[check](found)
     written = {row: dict(zip(CHECKS, cells)) for row, *cells in table("README.md", f"| {next(iter(CHECKS))}")}
     assert cell == written[family][check]
+
+
+CALIBRATED = "family | `--to int8 --for cpu`"
+
+
+def calibrated(family: Family, *data: str) -> tuple[str, str]:
+    """What becomes of it in INT8, and what the budget is of; the budget is wide, since few questions decide little."""
+    with tempfile.TemporaryDirectory() as folder:
+        few = ["--samples", "16", "--questions", "10", "--no-sensitivity"]
+        wide = ["--max-accuracy-drop", "0.95", "--min-kept-overlap", "0"]
+        arguments = ["precision", str(family.bundle), "--to", "int8", "--for", "cpu", *few, *wide, *data]
+        result = CliRunner().invoke(calibrate_command, [*arguments, "-o", f"{folder}/int8"])
+        if result.exit_code == 2:
+            reasons = {
+                "driven by": "no: driven by other graphs",
+                "every question has votes of its own": "no: votes depend on the question",
+                "answers no questions; give --data": "with data of its own",
+            }
+            (reason,) = (reason for words, reason in reasons.items() if words in result.stderr)
+            return reason, ""
+        assert result.exit_code == 0, result.output
+        manifest = open_bundle(Path(folder) / "int8").manifest
+        assert all(graph.quantization or name == "image_embedding" for name, graph in manifest.graphs.items())
+        assert manifest.calibration is not None
+        return YES, manifest.calibration.metric
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family_in_int8(families: Callable[[str], Family], name: str, tmp_path: Path) -> None:
+    family = families(name)
+    cell, metric = calibrated(family)
+    if cell == "with data of its own" or metric == "same best text":
+        questions, entries = [], []
+        for number, example in enumerate(scenes.examples(60, seed=3)):
+            example.image.save(tmp_path / f"{number}.png")
+            text = f"a {example.scene.things[0].color} {example.scene.things[0].shape}"
+            entries.append({"image": f"{number}.png", "caption": text})
+            questions.append({"image": f"{number}.png", "question": "what is", "answers": [text]})
+        (tmp_path / "captions.json").write_text(json.dumps(entries))
+        (tmp_path / "begun.jsonl").write_text("".join(json.dumps(line) + "\n" for line in questions))
+        given = "begun.jsonl" if cell == "with data of its own" else "captions.json"
+        made, with_data = calibrated(family, "--data", str(tmp_path / given))
+        assert made == YES
+        metric = f"{with_data}; without captions, {metric}" if metric else with_data
+    written = {row: cells for row, *cells in table("docs/precision.md", CALIBRATED)}
+    assert list(written) == list(FAMILIES) and [cell, metric] == written[name]
 
 
 def test_the_readme_has_a_row_for_each_family_and_a_column_for_each_check() -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from catp.calibration.accuracy.answering import Answerer, in_batches
 from catp.calibration.accuracy.asking import USUAL, Asking
-from catp.calibration.accuracy.judging import PairAnswerer, check_asking, judges_pairs
+from catp.calibration.accuracy.judging import PairAnswerer, check_asking
 from catp.calibration.accuracy.predictions import Evaluation, PredictionsFile
 from catp.calibration.accuracy.report import AccuracyReport, make_report
 from catp.calibration.accuracy.settings import Grid, check_methods
 from catp.calibration.data.dataset import DataSet
+from catp.calibration.data.fitting import judges_pairs
 from catp.runtime.bundle.manifest import MANIFEST_NAME
 from catp.runtime.errors import CatpError
 from catp.runtime.files import sha256

@@ -10,16 +10,12 @@ from catp.calibration.accuracy.answering import read_images, read_prompt
 from catp.calibration.accuracy.asking import USUAL, Asking
 from catp.calibration.accuracy.predictions import Prediction
 from catp.calibration.data.dataset import VqaExample
+from catp.calibration.data.fitting import judges_pairs
 from catp.calibration.data.metrics import JUDGES, Metric
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
 from catp.runtime.matching.two_images import Verdict
 from catp.runtime.pipeline import Pipeline
-
-
-def judges_pairs(manifest: Manifest) -> bool:
-    """Whether a bundle is asked about two images at a time."""
-    return manifest.model.language == "two-images"
 
 
 def check_asking(manifest: Manifest, asking: Asking) -> None:

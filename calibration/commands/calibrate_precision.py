@@ -14,6 +14,10 @@ from rich.table import Table
 
 from catp.calibration.accuracy.evaluation import BATCH_SIZE
 from catp.calibration.data import open_data
+from catp.calibration.data.captions import is_captions, read_captions
+from catp.calibration.data.dataset import DataSet
+from catp.calibration.data.fitting import finds_texts, fitting
+from catp.calibration.data.matched import CaptionList, DemoPictures, PictureList
 from catp.calibration.precision.budget import Budget, BudgetExceeded
 from catp.calibration.precision.calibrator import Calibrator, Progress, split
 from catp.calibration.precision.formats.base import BLOCK_SIZE, Activations
@@ -23,11 +27,14 @@ from catp.calibration.precision.report import PrecisionReport
 from catp.calibration.precision.tables import change_table, layer_table, trial_table
 from catp.calibration.supported import check_calibrated, check_data
 from catp.export.demo import MODEL_ID
+from catp.export.demo.nlvr import MODEL_ID as PAIRS_MODEL_ID
 from catp.runtime.bundle.chains import DECODE_GRAPH, GRAPHS, READ_IMAGE_TOKENS
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import Format, Manifest, Purpose
 from catp.runtime.bundle.publish import check_free
 from catp.runtime.commands.console import busy, console, print_json_line
+from catp.runtime.commands.gallery import pictures_in
+from catp.runtime.commands.lists import read_list_file
 from catp.runtime.errors import UsageError
 from catp.runtime.files import check_file_output, write_file
 
@@ -38,6 +45,8 @@ _OPTIONS = {
     "language_model": "--language",
     DECODE_GRAPH: "--decode",
 }
+
+_STAY_FLOAT = ("image_embedding",)
 
 
 def calibrate_precision(
@@ -70,6 +79,22 @@ def calibrate_precision(
         ),
     ] = None,
     data: Annotated[str, typer.Option(metavar="demo|FOLDER|JSONL", help="What to ask, as for catp-eval.")] = "demo",
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Of a model that finds texts: the folder of --data's pictures; or, with --texts, pictures "
+            "that nobody wrote captions for.",
+        ),
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --images: a .txt file with a text in each line, or a list as .json. The one that fits a picture "
+            "best has to stay the same.",
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Questions whose activations choose the ranges.")] = 512,
     method: Annotated[
         RangeMethod, typer.Option(help="How static ranges are chosen: extremes, or with rare values cut off.")
@@ -127,8 +152,8 @@ def calibrate_precision(
     check_calibrated(opened, "catp-calibrate precision")
     check_data(opened, data, "catp-calibrate precision")
     recipes = fit_to_chain(recipes, opened.manifest, {"--qformer": qformer, "--decode": decode})
-    asked = split(open_data(data), samples, questions, seed)
-    if data == "demo" and opened.manifest.model.id != MODEL_ID:
+    asked = split(_open(opened.manifest, data, images, texts), samples, questions, seed)
+    if data == "demo" and opened.manifest.model.id not in (MODEL_ID, PAIRS_MODEL_ID):
         _note("ranges and accuracy come from the demo's coloured shapes, for which this model was not made; try --data")
     with _bars() as progress:
         calibrator = Calibrator(
@@ -152,8 +177,36 @@ def calibrate_precision(
     open_question = budget.doubts(found.calibration.accuracy, found.calibration.questions, calibrator.pictures)
     if open_question is not None:
         _note(open_question)
-    following = "catp-build" if purpose == "tensorrt" else "catp-run"
+    runs = "catp-run" if opened.manifest.writes_text else "catp-match"
+    following = "catp-build" if purpose == "tensorrt" else runs
     console.print(f"Published {escape(str(output))}. Next: {following} {escape(str(output))}", soft_wrap=True)
+
+
+def _open(manifest: Manifest, data: str, images: Path | None, texts: Path | None) -> DataSet:
+    """The data that a bundle is asked: questions, or pictures and texts.
+
+    Raises:
+        UsageError: it can't be asked these, or a file can't be read.
+        DataError: a file is broken.
+    """
+    family = manifest.model.family
+    if not finds_texts(manifest):
+        if given := [name for name, value in (("--images", images), ("--texts", texts)) if value is not None]:
+            raise UsageError(f"{', '.join(given)}: {family} finds no texts; leave it out, and give --data")
+        return fitting(manifest, open_data(data))
+    if is_captions(data) and texts is None:
+        return CaptionList(read_captions(Path(data), images))
+    if data == "demo" and images is not None and texts is not None:
+        words = read_list_file("--texts", texts)
+        if len(set(words)) < 2:
+            raise UsageError(f"--texts {texts}: give at least two different texts, of which one fits a picture best")
+        return PictureList(images.name, pictures_in(images), words)
+    if data == "demo" and images is None and texts is None:
+        return DemoPictures()
+    raise UsageError(
+        f"data {data!r}: it is none for {family}; accepted: demo, a .json file with a list of image and caption "
+        "(Karpathy's splits; --images says where the pictures are), or --images FOLDER with --texts FILE alone"
+    )
 
 
 def make_recipes(
@@ -197,6 +250,8 @@ def make_recipes(
 def fit_to_chain(recipes: dict[str, Recipe], manifest: Manifest, asked: Mapping[str, str | None]) -> dict[str, Recipe]:
     """The recipes by the graphs that a bundle has: the language model's are those of all graphs after the image's.
 
+    Graphs that are one product of one row for each picture stay as they are.
+
     Args:
         recipes: for GRAPHS.
         asked: by option, what only GRAPHS has.
@@ -205,19 +260,25 @@ def fit_to_chain(recipes: dict[str, Recipe], manifest: Manifest, asked: Mapping[
         UsageError: something was asked of a graph that the bundle lacks, or nothing is left.
     """
     graphs = manifest.chain.graphs
-    if manifest.model.language not in READ_IMAGE_TOKENS:
+    reads_image_tokens = manifest.model.language in READ_IMAGE_TOKENS
+    if manifest.writes_text and not reads_image_tokens:
         return recipes
+    own = "" if reads_image_tokens else "--qformer, "
+    if own:
+        asked = {option: value for option, value in asked.items() if option != "--qformer"}
     if unfit := [option for option, value in asked.items() if value not in (None, "none")]:
         raise UsageError(
-            f"{', '.join(unfit)}: this bundle's graphs are {', '.join(graphs)}; give --vision or --language, which "
-            "is for both of the others"
+            f"{', '.join(unfit)}: this bundle's graphs are {', '.join(graphs)}; give {own}--vision or --language, "
+            "which is for all others"
         )
     found = {
-        graph: recipes.get("vision_encoder" if graph == "vision_encoder" else "language_model") for graph in graphs
+        graph: recipes.get(graph if graph in GRAPHS else "language_model")
+        for graph in graphs
+        if graph not in _STAY_FLOAT
     }
     chosen = {graph: recipe for graph, recipe in found.items() if recipe is not None}
     if not chosen:
-        raise UsageError("nothing to quantise: give --to, --vision or --language")
+        raise UsageError(f"nothing to quantise: give --to, {own}--vision or --language")
     return chosen
 
 

@@ -14,16 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from catp.calibration.accuracy.asking import Asking
 from catp.calibration.accuracy.evaluation import BATCH_SIZE, evaluate
-from catp.calibration.accuracy.judging import judges_pairs
 from catp.calibration.accuracy.report import AccuracyReport
 from catp.calibration.accuracy.settings import RANDOM, Grid, check_methods, score_outputs
 from catp.calibration.accuracy.tables import difference_table, score_table, type_table
 from catp.calibration.commands.source import bundle_folder, is_bundle
 from catp.calibration.data import open_data
 from catp.calibration.data.captions import Captions, is_captions, read_captions
-from catp.calibration.data.dataset import DataSet, PairList
-from catp.calibration.data.demo import DEMO_SEED, DemoScenes
-from catp.calibration.data.demo_pairs import DemoPairs
+from catp.calibration.data.dataset import DataSet
+from catp.calibration.data.demo import DEMO_SEED
+from catp.calibration.data.fitting import fitting, judges_pairs
 from catp.calibration.encoder.answering import Amount
 from catp.calibration.encoder.evaluation import evaluate_encoder
 from catp.calibration.encoder.report import EncoderReport
@@ -223,7 +222,7 @@ def evaluate_bundle(
                 "answers no questions; give --data FILE.json, a list of image and caption (Karpathy's test splits)"
             )
         check_data(pipeline.bundle, data, "catp-eval")
-        questions = _fitting(pipeline.manifest, questions)
+        questions = fitting(pipeline.manifest, questions)
         pruning = pipeline.manifest.encoder_pruning
         counts = pruning is not None and pruning.form == "dynamic"  # picture by picture: a batch would couple them
         if encoder_flops is not None or encoder_temperatures is not None or counts:
@@ -314,21 +313,6 @@ def _evaluate_retrieval(
         write_file(output, lambda file: file.write_text(found.model_dump_json(indent=1) + "\n"))
     if json_output:
         print_json_line(found.model_dump_json())
-
-
-def _fitting(manifest: Manifest, questions: DataSet) -> DataSet:
-    """The data set as this bundle can be asked it; the demo has scenes, and pairs of them.
-
-    Raises:
-        UsageError: statements about two images for a model that reads one, or the other way round.
-    """
-    pairs = judges_pairs(manifest)
-    if pairs and isinstance(questions, DemoScenes):
-        return DemoPairs()
-    if pairs != isinstance(questions, PairList):
-        accepted = "demo, or a file of NLVR2's statements" if pairs else "questions about one image, such as VQAv2"
-        raise UsageError(f"data {questions.name}: it is none for {manifest.model.family}; accepted: {accepted}")
-    return questions
 
 
 def _compare_shares(

@@ -7,7 +7,8 @@ from typing import Literal
 
 from catp.calibration.data.vqa_accuracy import vqa_accuracy
 
-Metric = Literal["exact match", "VQA accuracy"]
+Metric = Literal["exact match", "VQA accuracy", "recall at 1", "same best text"]
+"""The last two are of a search: no answer alone is right or wrong."""
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:

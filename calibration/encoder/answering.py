@@ -10,8 +10,9 @@ import numpy as np
 
 from catp.calibration.accuracy.answering import in_batches, read_images, read_prompt
 from catp.calibration.accuracy.asking import USUAL, Asking
-from catp.calibration.accuracy.judging import judges_pairs, written
+from catp.calibration.accuracy.judging import written
 from catp.calibration.data.dataset import VqaExample
+from catp.calibration.data.fitting import judges_pairs
 from catp.calibration.data.metrics import JUDGES, Metric
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.image_sides.pruned_encoder import EncoderWish

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from catp.calibration.accuracy.asking import USUAL, Asking
-from catp.calibration.accuracy.judging import check_asking, judges_pairs
+from catp.calibration.accuracy.judging import check_asking
 from catp.calibration.data.dataset import DataSet
+from catp.calibration.data.fitting import judges_pairs
 from catp.calibration.encoder.answering import Amount, Asked, answer_all, check_encoder
 from catp.calibration.encoder.report import EncoderReport, EncoderSetting, make_report
 from catp.runtime.bundle.manifest import Manifest

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from catp.calibration.data.dataset import DataSet, VqaExample
 from catp.calibration.data.halves import half
+from catp.calibration.data.matched import DemoPictures, PictureList
 from catp.calibration.data.metrics import Metric
 from catp.calibration.precision.assembly import Fragments, assemble
 from catp.calibration.precision.budget import Budget, BudgetExceeded, counted, most_sensitive, possible_loss
@@ -61,6 +62,7 @@ class Questions:
     samples: list[VqaExample]  # whose activations are looked at
     search: list[VqaExample]  # on which layers are chosen
     confirmation: list[VqaExample]
+    texts: tuple[str, ...] = ()  # of pictures without captions, those that the best is looked for among
 
     def __post_init__(self) -> None:
         if len(self.samples) < FEWEST_SAMPLES:
@@ -92,8 +94,9 @@ def split(data: DataSet, samples: int, questions: int, seed: int) -> Questions:
         if (len(calibration) == enough and len(confirmation) == questions) or len(drawn) == len(data):
             break
         drawn = data.subset(2 * len(drawn), None, seed)
+    texts = drawn.texts if isinstance(drawn, DemoPictures | PictureList) else ()
     return Questions(
-        data.name, drawn.digest(), data.metric, calibration[:samples], calibration[:questions], confirmation
+        data.name, drawn.digest(), data.metric, calibration[:samples], calibration[:questions], confirmation, texts
     )
 
 
@@ -333,7 +336,8 @@ class Calibrator:
         if key in self._answers:
             return self._answers[key]
         advance = self._counter(f"ask the {what}", len(questions))
-        answers = ask(folder, questions, self.questions.metric, self._seed, self._batch_size, advance)
+        asked = self.questions
+        answers = ask(folder, questions, asked.metric, self._seed, self._batch_size, advance, asked.texts)
         if key is not None:
             self._answers[key] = answers
         return answers

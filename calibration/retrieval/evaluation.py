@@ -43,11 +43,7 @@ def evaluate_retrieval(
     head = pipeline.matching.has_head
     rerank = (RERANK if head else 0) if rerank is None else rerank
     check_rerank(pipeline, rerank)
-    most = pipeline.manifest.text.max_positions
-    if head:
-        most = TEXT_TOKENS if most is None else min(most, TEXT_TOKENS)
-    texts = [plain_words(text) for text in captions.texts] if head else captions.texts
-    ids = read_texts(pipeline, texts, most)
+    ids, most = read_as_evaluated(pipeline, captions.texts)
     vectors = embed_texts(pipeline, ids)
     rows = []
     for setting in settings:
@@ -67,3 +63,16 @@ def evaluate_retrieval(
         seed=seed,
         settings=tuple(rows),
     )
+
+
+def read_as_evaluated(pipeline: Pipeline, texts: Sequence[str]) -> tuple[list[list[int]], int | None]:
+    """Token ids of texts as `evaluate_retrieval` reads captions, and how many tokens are read of a text; None: all.
+
+    Raises:
+        UsageError: there is none, or one is too long for the model.
+    """
+    most = pipeline.manifest.text.max_positions
+    if not pipeline.matching.has_head:
+        return read_texts(pipeline, texts, most), most
+    most = TEXT_TOKENS if most is None else min(most, TEXT_TOKENS)
+    return read_texts(pipeline, [plain_words(text) for text in texts], most), most

@@ -58,11 +58,10 @@ def test_another_family_is_refused_in_one_line(
     [
         (bench, [], []),
         (calibrate, ["ratio"], []),
-        (calibrate, ["precision"], ["--to", "int8", "--for", "cpu", "-o", "out"]),
         (explain, [], [*IMAGE, "-o", "out.png"]),
         (run, [], IMAGE),
     ],
-    ids=["bench", "ratio", "precision", "explain", "run"],
+    ids=["bench", "ratio", "explain", "run"],
 )
 def test_what_scores_texts_is_refused_by_its_name(
     app: typer.Typer,

@@ -8,8 +8,10 @@ import numpy as np
 
 from catp.calibration.accuracy.answering import read_prompt
 from catp.calibration.data.dataset import VqaExample
+from catp.calibration.data.fitting import finds_texts, judges_pairs
 from catp.calibration.precision.graphs.graph import TAP, FloatGraph, serialized
 from catp.calibration.precision.graphs.layers import Layer
+from catp.calibration.retrieval.evaluation import read_as_evaluated
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import ImageError
 from catp.runtime.pipeline import Pipeline
@@ -96,16 +98,28 @@ def answer_each(
         start: the first question that is asked.
         kept: how many query tokens the language model reads, in turns.
     """
+    finds = finds_texts(pipeline.manifest)
     for index, question in enumerate(questions[start:], start):
-        token_ids, unread = read_prompt(pipeline, question)
-        if unread:
-            continue
+        token_ids: list[int] = []
+        if not finds:
+            token_ids, unread = read_prompt(pipeline, question)
+            if unread:
+                continue
         try:
-            pixel_values = pipeline.preprocess([question.image])
+            pixel_values = pipeline.preprocess(question.images)
         except ImageError:
             continue
-        pruned = pipeline.prune(pipeline.encode(pixel_values), kept[index % len(kept)])
-        pipeline.decode(pruned, [token_ids], pipeline.manifest.text.max_new_tokens)
+        encoded = pipeline.encode(pixel_values)
+        if judges_pairs(pipeline.manifest):
+            pipeline.judge_encoded(encoded, [token_ids], [0])
+            yield index + 1
+            continue
+        pruned = pipeline.prune(encoded, kept[index % len(kept)])
+        if finds:
+            texts, _ = read_as_evaluated(pipeline, [question.question])
+            pipeline.matching.score(pipeline.matching.see(encoded, pruned), texts)
+        else:
+            pipeline.decode(pruned, [token_ids], pipeline.manifest.text.max_new_tokens)
         yield index + 1
 
 

@@ -22,7 +22,7 @@ def _exchange(graph: ir.Graph, total: ir.Node) -> None:
     cast = producer(total.inputs[0], "Cast")
     compared = producer(cast.inputs[0], "Greater") if cast is not None else None
     axes = constant(total.inputs[1]) if len(total.inputs) > 1 else None
-    if compared is None or axes is None or axes.size != 1 or number(total, "keepdims", 1) != 0:
+    if cast is None or compared is None or axes is None or axes.size != 1 or number(total, "keepdims", 1) != 0:
         return
     won = compared.outputs[0]
     if won.shape is None or axes.item() not in (-1, len(won.shape) - 1) or not isinstance(won.shape[-1], int):
@@ -34,6 +34,7 @@ def _exchange(graph: ir.Graph, total: ir.Node) -> None:
     nodes = [new_node("Cast", [won], [f"{name}.bytes"], to=ir.DataType.UINT8.value)]
     for op_type, other in (("MatMulInteger", ones), ("Squeeze", last)):
         nodes.append(new_node(op_type, [nodes[-1].outputs[0], other], [f"{name}.{op_type}"]))
-    nodes.append(new_node("Cast", nodes[-1].outputs, [f"{name}.count"], to=ir.DataType.FLOAT.value))
+    kind = int(number(cast, "to", ir.DataType.FLOAT.value))  # votes are float; encoders count tokens in int64
+    nodes.append(new_node("Cast", nodes[-1].outputs, [f"{name}.count"], to=kind))
     graph.insert_before(total, nodes)
     take_place(graph, total.outputs[0], nodes[-1].outputs[0])

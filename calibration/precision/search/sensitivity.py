@@ -24,6 +24,9 @@ COMPARED = {
     "answer_decoder": ("logits",),
     "image_keys": ("cross_key_values.",),
     "caption_decoder": ("logits",),
+    "statement_encoder": ("truth_logits",),
+    "text_embedding": ("text_embeds",),
+    "image_text_matching": ("match_logits",),
 }
 """Outputs that a change is looked for in; a name that ends in a dot stands for all that begin so."""
 
@@ -87,7 +90,12 @@ def _outputs(
 ) -> list[np.ndarray]:
     """Each compared output, of all calls together."""
     engine = OrtProvider("cpu").engine_in_memory(serialized(graph.exchanged(fragments)), graph.folder, purpose)
-    runs = [engine.bind(call).run() for call in calls]
+    # An encoder that counts for itself would output other numbers of tokens; at temperature 0 it keeps all of them.
+    whole = [
+        {name: np.zeros_like(array) if name == "encoder_temperature" else array for name, array in call.items()}
+        for call in calls
+    ]
+    runs = [engine.bind(call).run() for call in whole]
     compared = COMPARED[made_from(graph.name)]
     names = [name for name in runs[0] if any(name == c or (c.endswith(".") and name.startswith(c)) for c in compared)]
     return [np.concatenate([run[name].numpy().ravel() for run in runs]) for name in names]

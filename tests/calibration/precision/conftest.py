@@ -20,6 +20,8 @@ from catp.calibration.precision.formats.base import single_layer
 from catp.calibration.precision.graphs.graph import FloatGraph
 from catp.calibration.precision.graphs.layers import Layer
 from catp.export.demo import scenes
+from catp.export.demo.nlvr import CHECKPOINT as PAIRS_CHECKPOINT
+from catp.export.exporter import export_bundle
 from catp.runtime.bundle.chains import GRAPHS
 from catp.runtime.bundle.folder import open_bundle
 
@@ -153,3 +155,9 @@ def calibrated(shared: Any) -> Calibrated:
         return Path(shared(f"precision-{name}", make))
 
     return get
+
+
+@pytest.fixture(scope="session")
+def pairs_bundle(shared: Any) -> Path:
+    """The small BLIP for two pictures, which is trained."""
+    return Path(shared("pairs-bundle", lambda folder: export_bundle(str(PAIRS_CHECKPOINT), folder)))
