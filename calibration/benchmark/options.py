@@ -7,6 +7,7 @@ from catp.runtime.errors import UsageError
 from catp.runtime.pruning import check_ratio
 
 ITERATIONS = 50
+NEW_TOKENS = 10
 
 RATIOS = "0,0.25,0.5,0.75"
 """Timed where none are asked for."""

@@ -20,6 +20,13 @@ from catp.calibration.benchmark.contenders.registry import (
     open_contender,
 )
 from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, RUNTIMES
+from catp.calibration.benchmark.contenders.scoring import (
+    CLASSES,
+    ScoringSubject,
+    count_pictures,
+    count_texts,
+    make_scored_input,
+)
 from catp.calibration.benchmark.contenders.shared_engines import SharedEngines
 from catp.calibration.benchmark.contenders.subject import IMAGE_SIZE, OURS, Subject, make_timed_input
 from catp.calibration.benchmark.costs.base import Workload
@@ -30,6 +37,7 @@ from catp.calibration.benchmark.kernels import profile_kernels
 from catp.calibration.benchmark.machine import available_cpus, describe_machine, load_average
 from catp.calibration.benchmark.options import (
     ITERATIONS,
+    NEW_TOKENS,
     RATIOS,
     parse_batches,
     parse_ratios,
@@ -87,8 +95,19 @@ def run(
         ),
     ] = None,
     batch: Annotated[str, typer.Option(help="Images at a time, separated by commas.")] = "1,4",
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt made of the seed.")] = 16,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Generated exactly: an end token ends nothing.")] = 10,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt, or of each text, made of the seed.")] = 16,
+    new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Generated exactly: an end token ends nothing. Default: {NEW_TOKENS}."),
+    ] = None,
+    texts: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of a bundle that scores texts: how many each picture is compared with. Default: 1, or "
+            f"{CLASSES} classes of a CLIP, which are the same for all pictures.",
+        ),
+    ] = None,
     positions: Annotated[
         Positions | None, typer.Option(help="Positions of kept tokens. Default: the bundle's.")
     ] = None,
@@ -148,11 +167,12 @@ def run(
         bool, typer.Option("--json", help="The report as one line of JSON on standard output.")
     ] = False,
 ) -> None:
-    """Time a BLIP-2 bundle stage by stage, at several pruning ratios and batch sizes.
+    """Time a bundle stage by stage, at several pruning ratios and batch sizes.
 
     Every round times every setting once, in an order drawn anew; ratios between settings are paired by round. Loading
     and warm-up are in none of the times. Times are for a machine that does nothing else. With Flan-T5 or BLIP, prefill
-    is its encoder and its decoder's first step.
+    is its encoder and its decoder's first step. Bundles that score texts (for retrieval, CLIP, NLVR2) are asked to:
+    a batch is so many requests, of one picture and --texts texts each, or of two pictures and a statement.
 
     catp-bench catp-bundle --against transformers --checkpoint Salesforce/blip2-opt-2.7b -o report.json
 
@@ -188,7 +208,9 @@ def run(
             ratios=wanted,
             against=tuple(contenders),
             prompt_tokens=prompt_tokens,
-            new_tokens=new_tokens,
+            new_tokens=_new_tokens(bundles[OURS].manifest, new_tokens, positions),
+            texts=count_texts(bundles[OURS].manifest, texts),
+            pictures=count_pictures(bundles[OURS].manifest),
             image_size=IMAGE_SIZE,
             seed=seed,
             warmup=warmup,
@@ -277,6 +299,23 @@ def _inside(synthetic: Preset | None, shares: tuple[float, ...], rule: str | Non
     return Inside(rule, shares)
 
 
+def _new_tokens(manifest: Manifest, asked: int | None, positions: Positions | None) -> int:
+    """Tokens to generate; 0 where texts are scored.
+
+    Raises:
+        UsageError: an option of generation is given there.
+    """
+    if manifest.writes_text:
+        return NEW_TOKENS if asked is None else asked
+    for option, value in (("--new-tokens", asked), ("--positions", positions)):
+        if value is not None:
+            raise UsageError(
+                f"{option} {value}: the bundle is {manifest.model.family}, which scores texts and generates none; "
+                "leave it out"
+            )
+    return 0
+
+
 def _measure(
     bundles: Mapping[str, Bundle],
     verified: Mapping[str, float],
@@ -290,9 +329,11 @@ def _measure(
     first = bundles[OURS]
     manifest, geometry = first.manifest, read_geometry(first)
     positions = position_mode(manifest, positions)  # the same for all bundles
-    timed_input = make_timed_input(
-        manifest, geometry.language.vocabulary, max(setup.batches), setup.prompt_tokens, setup.new_tokens, setup.seed
-    )
+    vocabulary, most, tokens = geometry.language.vocabulary, max(setup.batches), setup.prompt_tokens
+    if setup.texts is None:
+        timed_input = make_timed_input(manifest, vocabulary, most, tokens, setup.new_tokens, setup.seed)
+    else:
+        timed_input = make_scored_input(first, vocabulary, most, tokens, setup.texts, setup.seed)
     described = {name: describe(bundle, positions) for name, bundle in bundles.items()}
     machine = describe_machine()
     with busy("measure the machine"):
@@ -313,13 +354,10 @@ def _measure(
     def open_subject(name: str) -> Subject:
         if name not in bundles:
             return open_contender(name, str(weights), setup.threads)
-        return BundleSubject(
-            bundles[name],
-            shared or new_provider(),
-            positions,
-            name,
-            setup.schedules.get(name, ()),
-        )
+        provider, schedules = shared or new_provider(), setup.schedules.get(name, ())
+        if setup.texts is not None:
+            return ScoringSubject(bundles[name], provider, name, schedules)
+        return BundleSubject(bundles[name], provider, positions, name, schedules)
 
     subjects, loads = load_subjects(open_subject, setup, timed_input, verified, busy)
     cases = [case for name in subjects for case in setup.cases(name)]
@@ -362,7 +400,13 @@ def _measure(
 
 def _costs(manifest: Manifest, sizes: Geometry, setup: Setup, schedule: Schedule | None) -> list[Cost]:
     return [
-        cost_of(manifest, sizes, Workload(size, kept, setup.prompt_tokens, setup.new_tokens), ratio, schedule)
+        cost_of(
+            manifest,
+            sizes,
+            Workload(size, kept, setup.prompt_tokens, setup.new_tokens, setup.texts or 1),
+            ratio,
+            schedule,
+        )
         for size in setup.batches
         for ratio in setup.ratios
         for kept in (num_kept(ratio, manifest.tokens),)

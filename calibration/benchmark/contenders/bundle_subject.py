@@ -46,9 +46,9 @@ class BundleSubject:
         clock = [time.perf_counter()]
         pixel_values = pipeline.preprocess(timed_input.images[: case.batch])
         clock.append(time.perf_counter())
-        encoded, vision = self._timed(lambda: pipeline.encode(pixel_values, encoder=wish))
+        encoded, vision = timed(pipeline.provider, lambda: pipeline.encode(pixel_values, encoder=wish))
         clock.append(time.perf_counter())
-        pruned, qformer = self._timed(lambda: pipeline.prune(encoded, kept))
+        pruned, qformer = timed(pipeline.provider, lambda: pipeline.prune(encoded, kept))
         clock.append(time.perf_counter())
         prompts = [timed_input.prompt_ids] * case.batch
         generation = pipeline.decode(pruned, prompts, timed_input.new_tokens, self._positions)
@@ -63,11 +63,11 @@ class BundleSubject:
             votes=pipeline.manifest.vote is not None,
         )
 
-    def _timed(self, stage: Callable[[], T]) -> tuple[T, float]:
-        """A stage's result, all of it done, and its milliseconds by the provider's own clock."""
-        provider = self.pipeline.provider
-        began = provider.moment()
-        result = stage()
-        ended = provider.moment()
-        provider.synchronize()
-        return result, ended.milliseconds_since(began)
+
+def timed(provider: Provider, stage: Callable[[], T]) -> tuple[T, float]:
+    """A stage's result, all of it done, and its milliseconds by the provider's own clock."""
+    began = provider.moment()
+    result = stage()
+    ended = provider.moment()
+    provider.synchronize()
+    return result, ended.milliseconds_since(began)

@@ -13,7 +13,7 @@ from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, RUNT
 from catp.calibration.benchmark.contenders.subject import OURS, Subject
 from catp.calibration.benchmark.costs.geometry import read_geometry
 from catp.calibration.benchmark.options import RATIOS, parse_ratios
-from catp.calibration.supported import check_answers
+from catp.calibration.supported import check_image_votes
 from catp.runtime.bundle.chains import READ_IMAGE_TOKENS
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import Manifest
@@ -101,7 +101,7 @@ def open_bundles(
         started = time.perf_counter()
         bundles[name] = open_bundle(path)
         seconds[name] = time.perf_counter() - started
-        check_answers(bundles[name], "catp-bench")
+        check_image_votes(bundles[name], "catp-bench")
         vote = bundles[name].manifest.vote
         if ratios is None:
             ratios = (0.0,) if vote is None else parse_ratios(RATIOS)
@@ -137,7 +137,7 @@ def check_dense(ours: Bundle, dense: Bundle) -> None:
 
 def _check_runs(name: str, manifest: Manifest) -> None:
     """Raises UsageError where a runtime, one of RUNTIMES, is not set up for such a model."""
-    if manifest.model.language in READ_IMAGE_TOKENS:
+    if manifest.model.language in READ_IMAGE_TOKENS or not manifest.writes_text:
         raise UsageError(
             f"--against {name}: the bundle is {manifest.model.family}, which no other runtime is timed with; accepted: "
             "folders of other bundles"
@@ -163,6 +163,7 @@ def _check_same(first: Bundle, other: Bundle) -> None:
 def _sizes(bundle: Bundle) -> Mapping[str, object]:
     manifest = bundle.manifest
     found: dict[str, object] = {
+        "kind of language model": manifest.model.language,
         "image size": f"{manifest.image.width} x {manifest.image.height}",
         "number of query tokens" if manifest.vote else "number of image tokens": manifest.tokens,
         "number of positions": manifest.text.max_positions,

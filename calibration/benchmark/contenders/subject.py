@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from catp.calibration.benchmark.contenders.runtimes import RUNTIMES
-from catp.runtime.bundle.chains import READ_IMAGE_TOKENS, make_chain
+from catp.runtime.bundle.chains import READ_IMAGE_TOKENS
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
 
 OURS = "catp"
 """The bundle that is timed: everything else is timed beside it."""
-COMPUTED = make_chain("voted-queries", "decoder-only").labels
-"""Parts of an answer that graphs compute; other chains have the same ones."""
+COMPUTED = ("vision", "qformer", "image", "text", "match", "prefill", "decode")
+"""Parts of an answer that graphs compute, of all chains: each has some of them."""
 STAGES = ("preprocess", *COMPUTED, "host")
 """Parts of an answer; decode is one step, host what lies between the parts (allocation, binding, loops)."""
+SAME_SCORE = 1e-3
+"""Probabilities and cosines that differ by less are the same but for rounding."""
 WHOLE = ("time_to_first_token", "time_per_output_token", "total")
 IMAGE_SIZE = (640, 480)
 """Width and height of the pictures, as most photographs of COCO have them."""
@@ -48,10 +50,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Timed:
-    """One answer to one batch: milliseconds by stage, and the tokens."""
+    """One answer to one batch: milliseconds by stage, and the tokens or scores."""
 
-    milliseconds: dict[str, float]  # STAGES and WHOLE, without those of decode where one token is generated
-    token_ids: list[list[int]]
+    milliseconds: dict[str, float]  # those of STAGES and WHOLE that there are; of one token no decode
+    token_ids: list[list[int]] = field(default_factory=list)  # by row; none where texts are scored
+    scores: list[list[float]] = field(default_factory=list)  # by row; none where text is written
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ class TimedInput:
     """The same for everyone: made of a seed, so that nothing needs to be fetched."""
 
     images: list[Image.Image]
-    prompt_ids: list[int]  # one prompt for every image
-    new_tokens: int  # exactly: an end token ends nothing
+    prompt_ids: list[int]  # one prompt for every image; the first text where texts are scored
+    new_tokens: int  # exactly: an end token ends nothing; 0 where texts are scored
+    texts: tuple[list[int], ...] = ()  # that every image is compared with
 
 
 class Subject(Protocol):
@@ -94,11 +98,15 @@ def make_timed_input(
             f"this model has {text.max_positions}: give fewer"
         )
     rng = np.random.default_rng(seed)
-    special = {text.pad_token_id, *text.eos_token_ids}
+    prompt = draw_words(rng, prompt_tokens, vocabulary, {text.pad_token_id, *text.eos_token_ids})
+    return TimedInput([make_picture(rng) for _ in range(batch)], prompt, new_tokens)
+
+
+def draw_words(rng: np.random.Generator, count: int, vocabulary: int, special: Set[int]) -> list[int]:
+    """Ordinary token ids, none of them `special`."""
     # The first ids are special in most vocabularies, the last ones often added tokens (<image>).
     ordinary = [token for token in range(4, max(5, vocabulary - 8)) if token not in special]
-    prompt = [ordinary[i] for i in rng.integers(len(ordinary), size=prompt_tokens)]
-    return TimedInput([make_picture(rng) for _ in range(batch)], prompt, new_tokens)
+    return [ordinary[i] for i in rng.integers(len(ordinary), size=count)]
 
 
 def make_picture(rng: np.random.Generator) -> Image.Image:

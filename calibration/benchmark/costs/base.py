@@ -36,6 +36,7 @@ class Workload:
     num_kept: int
     prompt_tokens: int
     new_tokens: int
+    texts: int = 1  # that each picture is compared with, where texts are scored
 
 
 @dataclass(frozen=True)

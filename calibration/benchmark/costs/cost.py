@@ -31,8 +31,10 @@ from catp.calibration.benchmark.costs.geometry import (
     Geometry,
     LanguageGeometry,
     QFormerGeometry,
+    ScoringGeometry,
     VisionGeometry,
 )
+from catp.calibration.benchmark.costs.scoring import scoring_cost
 from catp.calibration.benchmark.schedules import Schedule
 from catp.runtime.bundle.chains import DECODE_GRAPH
 from catp.runtime.bundle.manifest import GraphSpec, Manifest
@@ -48,14 +50,15 @@ class Cost(BaseModel):
     encoder_flops: float | None = Field(default=None, description="share of the dense encoder's work, if asked for")
     num_kept: int
     stages: dict[str, StageCost]
-    cache_bytes: int = Field(description="keys and values when the answer is complete")
+    cache_bytes: int = Field(description="keys and values when the answer is complete; 0 where texts are scored")
     vote_comparisons: int = Field(description="pairs of queries compared by rank points; 0 with other methods")
 
 
 def cost_of(
     manifest: Manifest, geometry: Geometry, workload: Workload, ratio: float, schedule: Schedule | None = None
 ) -> Cost:
-    """The cost of every stage: vision, qformer if there is one, prefill, and decode (one step, where there is one).
+    """The cost of every stage: vision, qformer if there is one, prefill, and decode (one step, where there is one);
+    where texts are scored, those that do it.
 
     Args:
         schedule: of an encoder that prunes; None: the bundle's own, if it has one.
@@ -69,7 +72,9 @@ def cost_of(
         kept_tokens = schedule.kept_tokens if schedule else pruning.kept_tokens
         seen = pruning.tokens_by_layer(kept_tokens)[-1][1]
         vision_work = round(1e9 * pruning.gflops(kept_tokens))
-    if isinstance(language, AnsweringGeometry):
+    if isinstance(language, ScoringGeometry):
+        generation = LanguageCost(scoring_cost(manifest, language, geometry, workload, seen), cache_bytes=0)
+    elif isinstance(language, AnsweringGeometry):
         read = replace(workload, num_kept=seen)
         if manifest.model.language == "captioning":
             generation = captioning_cost(language, vision, graphs["image_keys"], graphs["caption_decoder"], read)
@@ -89,9 +94,10 @@ def cost_of(
         )
     }
     if qformer is not None:
-        prefix = batch * kept * language.width * item_size(graphs["qformer_voting"], "kept_embeds")
+        width = language.vector if isinstance(language, ScoringGeometry) else language.width
+        prefix = batch * kept * width * item_size(graphs["qformer_voting"], "kept_embeds")
         stages["qformer"] = StageCost(
-            flops=batch * qformer_flops(qformer, vision, kept, language.width, seen),
+            flops=batch * qformer_flops(qformer, vision, kept, width, seen),
             bytes=weight_bytes(graphs["qformer_voting"]) + embeds + prefix,
             integer=in_integers(graphs["qformer_voting"]),
         )

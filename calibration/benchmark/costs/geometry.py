@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from catp.runtime.bundle.folder import Bundle
+from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import BundleError
 
 
@@ -86,6 +87,14 @@ class AnsweringGeometry:
 
 
 @dataclass(frozen=True)
+class ScoringGeometry(AnsweringGeometry):
+    """A text encoder whose texts are scored: BLIP's, CLIP's, or a Q-Former that reads texts."""
+
+    vector: int  # length of the vectors that are compared; 0: none are
+    merge_from: int | None  # first layer that merges what it read of two images by a product; None: it reads one
+
+
+@dataclass(frozen=True)
 class Geometry:
     """The whole model."""
 
@@ -98,7 +107,7 @@ def read_geometry(bundle: Bundle) -> Geometry:
     """From the bundle's config.json, which is Hugging Face's.
 
     Raises:
-        BundleError: it is missing, or is not a configuration of BLIP-2 or BLIP.
+        BundleError: it is missing, or is not a configuration of BLIP-2, BLIP or CLIP.
     """
     try:
         config = json.loads((bundle.path / "config.json").read_text())
@@ -106,13 +115,13 @@ def read_geometry(bundle: Bundle) -> Geometry:
         return Geometry(
             _vision(config["vision_config"], image.height, image.width),
             _qformer(config["qformer_config"], bundle.manifest.tokens) if bundle.manifest.vote else None,
-            _language(config["text_config"]),
+            _language(config["text_config"]) if bundle.manifest.writes_text else _scoring(config, bundle.manifest),
         )
     except (OSError, ValueError) as error:
         raise BundleError(f"bundle {bundle.path}: config.json can't be read ({error}); export it again") from None
     except (KeyError, TypeError) as error:
         raise BundleError(
-            f"bundle {bundle.path}: config.json has no {error} as BLIP-2 or BLIP has; export it again"
+            f"bundle {bundle.path}: config.json has no {error} as BLIP-2, BLIP or CLIP has; export it again"
         ) from None
 
 
@@ -148,6 +157,21 @@ def _language(config: Mapping[str, Any]) -> LanguageGeometry | EncoderDecoderGeo
             positions=config["max_position_embeddings"],
         )
     return _encoder_decoder(config) if config["model_type"] == "t5" else _decoder_only(config)
+
+
+def _scoring(config: Mapping[str, Any], manifest: Manifest) -> ScoringGeometry:
+    """Of a Q-Former that reads texts, or a text encoder."""
+    text = config["qformer_config" if manifest.model.language == "none" else "text_config"]
+    pairs = manifest.model.language == "two-images"
+    return ScoringGeometry(
+        layers=text["num_hidden_layers"],
+        width=text["hidden_size"],
+        feed_forward=text["intermediate_size"],
+        vocabulary=text["vocab_size"],
+        positions=text["max_position_embeddings"],
+        vector=0 if pairs else int(manifest.tensor("text_embeds").shape[1]),
+        merge_from=config["merge_from"] if pairs else None,
+    )
 
 
 def _decoder_only(config: Mapping[str, Any]) -> LanguageGeometry:

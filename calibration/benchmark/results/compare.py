@@ -54,7 +54,7 @@ def compare(old: BenchmarkReport, new: BenchmarkReport, threshold: float) -> Com
     Raises:
         UsageError: the reports have no setting in common, or were not asked the same.
     """
-    for name in ("prompt_tokens", "new_tokens", "image_size"):
+    for name in ("prompt_tokens", "new_tokens", "texts", "image_size"):
         was, is_ = getattr(old.setup, name), getattr(new.setup, name)
         if was != is_:
             raise UsageError(f"reports differ in {name}: {was} and {is_}; compare runs of the same work")

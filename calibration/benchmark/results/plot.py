@@ -19,6 +19,17 @@ PANEL, LEGEND, BAR = (4.6, 4.6), 1.9, 0.5
 DPI = 150
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 COLORS = ("#56B4E9", "#0072B2", "#009E73", "#E69F00", "#D55E00", "#999999")
+STAGE_COLORS = {
+    "preprocess": "#56B4E9",
+    "vision": "#0072B2",
+    "qformer": "#009E73",
+    "image": "#CC79A7",
+    "text": "#F0E442",
+    "match": "#D55E00",
+    "prefill": "#E69F00",
+    "decode": "#D55E00",  # no answer has it and a match
+    "host": "#999999",
+}
 
 
 def draw_latency(report: BenchmarkReport, path: Path) -> None:
@@ -41,9 +52,11 @@ def draw_latency(report: BenchmarkReport, path: Path) -> None:
         panels[0].set_ylabel("median, ms")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], frameon=False, loc="outside right center")
+        texts = report.setup.texts
+        asked = f"{report.setup.new_tokens} new tokens" if texts is None else f"texts of a request: {texts}"
         noisy = ", noisy" if report.noisy else ""
         title = (
-            f"{report.bundle.model.id}, {report.bundle.precision_label}; {report.setup.new_tokens} new tokens; "
+            f"{report.bundle.model.id}, {report.bundle.precision_label}; {asked}; "
             f"{report.machine.cpu}, {report.setup.threads} threads, {report.rounds} rounds{noisy}"
         )
         figure.suptitle(title, fontsize="small", parse_math=False, wrap=True)
@@ -53,10 +66,10 @@ def draw_latency(report: BenchmarkReport, path: Path) -> None:
 def _draw_panel(panel: Axes, results: list[Result]) -> None:
     places = np.arange(len(results))
     bottom = np.zeros(len(results))
-    for stage, color in zip(STAGES, COLORS):
+    for stage in (stage for stage in STAGES if any(stage in result.milliseconds for result in results)):
         heights = np.array([_height(result, stage) for result in results])
         label = "decode, all tokens" if stage == "decode" else TITLES[stage]
-        panel.bar(places, heights, bottom=bottom, color=color, label=label, width=0.7)
+        panel.bar(places, heights, bottom=bottom, color=STAGE_COLORS[stage], label=label, width=0.7)
         bottom += heights
     totals = [result.milliseconds["total"] for result in results]
     spread = [[t.p50 - t.min for t in totals], [(t.p90 or t.p50) - t.p50 for t in totals]]

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from catp.calibration.benchmark.contenders.described import Described
-from catp.calibration.benchmark.contenders.subject import OURS, STAGES, WHOLE, Case, prunes
+from catp.calibration.benchmark.contenders.subject import OURS, SAME_SCORE, STAGES, WHOLE, Case, Timed, prunes
 from catp.calibration.benchmark.costs.cost import Cost
 from catp.calibration.benchmark.kernel_times import KernelTimes
 from catp.calibration.benchmark.machine import Machine
@@ -43,17 +43,23 @@ class Result(Strict):
     )
     num_kept: int
     milliseconds: dict[str, Summary]
-    tokens_per_second: float = Field(description="new tokens of the batch over the median total")
+    tokens_per_second: float | None = Field(
+        description="new tokens of the batch over the median total; None where texts are scored"
+    )
     images_per_second: float = Field(description="images of the batch over the median total")
     roofline: dict[str, float] = Field(
         description="the least time that the machine allows, over the median; by stage, of bundles alone"
     )
-    token_ids: list[list[int]]
+    token_ids: list[list[int]] = Field(description="none where texts are scored")
+    scores: list[list[float]] = Field(default=[], description="of each request's texts; none where text is written")
     agreeing_tokens: int | None = Field(
         description="leading tokens equal to those of the first bundle that was asked the same, by ratio and schedule "
         "(ours where it was), fewest of all rows; None of that bundle itself, and where there is none"
     )
-    repeatable: bool = Field(description="whether every round gave the same tokens")
+    score_difference: float | None = Field(
+        default=None, description="largest difference of a score from the one of that same bundle; None as above"
+    )
+    repeatable: bool = Field(description="whether every round gave the same tokens, or scores but for rounding")
     samples_ms: dict[str, list[float]] = Field(description="one per round")
 
     @property
@@ -121,6 +127,11 @@ class BenchmarkReport(Strict):
         return next(cost for cost in self.costs if (cost.batch, cost.ratio) == (batch, ratio))
 
     @property
+    def has_query_tokens(self) -> bool:
+        """Whether there are any, and a ratio of them that is removed."""
+        return any("qformer" in cost.stages for cost in self.costs)
+
+    @property
     def prunes_inside(self) -> bool:
         """Whether a vision encoder does."""
         return any(bundle.encoder != "dense" for bundle in (self.bundle, *self.bundles.values()))
@@ -167,7 +178,7 @@ def make_report(
         Case(cost.batch, name, cost.ratio, cost.encoder_flops): cost for name, found in costs.items() for cost in found
     }
     cases = sorted((case for name in (OURS, *setup.against) for case in setup.cases(name)), key=lambda case: case.batch)
-    results = tuple(_result(case, measured, by_case, best, peers.get(case)) for case in cases)
+    results = tuple(_result(case, measured, by_case, best, peers.get(case), setup.pictures) for case in cases)
     rounds = len(measured.yardstick_ms)
     others = None if measured.others_seconds is None else measured.others_seconds / measured.seconds / machine.cpus
     noise = _noise(results, measured, others)
@@ -235,15 +246,22 @@ def _peers(setup: Setup) -> dict[Case, Case]:
     return found
 
 
-def _result(case: Case, measured: Measured, costs: Mapping[Case, Cost], rates: Rates, peer: Case | None) -> Result:
-    """Args: peer: whose tokens are to be the same."""
+def _result(
+    case: Case, measured: Measured, costs: Mapping[Case, Cost], rates: Rates, peer: Case | None, pictures: int
+) -> Result:
+    """
+    Args:
+        peer: whose tokens or scores are to be the same.
+        pictures: of one request.
+    """
     stages = {stage: measured.values(case, stage) for stage in (*STAGES, *WHOLE)}
     stages = {stage: values for stage, values in stages.items() if values}
     summaries = {stage: summarize(values) for stage, values in stages.items()}
     samples = measured.samples[case]
     token_ids = samples[0].token_ids
     total = summaries["total"].p50 / 1e3
-    theirs = token_ids if peer is None else measured.samples[peer][0].token_ids
+    theirs = samples[0] if peer is None else measured.samples[peer][0]
+    compared = peer not in (None, case)
     known = costs[case].stages if case in costs else {}
     least = {stage: rates.least_ms(part) for stage, part in known.items()}
     return Result(
@@ -253,14 +271,24 @@ def _result(case: Case, measured: Measured, costs: Mapping[Case, Cost], rates: R
         encoder_flops=case.encoder_flops,
         num_kept=next(cost.num_kept for cost in costs.values() if (cost.batch, cost.ratio) == (case.batch, case.ratio)),
         milliseconds=summaries,
-        tokens_per_second=sum(len(row) for row in token_ids) / total,
-        images_per_second=case.batch / total,
+        tokens_per_second=sum(len(row) for row in token_ids) / total if token_ids else None,
+        images_per_second=case.batch * pictures / total,
         roofline={stage: least[stage] / summaries[stage].p50 for stage in least if stage in summaries},
         token_ids=token_ids,
-        agreeing_tokens=None if peer in (None, case) else min(map(_agreeing, token_ids, theirs)),
-        repeatable=all(sample.token_ids == token_ids for sample in samples),
+        scores=samples[0].scores,
+        agreeing_tokens=min(map(_agreeing, token_ids, theirs.token_ids)) if compared and token_ids else None,
+        score_difference=_difference(samples[0], theirs) if compared and samples[0].scores else None,
+        repeatable=all(
+            sample.token_ids == token_ids and _difference(sample, samples[0]) <= SAME_SCORE for sample in samples
+        ),
         samples_ms={stage: _rounded(values) for stage, values in stages.items()},
     )
+
+
+def _difference(one: Timed, other: Timed) -> float:
+    """The largest difference between their scores; 0 where there are none."""
+    pairs = [pair for rows in zip(one.scores, other.scores, strict=True) for pair in zip(*rows, strict=True)]
+    return max((abs(a - b) for a, b in pairs), default=0.0)
 
 
 def _agreeing(ids: Sequence[int], others: Sequence[int]) -> int:
@@ -377,12 +405,19 @@ def _remarks(
                 f"{name}: other tokens than {whose} {same if prunes(name) else 'unpruned'} in {len(differing)} of "
                 f"{len(agreeing)} settings; earliest after {agreeing[earliest]} of {setup.new_tokens} ({earliest})"
             )
+        unlike = {r.case: r.score_difference for r in results if r.subject == name and r.score_difference is not None}
+        if unlike and max(unlike.values()) > SAME_SCORE:
+            worst = max(unlike, key=unlike.__getitem__)
+            found.append(
+                f"{name}: scores differ from those of {peers[worst].subject} by up to {unlike[worst]:.3g} ({worst})"
+            )
     if setup.schedules and not any(bundle.encoder == "dense" for bundle in bundles.values()):
         found.append(
             "no dense encoder was timed in the same rounds, so what pruning inside one gains is not known: name a "
             "bundle of the same checkpoint that has one with --dense"
         )
-    found += [f"{result.case}: its tokens differ from round to round" for result in results if not result.repeatable]
+    answers = "tokens" if setup.texts is None else "scores"
+    found += [f"{result.case}: its {answers} differ from round to round" for result in results if not result.repeatable]
     if load is not None and load > 0.5:
         found.append(f"the machine was busy before anything was loaded: load average {load:.1f}")
     before, after = rates

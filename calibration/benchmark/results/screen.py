@@ -64,10 +64,11 @@ def show(report: BenchmarkReport) -> None:
     ):
         if table is not None:
             show_table(table)
-    load = report.load_average_after
+    load, writes = report.load_average_after, report.setup.texts is None
+    host = "Host time counts as before the first token where a runtime does not tell. " if writes else ""
     console.print(
-        f"Timed: from pictures in memory to token ids in host memory; {report.setup.clock}; {report.setup.order}. "
-        f"Host time counts as before the first token where a runtime does not tell. {report.rounds} rounds in "
+        f"Timed: from pictures in memory to {'token ids' if writes else 'scores'} in host memory; "
+        f"{report.setup.clock}; {report.setup.order}. {host}{report.rounds} rounds in "
         f"{report.seconds:.0f} s, load average afterwards {'unknown' if load is None else f'{load:.1f}'}.",
         soft_wrap=True,
     )

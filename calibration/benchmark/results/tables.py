@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.markup import escape
 from rich.table import Table
 
 from catp.calibration.benchmark.contenders.described import Described
-from catp.calibration.benchmark.contenders.subject import COMPUTED, OURS, Case, prunes
+from catp.calibration.benchmark.contenders.subject import COMPUTED, OURS, SAME_SCORE, Case, prunes
 from catp.calibration.benchmark.costs.cost import Cost
 from catp.calibration.benchmark.kernel_times import KINDS
 from catp.calibration.benchmark.machine import Machine
@@ -24,6 +24,9 @@ TITLES = {
     "preprocess": "preprocess",
     "vision": "vision",
     "qformer": "qformer+vote",
+    "image": "image vector",
+    "text": "text encoder",
+    "match": "matching head",
     "prefill": "prefill",
     "decode": "decode/token",
     "host": "host",
@@ -68,8 +71,9 @@ def cost_table(
                 cells += [f"{part.flops / 1e9:.3g}", f"{part.bytes / 1e6:,.1f}", _ms(rates.least_ms(part))]
             parameters = sum(bundle.parameters.get(graph, 0) for graph in graphs_of(stage))
             table.add_row(f"{batch}", TITLES[stage], f"{parameters / 1e6:,.1f}", *cells)
-        cache = [cell for cost in row for cell in ("", f"{cost.cache_bytes / 1e6:,.2f}", "")]
-        table.add_row(f"{batch}", "key-value cache, at the end", "", *cache)
+        if any(cost.cache_bytes for cost in row):
+            cache = [cell for cost in row for cell in ("", f"{cost.cache_bytes / 1e6:,.2f}", "")]
+            table.add_row(f"{batch}", "key-value cache, at the end", "", *cache)
     return table
 
 
@@ -98,29 +102,33 @@ def bundle_table(report: BenchmarkReport) -> Table | None:
 
 def latency_table(report: BenchmarkReport) -> Table:
     """Medians of every stage, how long a whole answer takes, and how often."""
-    table = Table(
-        title=f"Medians of {report.rounds} rounds in ms, {report.setup.prompt_tokens} prompt tokens, "
-        f"{report.setup.new_tokens} new ones",
-        title_justify="left",
-    )
+    setup = report.setup
+    asked = f"{setup.prompt_tokens} prompt tokens, {setup.new_tokens} new ones"
+    if setup.texts is not None:
+        asked = f"texts of {setup.prompt_tokens} tokens; of a request: pictures {setup.pictures}, texts {setup.texts}"
+    table = Table(title=f"Medians of {report.rounds} rounds in ms, {asked}", title_justify="left")
     _add_setting(table, report)
-    for title in TITLES.values():
-        table.add_column(title, justify="right")
-    for column in ("p90", "p95", "p99", "std", "tokens/s", "images/s"):
+    stages = _present(TITLES, (result.milliseconds for result in report.results))
+    for stage in stages:
+        table.add_column(TITLES[stage], justify="right")
+    writes = ("tokens/s",) if setup.texts is None else ()
+    for column in ("p90", "p95", "p99", "std", *writes, "images/s"):
         table.add_column(column, justify="right")
     batch = None
     for result in report.results:
         if result.batch != batch:
             table.add_section()
         batch = result.batch
-        medians = [_median(result, stage) for stage in TITLES]
+        medians = [_median(result, stage) for stage in stages]
         total = result.milliseconds["total"]
         spread = [MISSING if value is None else _ms(value) for value in (total.p90, total.p95, total.p99, total.std)]
         same, new = result.agreeing_tokens, report.setup.new_tokens
         mark = "" if same in (None, new) else f" [red](other tokens after {same} of {new})[/]"
+        if (result.score_difference or 0.0) > SAME_SCORE:
+            mark = f" [red](scores differ by {result.score_difference:.3g})[/]"
+        tokens = () if result.tokens_per_second is None else (f"{result.tokens_per_second:,.1f}",)
         table.add_row(
-            *_setting(report, result.case, mark), *medians, *spread,
-            f"{result.tokens_per_second:,.1f}", f"{result.images_per_second:,.2f}",
+            *_setting(report, result.case, mark), *medians, *spread, *tokens, f"{result.images_per_second:,.2f}",
         )  # fmt: skip
     return table
 
@@ -132,11 +140,12 @@ def roofline_table(report: BenchmarkReport) -> Table:
         title_justify="left",
     )
     _add_setting(table, report)
-    for stage in COMPUTED:
+    stages = _present(COMPUTED, (result.milliseconds for result in report.results))
+    for stage in stages:
         table.add_column(TITLES[stage], justify="right")
     for result in report.results:
         if result.roofline:
-            shares = [f"{100 * result.roofline[s]:.0f}" if s in result.roofline else "" for s in COMPUTED]
+            shares = [f"{100 * result.roofline[s]:.0f}" if s in result.roofline else "" for s in stages]
             table.add_row(*_setting(report, result.case), *shares)
     return table
 
@@ -179,16 +188,18 @@ def pruning_table(report: BenchmarkReport) -> Table | None:
         title_justify="left",
     )
     _add_setting(table, report)
-    for column in ("tokens kept", "cache"):
+    cached = any(cost.cache_bytes for cost in report.costs)
+    for column in ("tokens kept", *(["cache"] if cached else [])):
         table.add_column(column, justify="right")
-    stages = ("qformer", "prefill", "decode", "time_to_first_token", "total")
+    wanted = ("qformer", "text", "match", "prefill", "decode", "time_to_first_token", "total")
+    stages = _present(wanted, (row.by_stage for row in rows))
     for stage in stages:
         table.add_column(TITLES[stage], justify="right")
     for row in rows:
         cost, full = report.cost(row.batch, row.ratio), report.cost(row.batch, 0.0)
-        cache = f"{100 * (cost.cache_bytes / full.cache_bytes - 1):+.0f} %"
+        cache = [f"{100 * (cost.cache_bytes / full.cache_bytes - 1):+.0f} %"] if cached else []
         cells = [_ratio(row.by_stage.get(stage)) for stage in stages]
-        table.add_row(*_setting(report, row.case), f"{cost.num_kept}", cache, *cells)
+        table.add_row(*_setting(report, row.case), f"{cost.num_kept}", *cache, *cells)
     return table
 
 
@@ -208,7 +219,8 @@ def encoder_table(report: BenchmarkReport) -> Table | None:
     _add_setting(table, report)
     for column in ("image tokens left", "GFLOPs", "over"):
         table.add_column(column, justify="left" if column == "over" else "right")
-    stages = ("vision", "qformer", "prefill", "time_to_first_token", "total")
+    wanted = ("vision", "qformer", "text", "match", "prefill", "time_to_first_token", "total")
+    stages = _present(wanted, (row.by_stage for row in rows))
     for stage in stages:
         table.add_column(TITLES[stage], justify="right")
     for row in rows:
@@ -216,7 +228,8 @@ def encoder_table(report: BenchmarkReport) -> Table | None:
         kept = ("", "") if schedule is None else (f"{schedule.left}", f"{schedule.gflops:.3g}")
         less = report.encoder_of(row.against)
         encoder = "" if less == "dense" else f", encoder {less}"
-        over = f"{escape(row.baseline)}{encoder}, ratio {row.baseline_ratio:g}"
+        ratio = f", ratio {row.baseline_ratio:g}" if report.has_query_tokens else ""
+        over = f"{escape(row.baseline)}{encoder}{ratio}"
         cells = [_ratio(row.by_stage.get(stage)) for stage in stages]
         table.add_row(*_setting(report, row.case), *kept, over, *cells)
     return table
@@ -234,7 +247,8 @@ def contender_table(report: BenchmarkReport) -> Table | None:
     )
     _add_setting(table, report)
     table.add_column("over", justify="left")
-    stages = ("vision", "qformer", "prefill", "decode", "time_to_first_token", "total")
+    wanted = ("vision", "qformer", "text", "match", "prefill", "decode", "time_to_first_token", "total")
+    stages = _present(wanted, (row.by_stage for row in rows))
     for stage in stages:
         table.add_column(TITLES[stage], justify="right")
     for row in rows:
@@ -293,7 +307,9 @@ def change_table(comparison: Comparison) -> Table:
         title_justify="left",
     )
     inside = any(change.encoder_flops is not None for change in comparison.changes)
-    for column in ("batch", "runtime", *(["encoder"] if inside else []), "ratio", "stage", "old", "new", "change", ""):
+    queries = any(change.stage == "qformer" for change in comparison.changes)
+    settings = ("batch", "runtime", *(["encoder"] if inside else []), *(["ratio"] if queries else []))
+    for column in (*settings, "stage", "old", "new", "change", ""):
         table.add_column(column, justify="left" if column in ("runtime", "stage", "") else "right")
     setting = None
     for change in comparison.changes:
@@ -303,23 +319,30 @@ def change_table(comparison: Comparison) -> Table:
         encoder = "" if change.encoder_flops is None else f"{100 * change.encoder_flops:g} %"
         table.add_row(
             f"{change.batch}", escape(change.subject), *([encoder] if inside else []),
-            f"{change.ratio:g}" if prunes(change.subject) else "", TITLES[change.stage],
+            *([f"{change.ratio:g}" if prunes(change.subject) else ""] if queries else []), TITLES[change.stage],
             _ms(change.old_ms), _ms(change.new_ms), _percent(change.change), _verdict(change),
         )  # fmt: skip
     return table
 
 
 def _add_setting(table: Table, report: BenchmarkReport) -> None:
-    """The columns that say what was timed; of the encoder only where one prunes."""
-    for column in ("batch", "runtime", *(["encoder"] if report.prunes_inside else []), "ratio"):
+    """The columns that say what was timed; of the encoder only where one prunes, the ratio where there are queries."""
+    ratio = ["ratio"] if report.has_query_tokens else []
+    for column in ("batch", "runtime", *(["encoder"] if report.prunes_inside else []), *ratio):
         table.add_column(column, justify="left" if column == "runtime" else "right")
 
 
 def _setting(report: BenchmarkReport, case: Case, mark: str = "") -> list[str]:
     """Their cells."""
     encoder = [report.encoder_of(case)] if report.prunes_inside else []
-    ratio = f"{case.ratio:g}" if prunes(case.subject) else ""
-    return [f"{case.batch}", f"{escape(case.subject)}{mark}", *encoder, ratio]
+    ratio = [f"{case.ratio:g}" if prunes(case.subject) else ""] if report.has_query_tokens else []
+    return [f"{case.batch}", f"{escape(case.subject)}{mark}", *encoder, *ratio]
+
+
+def _present(wanted: Iterable[str], found: Iterable[Mapping[str, object]]) -> tuple[str, ...]:
+    """Those stages that any of them has."""
+    there = {stage for stages in found for stage in stages}
+    return tuple(stage for stage in wanted if stage in there)
 
 
 def _verdict(change: Change) -> str:

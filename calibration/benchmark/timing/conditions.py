@@ -20,8 +20,12 @@ class Setup(Strict):
     batches: tuple[int, ...]
     ratios: tuple[float, ...]
     against: tuple[str, ...] = Field(description="contenders: runtimes, and bundles by the names of their folders")
-    prompt_tokens: int
-    new_tokens: int = Field(description="generated exactly; an end token ends nothing")
+    prompt_tokens: int = Field(description="or tokens of each text that is scored, those that frame it included")
+    new_tokens: int = Field(description="generated exactly; an end token ends nothing; 0 where texts are scored")
+    texts: int | None = Field(
+        default=None, description="that each picture, or pair of pictures, is compared with; None where text is written"
+    )
+    pictures: int = Field(default=1, description="of one request; a batch is so many requests")
     image_size: tuple[int, int] = Field(description="width and height of the pictures, in memory when timing begins")
     seed: int
     warmup: int = Field(description="untimed runs of each setting")

@@ -25,6 +25,8 @@ def why_not(manifest: Manifest, setup: Setup) -> str | None:
     """The reason that keeps the vote's cost from being measured; None where nothing does."""
     if manifest.vote is None:
         return "this bundle has no vote"
+    if not manifest.writes_text:
+        return "it is worked out against a language model's prefill, and this bundle scores texts"
     if manifest.model.language == "encoder-decoder":
         return (
             "it is worked out for a prefill of one pass at one rate; that of an encoder-decoder language model is an "
