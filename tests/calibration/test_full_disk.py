@@ -12,7 +12,7 @@ EVALUATE = ["--data", "demo", "--limit", "4", "--ratios", "0.5", "--positions", 
 
 
 @pytest.mark.parametrize(
-    ("option", "name", "limit"), [("--predictions", "answers.jsonl", 500), ("-o", "report.json", 1200)]
+    ("option", "name", "limit"), [("--predictions", "answers.jsonl", 500), ("-o", "report.json", 1600)]
 )
 def test_a_disk_that_fills_up_is_one_line(
     demo_bundle: Path, tmp_path: Path, option: str, name: str, limit: int

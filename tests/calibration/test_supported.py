@@ -21,7 +21,6 @@ VOTES = "every question has votes of its own"
 @pytest.mark.parametrize(
     ("app", "fixture", "before", "after", "message"),
     [
-        (bench, "retrieval_bundle", [], [], "accepted: BLIP-2 with a language model"),
         (bench, "instructblip_bundle", [], [], VOTES),
         (bench, "video_bundle", [], [], VOTES),
         (
@@ -56,12 +55,11 @@ def test_another_family_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("app", "before", "after"),
     [
-        (bench, [], []),
         (calibrate, ["ratio"], []),
         (explain, [], [*IMAGE, "-o", "out.png"]),
         (run, [], IMAGE),
     ],
-    ids=["bench", "ratio", "explain", "run"],
+    ids=["ratio", "explain", "run"],
 )
 def test_what_scores_texts_is_refused_by_its_name(
     app: typer.Typer,

@@ -160,7 +160,7 @@ def _language(config: Mapping[str, Any]) -> LanguageGeometry | EncoderDecoderGeo
 
 
 def _scoring(config: Mapping[str, Any], manifest: Manifest) -> ScoringGeometry:
-    """Of a Q-Former that reads texts, or a text encoder."""
+    """Geometry of a Q-Former that reads texts, or of a text encoder."""
     text = config["qformer_config" if manifest.model.language == "none" else "text_config"]
     pairs = manifest.model.language == "two-images"
     return ScoringGeometry(

@@ -85,7 +85,6 @@ def test_what_it_can_not_do_is_refused(
     [
         (serve_command, [], "requests bring one image; use catp-match"),
         (bench_command, ["--new-tokens", "4"], "which scores texts and generates none"),
-        (calibrate_command, ["precision", "--to", "int8", "--for", "cpu", "-o", "quantised"], "generates no text"),
         (calibrate_command, ["ratio"], "votes for no query tokens"),
         (explain_command, ["--image", str(samples()[0].image), "--prompt", "red", "-o", "page.png"], "no query tokens"),
     ],

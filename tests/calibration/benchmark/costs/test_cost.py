@@ -193,5 +193,5 @@ def test_what_has_no_geometry_is_refused(demo_bundle: Path, tmp_path: Path) -> N
     with pytest.raises(BundleError, match="can't be read"):
         read_geometry(Bundle(tmp_path, manifest))
     (tmp_path / "config.json").write_text('{"vision_config": {}}')
-    with pytest.raises(BundleError, match="no 'patch_size' as BLIP-2 or BLIP has"):
+    with pytest.raises(BundleError, match="no 'patch_size' as BLIP-2, BLIP or CLIP has"):
         read_geometry(Bundle(tmp_path, manifest))
