@@ -19,6 +19,8 @@ from catp.calibration.commands.bench import app
 from catp.runtime import EncoderWish, Pipeline
 from catp.runtime.bundle.folder import open_bundle
 
+pytestmark = pytest.mark.heavy  # each exports a bundle of its own, and times it
+
 RUNNER = CliRunner()
 QUICK = ("--iterations", "6", "--warmup", "0", "--threads", "1")
 
