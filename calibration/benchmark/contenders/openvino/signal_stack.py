@@ -19,8 +19,9 @@ def signal_stack_kept() -> Iterator[None]:
     """Put this thread's alternate signal stack back when the block ends; on Linux, elsewhere nothing is done.
 
     Each `openvino.Core` brings a stack of its own (SigAltStackSetup of its CPU plugin; seen in 2026.4.1) and frees it
-    with itself. Of two that end in the order in which they began, the second puts the first one's back, which is freed: the next signal that Python handles (Ctrl-C, or the end of a child process where DataLoader
-    watches its workers) ends the process without a word. A Core whose stack is not in use any more puts none back.
+    with itself. Of two that end in the order in which they began, the second puts the first one's back, which is freed:
+    the next signal that Python handles (Ctrl-C, or the end of a child process where DataLoader watches its workers)
+    ends the process without a word. A Core whose stack is not in use any more puts none back.
     """
     if sys.platform != "linux":
         yield
