@@ -394,7 +394,7 @@ CALIBRATED = "family | `--to int8 --for cpu`"
 
 
 def calibrated(family: Family, *data: str) -> tuple[str, str]:
-    """What becomes of it in INT8, and what the budget is of; the budget is wide, since few questions decide little."""
+    """The family's INT8 bundle and its budget's measure; the budget is wide, since few questions decide little."""
     with tempfile.TemporaryDirectory() as folder:
         few = ["--samples", "16", "--questions", "10", "--no-sensitivity"]
         wide = ["--max-accuracy-drop", "0.95", "--min-kept-overlap", "0"]

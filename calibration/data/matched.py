@@ -15,7 +15,7 @@ from catp.calibration.data.metrics import Metric
 from catp.export.demo import scenes
 
 DEMO_TEXTS = tuple(f"a {color} {shape}" for color in scenes.COLORS for shape in scenes.SHAPES)
-"""What may be seen in a scene of the demo."""
+"""Texts of the demo: each names a thing that a scene may show."""
 
 
 class CaptionList(QuestionList):

@@ -15,7 +15,7 @@ OUTCOMES = 200_000
 """Sums that are gone through, at most."""
 
 DECIMALS = 9
-"""Of a difference. What differs by less is a rounding: 0.9 - 0.6 and 0.3."""
+"""Decimals of a difference that count: 0.9 - 0.6 and 0.3 differ by less, a rounding."""
 
 
 def sign_flip_test(

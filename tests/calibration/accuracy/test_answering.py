@@ -143,7 +143,7 @@ BEAMS = Asking("{question} Short answer:", GREEDY.override(num_beams=3, length_p
 
 @pytest.mark.parametrize("bundle", ["demo_bundle", "t5_bundle", "instructblip_bundle", "vqa_bundle"])
 def test_settings_and_template_give_the_pipelines_answers(bundle: str, request: pytest.FixtureRequest) -> None:
-    """Of every kind of language model; InstructBLIP votes anew for each of several questions about one picture."""
+    """Every kind of language model; InstructBLIP votes anew for each of several questions about one picture."""
     pipeline = Pipeline.load(request.getfixturevalue(bundle))
     votes = pipeline.manifest.vote
     grid = Grid((votes.method if votes else "none",), (0.0, 0.5) if votes else (0.0,), ("original",))
