@@ -34,7 +34,8 @@ class State:
         self.gate = Gate(rooms, settings.waiting_bytes)
         self.decoders = ThreadPoolExecutor(DECODERS, "catp decode")
         # Those that wait for other hosts keep nobody from decoding.
-        self.readers = ThreadPoolExecutor(FETCHES, "catp read") if settings.media_domains else self.decoders
+        self.fetches = bool(settings.media_domains)
+        self.readers = ThreadPoolExecutor(FETCHES, "catp read") if self.fetches else self.decoders
         self.tracing = None if settings.traces is None else Tracing(settings.traces)
         metrics.gauge("catp_draining", lambda: self.draining)
 
