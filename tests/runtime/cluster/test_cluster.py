@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import runpy
 import shutil
 import signal
 import socket
@@ -41,7 +42,9 @@ KEY = "of-this-test"
 TOKEN = "0123456789abcdef" * 4
 MACHINES = ("127.0.0.2", "127.0.0.3")  # Ray takes 127.0.0.1 for the address of the machine's network card
 LONG = 200
-"""Tokens of an answer during which something else is to happen."""
+"""Tokens of an answer during which something else is to happen: four seconds of slow steps."""
+SLOW_STEPS = Path(__file__).parent / "slow_steps"
+PAUSE = float(runpy.run_path(str(SLOW_STEPS / "sitecustomize.py"))["PAUSE"])
 
 
 def free_port() -> int:
@@ -117,6 +120,8 @@ def cluster(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     import ray
     from ray import serve
 
+    path = os.pathsep.join(filter(None, (str(SLOW_STEPS), os.environ.get("PYTHONPATH"))))
+    environ = {**os.environ, "PYTHONPATH": path}
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=3"]
     start += ["--object-store-memory=100000000", "--disable-usage-stats"]
     head = [f"--port={gcs.rpartition(':')[2]}", f"--ray-client-server-port={free_port()}", "--include-dashboard=false"]
@@ -127,7 +132,7 @@ def cluster(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             log = logs / machine
             with log.open("w") as file:
                 command = [*start, f"--node-ip-address={machine}", *more]
-                started.append(subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True))
+                started.append(subprocess.Popen(command, stdout=file, stderr=file, env=environ, start_new_session=True))
             _wait_for_line("Ray runtime started", log)
         ray.init(address=gcs, _node_ip_address=MACHINES[0], log_to_driver=False)
         wait_for(lambda: sum(node["Alive"] for node in ray.nodes()) == len(MACHINES), "a machine is missing")
@@ -227,6 +232,14 @@ def test_answers_are_those_of_the_pipeline(cluster: Cluster, pipeline: Pipeline)
                 model="demo", messages=messages, stream=True, extra_body={"ratio": ratio}
             )
             assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == wanted.answer
+
+
+def test_an_answer_lasts_as_long_as_slow_steps_make_it(cluster: Cluster) -> None:
+    """What the tests below do during an answer relies on it."""
+    with cluster.client as client:
+        began = time.monotonic()
+        content(client.post("/v1/chat/completions", json=long(pictures(1)[0])))
+    assert time.monotonic() - began >= (LONG - 1) * PAUSE
 
 
 def test_keys_and_limits_hold(cluster: Cluster) -> None:
