@@ -1,84 +1,43 @@
-"""The orchestrator: image and prompt through vision encoder, Q-Former with voting, and language model."""
+"""Answers to questions about pictures: whole, in pieces, or chosen from given ones."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Unpack
 
 import numpy as np
 
 from catp.runtime.answers import Answer, Timings
-from catp.runtime.bundle.folder import Bundle, open_bundle
+from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings, Overrides
-from catp.runtime.bundle.manifest import Manifest, Positions
+from catp.runtime.bundle.manifest import Positions
 from catp.runtime.errors import UsageError
 from catp.runtime.generation.loop import generate, generate_in_steps
 from catp.runtime.generation.ranking import ROWS, K, RankedAnswer, rank
 from catp.runtime.generation.request import Request, limit_lengths
 from catp.runtime.generation.result import Generation
 from catp.runtime.generation.stopping import Ending, StopStrings
-from catp.runtime.image_sides import open_image_side
 from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
-from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Remembered, Seen, Votes, kept_of_rows
+from catp.runtime.image_sides.query_tokens import Encoded, Pruned
 from catp.runtime.inputs.image_files import ImageSource
-from catp.runtime.inputs.text import TextCodec
 from catp.runtime.inputs.text_stream import TextStream
 from catp.runtime.inputs.videos import VideoSource
 from catp.runtime.language_models import open_language_model, open_seats
 from catp.runtime.language_models.base import Batch
 from catp.runtime.language_models.question_answering import QuestionAnswering
 from catp.runtime.language_models.seats import Seats
-from catp.runtime.matching import Match, Matching, Pictures, open_matching
-from catp.runtime.matching.two_images import Judging, Verdict, verdicts
-from catp.runtime.matching.zero_shot import TEMPLATE, Classes, check_classes, class_vectors, probabilities
-from catp.runtime.providers import open_provider
-from catp.runtime.providers.base import Provider, Value, to_host
-from catp.runtime.pruning import num_kept_by_mass, top_indices
+from catp.runtime.pipeline.stages import Stages
+from catp.runtime.providers.base import Provider, Value
 from catp.runtime.questions import Question, Wishes, find_repeated, frames_by_row, position_mode
 
 
-class Pipeline:
-    """A bundle's engines, loaded and chained; its stages are there for callers that share work between settings."""
+class Answering(Stages):
+    """Answers by a bundle whose language model writes."""
 
     def __init__(self, bundle: Bundle, provider: Provider) -> None:
-        manifest = bundle.manifest
-        self.bundle = bundle
-        self.provider = provider
-        self.image_side = open_image_side(bundle, provider)
-        self._text = TextCodec(bundle.path / "tokenizer.json", manifest.text, manifest.text.image_token_id)
+        super().__init__(bundle, provider)
         self.language_model = open_language_model(bundle, provider)
-        self._matching = open_matching(bundle, provider)
-        self._judging = Judging(bundle, provider) if manifest.model.language == "two-images" else None
-
-    @classmethod
-    def load(
-        cls,
-        bundle: str | os.PathLike[str],
-        provider: str = "cpu",
-        verify: bool = True,
-        threads: int | None = None,
-        engines: str | None = None,
-        verbose: bool = False,
-        rehash: bool = False,
-    ) -> Pipeline:
-        """Open a bundle and load its graphs.
-
-        Args:
-            bundle: a folder written by catp-export.
-            provider: what executes the graphs, one of `catp.runtime.providers.PROVIDERS`.
-            verify: compare every file with the manifest's sha256 first; see `open_bundle`.
-            threads: CPU threads within an operator; None leaves it to the provider.
-            engines: name of an engine set (`catp-inspect` lists them); None: the newest that fits.
-            verbose: let ONNX Runtime write its log to standard error.
-            rehash: read every file for that, also those that nobody touched since they were hashed last.
-
-        Raises:
-            UsageError: no such bundle or provider.
-            BundleError: the bundle is incomplete or was altered.
-        """
-        return cls(open_bundle(bundle, verify, rehash), open_provider(provider, threads, engines, verbose))
 
     def generate(
         self,
@@ -320,213 +279,6 @@ class Pipeline:
             )
         return candidates
 
-    def match(
-        self,
-        images: Sequence[ImageSource],
-        texts: Sequence[str],
-        ratio: float | None = None,
-        encoder: EncoderWish = DEFAULT,
-    ) -> list[Match]:
-        """How well each text fits its image, by a bundle of a retrieval model.
-
-        Args:
-            images: as in `generate`.
-            texts: as many.
-            ratio: fraction of query tokens removed, before the text is read and of those that are compared with it.
-            encoder: what an encoder that prunes keeps.
-
-        Raises:
-            UsageError: the bundle generates text instead, an argument is out of range, or a text is too long.
-            ImageError: an image can't be read.
-        """
-        if len(images) != len(texts) or not images:
-            raise UsageError(f"{len(images)} images and {len(texts)} texts: give one text per image, at least one")
-        _, _ = self.matching, self.num_kept(ratio)  # refuses before any work
-        ids = [self._text.encode(text) for text in texts]
-        return self.match_pixels(self.preprocess(images), ids, ratio, encoder)
-
-    def match_pixels(
-        self,
-        pixel_values: np.ndarray,
-        texts: Sequence[Sequence[int]],
-        ratio: float | None = None,
-        encoder: EncoderWish = DEFAULT,
-    ) -> list[Match]:
-        """As `match`, from pixel_values float32 [B, 3, H, W] and token ids of B texts, or of any number about one."""
-        matching, pictures = self.matching, self.see_pixels(pixel_values, ratio, encoder)
-        scores = matching.score(pictures if len(texts) == len(pixel_values) else pictures.for_texts(len(texts)), texts)
-        indices = kept_of_rows(to_host(pictures.kept_indices))
-        if len(indices) != len(texts):
-            indices = indices * len(texts)
-        probability = scores.probability
-        likely = [None] * len(texts) if probability is None else probability.tolist()
-        return [Match(*row) for row in zip(likely, scores.similarity.tolist(), indices)]
-
-    def see_pixels(
-        self, pixel_values: np.ndarray, ratio: float | None = None, encoder: EncoderWish = DEFAULT
-    ) -> Pictures:
-        """Pictures as a retrieval model compares them with texts, from pixel_values float32 [B, 3, H, W].
-
-        Raises:
-            UsageError: the bundle generates text instead, or the ratio is out of range.
-            GraphError: a graph fails, or what it gives is not finite.
-        """
-        matching, kept = self.matching, self.num_kept(ratio)
-        encoded = self.encode(pixel_values, encoder=encoder)
-        pruned = self.prune(encoded, kept)
-        if (vote := self.manifest.vote) is not None:
-            pruned.check(len(pixel_values), kept, vote.num_query_tokens)
-        return matching.see(encoded, pruned)
-
-    def embed_pixels(self, pixel_values: np.ndarray, ratio: float | None = None) -> tuple[list[list[int]], np.ndarray]:
-        """Vectors of pictures, as a retrieval model compares them with texts; arguments and errors of `see_pixels`.
-
-        Returns:
-            The kept indices of each picture, ascending; vectors float32 [B, v, Dt], each of length 1: one for each kept
-            query token, or one for the picture.
-        """
-        pictures = self.see_pixels(pixel_values, ratio)
-        return kept_of_rows(to_host(pictures.kept_indices)), to_host(pictures.vectors)
-
-    def embed_images(
-        self, images: Sequence[ImageSource], ratio: float | None = None, encoder: EncoderWish = DEFAULT
-    ) -> np.ndarray:
-        """Vectors of images, by a bundle of a retrieval model: float32 [B, v, Dt], as of `embed_pixels`.
-
-        Raises:
-            UsageError: the bundle generates text instead, there is no image, or an argument is out of range.
-            ImageError: an image can't be read.
-        """
-        if not images:
-            raise UsageError("0 images: give at least one")
-        _, _ = self.matching, self.num_kept(ratio)  # refuses before any work
-        return to_host(self.see_pixels(self.preprocess(images), ratio, encoder).vectors)
-
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of texts, by a bundle of a retrieval model: float32 [B, Dt] of length 1.
-
-        Raises:
-            UsageError: the bundle generates text instead, there is no text, or one is too long.
-        """
-        if not texts:
-            raise UsageError("0 texts: give at least one")
-        matching = self.matching
-        return matching.embed([self.tokenize(text) for text in texts])
-
-    def classify(
-        self,
-        images: Sequence[ImageSource],
-        classes: Sequence[str],
-        templates: Sequence[str] = (TEMPLATE,),
-        encoder: EncoderWish = DEFAULT,
-    ) -> list[Classes]:
-        """The likeliest of given classes for each image, without any training on them, by a bundle of a CLIP.
-
-        Args:
-            images: as in `generate`.
-            classes: names, such as "cat".
-            templates: sentences with {} where a name stands; the vectors of one class's sentences are averaged.
-            encoder: what an encoder that prunes keeps.
-
-        Raises:
-            UsageError: the bundle's model is not contrastive, an argument can't be used, or a sentence is too long.
-            ImageError: an image can't be read.
-        """
-        scale = self.manifest.logit_scale
-        if scale is None:
-            raise UsageError(
-                f"bundle {self.bundle.path} is {self.manifest.model.family}, which has no scale for classes; "
-                "accepted: CLIP"
-            )
-        check_classes(classes, templates)
-        if not images:
-            raise UsageError("0 images: give at least one")
-        of_classes = class_vectors(self.matching, self.tokenize, classes, templates)
-        pictures = self.see_pixels(self.preprocess(images), encoder=encoder)
-        found = probabilities(to_host(pictures.vectors)[:, 0], of_classes, scale)
-        indices = kept_of_rows(to_host(pictures.kept_indices))
-        return [
-            Classes(classes[int(row.argmax())], dict(zip(classes, row.tolist())), kept)
-            for row, kept in zip(found, indices)
-        ]
-
-    def judge(
-        self,
-        pairs: Sequence[tuple[ImageSource, ImageSource]],
-        statements: Sequence[str],
-        encoder: EncoderWish = DEFAULT,
-    ) -> list[Verdict]:
-        """Whether each statement is true of its two images, by a bundle of a model for NLVR2.
-
-        A pair that is given several times (the same paths, the same objects) is encoded once.
-
-        Args:
-            pairs: a first and a second image each, as in `generate`.
-            statements: as many.
-            encoder: what an encoder that prunes keeps. In the dynamic form all images of the call keep equally many
-                tokens, as in MADTP's official code.
-
-        Raises:
-            UsageError: the bundle is of another model, an argument is out of range, or a statement is too long.
-            ImageError: an image can't be read.
-        """
-        if len(pairs) != len(statements) or not pairs or any(len(pair) != 2 for pair in pairs):
-            raise UsageError(
-                f"{len(pairs)} pairs and {len(statements)} statements: give two images for each statement, at least one"
-            )
-        ids = [self._text.encode(statement) for statement in statements]
-        self.judging.check(ids)  # refuses before any work
-        distinct, pair_of = find_repeated(pairs, None)
-        pixel_values = self.preprocess([pairs[row][place] for place in (0, 1) for row in distinct])
-        return self.judge_pixels(pixel_values, ids, pair_of, encoder)
-
-    def judge_pixels(
-        self,
-        pixel_values: np.ndarray,
-        statements: Sequence[Sequence[int]],
-        pair_of: Sequence[int],
-        encoder: EncoderWish = DEFAULT,
-    ) -> list[Verdict]:
-        """As `judge`, from pixel_values float32 [2P, 3, H, W], all first images before all second ones.
-
-        Args:
-            statements: token ids of each.
-            pair_of: which of the P pairs each statement is about.
-        """
-        _ = self.judging  # refuses before any work
-        return self.judge_encoded(self.encode(pixel_values, encoder=encoder), statements, pair_of)
-
-    def judge_encoded(
-        self, encoded: Encoded, statements: Sequence[Sequence[int]], pair_of: Sequence[int]
-    ) -> list[Verdict]:
-        """As `judge_pixels`, from what `encode` made of those pixels."""
-        judging, embeds = self.judging, encoded["image_embeds"]
-        count = embeds.shape[0] // 2
-        if list(pair_of) == list(range(count)) and not isinstance(embeds, np.ndarray):
-            return verdicts(judging.score(embeds.rows(0, count), embeds.rows(count, count), statements))
-        tokens, rows = to_host(embeds), np.array(pair_of)
-        return verdicts(judging.score(tokens[rows], tokens[count + rows], statements))
-
-    @property
-    def judging(self) -> Judging:
-        """Raises UsageError where the bundle is not of a model that reads two images."""
-        if self._judging is None:
-            raise UsageError(
-                f"bundle {self.bundle.path} is {self.manifest.model.family}, which judges no statements about two "
-                "images; accepted: BLIP for NLVR2"
-            )
-        return self._judging
-
-    @property
-    def matching(self) -> Matching:
-        """Raises UsageError where the bundle is not of a retrieval model."""
-        if self._matching is None:
-            raise UsageError(
-                f"bundle {self.bundle.path} is {self.manifest.model.family}, which scores no texts; "
-                "accepted: BLIP-2 and BLIP for image-text retrieval, CLIP"
-            )
-        return self._matching
-
     def decode(
         self,
         pruned: Pruned,
@@ -611,32 +363,6 @@ class Pipeline:
         wishes.check_frames(self.manifest, frames, kept)
         return token_ids, limit
 
-    def remember(self, encoded: Encoded) -> Seen:
-        """Enough of one image, or of one video's frames, to answer about it at every ratio; see `keep`."""
-        return self.image_side.remember(encoded)
-
-    def keep(self, seen: Seen, wishes: Wishes) -> Pruned:
-        """The tokens of a remembered picture that the language model reads: those of `generate`."""
-        kept, mass = wishes.pruning(self.manifest, self.image_side)
-        if self.manifest.vote is None:
-            assert isinstance(seen, Remembered)
-            return self.prune(seen.encoded, kept)
-        queries = self.manifest.pruning.num_query_tokens
-        if isinstance(seen, Remembered) and mass is None:
-            pruned = self.prune(seen.encoded, kept)
-        else:
-            votes = self.votes_of(seen)
-            if mass is not None:
-                kept = int(num_kept_by_mass(votes.scores, mass)[0])
-            pruned = votes.keep(top_indices(votes.scores, kept))
-        frames = len(pruned.indices)
-        pruned.check(frames, kept, queries)
-        return pruned.joined(frames, queries)
-
-    def votes_of(self, seen: Seen) -> Votes:
-        """The votes of a remembered picture."""
-        return self.votes(seen.encoded) if isinstance(seen, Remembered) else seen
-
     def open_seats(self, rows: int, length: int) -> Seats:
         """Room for so many answers at a time, of so many tokens with image and prompt."""
         return open_seats(self.bundle, self.language_model, rows, length)
@@ -644,41 +370,3 @@ class Pipeline:
     def text_stream(self, stop_strings: Sequence[str] = ()) -> TextStream:
         """The text of one answer while it grows."""
         return TextStream(self._text, stop_strings)
-
-    # The stages before the language model, for callers that share their work between settings.
-
-    @property
-    def manifest(self) -> Manifest:
-        return self.bundle.manifest
-
-    def num_kept(self, ratio: float | None = None) -> int:
-        """Query tokens left at a ratio (None: the bundle's default)."""
-        return self.image_side.num_kept(ratio)
-
-    def preprocess(self, images: Sequence[ImageSource]) -> np.ndarray:
-        """pixel_values float32 [B, 3, H, W]."""
-        return self.image_side.preprocess(images)
-
-    def instruct(self, prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
-        """Inputs of the image side that are made of prompts, by name; none where votes don't depend on them."""
-        return self.image_side.instruct(prompts)
-
-    def encode(self, pixel_values: np.ndarray, prompts: Sequence[str] = (), encoder: EncoderWish = DEFAULT) -> Encoded:
-        """Images encoded, with a prompt for each where votes depend on prompts."""
-        return self.image_side.encode(pixel_values, prompts, encoder)
-
-    def prune(self, encoded: Encoded, kept: int) -> Pruned:
-        """The `kept` tokens of each image that it votes for most, in the engine's memory."""
-        return self.image_side.prune(encoded, kept)
-
-    def votes(self, encoded: Encoded) -> Votes:
-        """All tokens of each image with their scores, in host memory."""
-        return self.image_side.votes(encoded)
-
-    def tokenize(self, prompt: str) -> list[int]:
-        """Token ids of a prompt, special tokens included."""
-        return self._text.encode(prompt)
-
-    def detokenize(self, token_ids: Sequence[int], stop_strings: Sequence[str] = ()) -> str:
-        """Text of generated tokens, up to the first of the stop strings."""
-        return self._text.decode(token_ids, stop_strings)
