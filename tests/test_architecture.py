@@ -59,7 +59,7 @@ KEPT_IN = {
     "packaging": ("export/packing",),
     "httpx": ("calibration/benchmark/load",),
     "starlette": ("runtime/server", "runtime/cluster"),
-    "uvicorn": ("runtime/server",),
+    "uvicorn": ("runtime/server/serving.py",),
     "ray": ("runtime/cluster",),
     "matplotlib": (
         "calibration/plots.py",

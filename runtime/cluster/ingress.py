@@ -10,8 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from catp.runtime.cluster.relay import Relay
 from catp.runtime.cluster.settings import ClusterSettings
-from catp.runtime.server.front import Front
-from catp.runtime.server.operations import Operation
+from catp.runtime.server.http.front import Front
+from catp.runtime.server.protocols.operations import Operation
 
 
 class Ingress:

@@ -20,9 +20,9 @@ from catp.runtime.cluster.affinity import picture_name
 from catp.runtime.cluster.exposition import merge
 from catp.runtime.cluster.replica import NotReady
 from catp.runtime.limits import CONNECTIONS, DECODERS
-from catp.runtime.server.exchange import Gate, compact, read_body
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.front import note
+from catp.runtime.server.http.exchange import Gate, compact, read_body
+from catp.runtime.server.http.front import note
 from catp.runtime.server.log import log
 from catp.runtime.server.metrics import CONTENT_TYPE
 from catp.runtime.server.settings import ServerSettings

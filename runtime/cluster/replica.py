@@ -12,12 +12,12 @@ from starlette.types import Message, Scope
 
 from catp.runtime.cluster.settings import ClusterSettings
 from catp.runtime.errors import CatpError
-from catp.runtime.server.app import make_app
-from catp.runtime.server.engine import ModelEngine
+from catp.runtime.server.http.app import make_app
+from catp.runtime.server.http.state import State
 from catp.runtime.server.log import describe, log
 from catp.runtime.server.metrics import Metrics
+from catp.runtime.server.model.engine import ModelEngine
 from catp.runtime.server.serving import loader
-from catp.runtime.server.state import State
 
 _LAST_WORDS_SECONDS = 2.0
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from catp.runtime import limits
 from catp.runtime.errors import UsageError
 from catp.runtime.providers import PROVIDERS
-from catp.runtime.server.fetching import check_domain
+from catp.runtime.server.reading.fetching import check_domain
 from catp.runtime.server.settings import KEY_VARIABLE, ServerSettings, read_keys
 
 _Seconds = Annotated[float, Field(ge=0)]

@@ -116,8 +116,8 @@ def serve(
     library, missing = optional_import("uvicorn")
     if library is None:
         raise UsageError(f"catp-serve: uvicorn {missing}; install this project's extra: pip install '.[serve]'")
-    from catp.runtime.server.engine import check_served
-    from catp.runtime.server.fetching import check_domain
+    from catp.runtime.server.model.engine import check_served
+    from catp.runtime.server.reading.fetching import check_domain
     from catp.runtime.server.serving import Serving, loader
     from catp.runtime.server.settings import ServerSettings, read_keys
 

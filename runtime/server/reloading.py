@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from catp.runtime.pipeline import Pipeline
-from catp.runtime.server.engine import ModelEngine
+from catp.runtime.server.http.state import State
 from catp.runtime.server.log import describe, log
-from catp.runtime.server.state import State
+from catp.runtime.server.model.engine import ModelEngine
 
 _LOOK = 0.05
 """Seconds between two looks at what is waited for."""

@@ -20,14 +20,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.limits import CONNECTIONS, HEADER_BYTES, READ_SECONDS
 from catp.runtime.pipeline import Pipeline
-from catp.runtime.server.app import make_app
-from catp.runtime.server.engine import ModelEngine
 from catp.runtime.server.failures import Failure
+from catp.runtime.server.http.app import make_app
+from catp.runtime.server.http.state import State
 from catp.runtime.server.log import describe, log
 from catp.runtime.server.metrics import Metrics
+from catp.runtime.server.model.engine import ModelEngine
 from catp.runtime.server.reloading import Reloading
 from catp.runtime.server.settings import ServerSettings
-from catp.runtime.server.state import State
 
 _EVENTS = {"uvicorn": "http", "opentelemetry": "traces"}
 """Events of the log that are words of libraries, by their loggers."""

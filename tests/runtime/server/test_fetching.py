@@ -17,9 +17,9 @@ import pytest
 from servers import SAMPLES, chat, running
 
 from catp.runtime import Pipeline, UsageError
-from catp.runtime.server import fetching
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.fetching import check_domain, fetch, is_public
+from catp.runtime.server.reading import fetching
+from catp.runtime.server.reading.fetching import check_domain, fetch, is_public
 
 HOST = "pictures.example.com"
 CONTENT = SAMPLES[0].image.read_bytes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from catp.runtime.image_sides.query_tokens import Votes
-from catp.runtime.server.image_cache import ImageCache, key_of
+from catp.runtime.server.model.image_cache import ImageCache, key_of
 
 
 def votes(number: int, size: int = 100) -> Votes:

@@ -27,7 +27,7 @@ from catp.runtime.commands.serve import app
 from catp.runtime.generation.together import Together
 from catp.runtime.inputs.text_stream import TextStream
 from catp.runtime.language_models.slots import Slots
-from catp.runtime.server.engine import ModelEngine
+from catp.runtime.server.model.engine import ModelEngine
 
 LONG = {"max_tokens": 200, "min_new_tokens": 200}
 
@@ -153,7 +153,7 @@ def test_ready_only_once_it_is_warm(pipeline: Pipeline, monkeypatch: pytest.Monk
 def test_a_thread_without_a_sign_of_life_is_not_ready(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     go, step = threading.Event(), Together.step
     monkeypatch.setattr(Together, "step", lambda together: (go.wait(IN_TIME), step(together))[1])
-    monkeypatch.setattr("catp.runtime.server.engine.STALL_SECONDS", 0.5)
+    monkeypatch.setattr("catp.runtime.server.model.engine.STALL_SECONDS", 0.5)
     monkeypatch.setattr(ModelEngine, "_warm_up", lambda engine, loaded: None)
     with running(pipeline) as server:
         thread = threading.Thread(target=lambda: server.ask(**chat(max_tokens=3, min_new_tokens=3)))

@@ -15,9 +15,9 @@ import pytest
 from servers import IN_TIME, SAMPLES, Running, chat, data_url, running
 
 from catp.runtime import Pipeline
-from catp.runtime.server.page import POLICY
+from catp.runtime.server.http.page import POLICY
 
-PAGE = Path(__file__).parents[3] / "runtime" / "server" / "page.html"
+PAGE = Path(__file__).parents[3] / "runtime" / "server" / "http" / "page.html"
 TEXT = PAGE.read_text()
 WANTED = "a black diamond"
 

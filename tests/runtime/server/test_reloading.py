@@ -14,7 +14,7 @@ from servers import IN_TIME, chat, process, running, wait_for
 from catp.runtime import Pipeline
 from catp.runtime.bundle.folder import open_bundle, write_manifest
 from catp.runtime.errors import BundleError
-from catp.runtime.server.exchange import Gate
+from catp.runtime.server.http.exchange import Gate
 
 
 def with_ratio(bundle: Path, ratio: float) -> None:

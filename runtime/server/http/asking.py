@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from catp.runtime.errors import CatpError
-from catp.runtime.server.dialects import Dialect
-from catp.runtime.server.engine import ModelEngine
-from catp.runtime.server.exchange import Exchange, Inbox, compact, read_body
 from catp.runtime.server.failures import Failure, failure_of
-from catp.runtime.server.front import note
-from catp.runtime.server.jobs import End, Event, Finished, Job, Piece
-from catp.runtime.server.state import State
+from catp.runtime.server.http.exchange import Exchange, Inbox, compact, read_body
+from catp.runtime.server.http.front import note
+from catp.runtime.server.http.state import State
+from catp.runtime.server.model.engine import ModelEngine
+from catp.runtime.server.model.jobs import End, Event, Finished, Job, Piece
+from catp.runtime.server.protocols.dialects import Dialect
 
 Maker = Callable[[Callable[[Event], None]], Job]
 """Of what hands events to a client: a job. It takes long."""

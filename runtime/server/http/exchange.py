@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Send
 
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.jobs import End, Event, Job, Piece
+from catp.runtime.server.model.jobs import End, Event, Job, Piece
 from catp.runtime.server.settings import ServerSettings
 
 _GRACE = 5.0

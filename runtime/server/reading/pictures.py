@@ -12,7 +12,7 @@ from PIL import Image
 from catp.runtime.inputs.images import load_image
 from catp.runtime.limits import IMAGE_BYTES, IMAGE_FORMATS, IMAGE_PIXELS
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.fetching import fetch
+from catp.runtime.server.reading.fetching import fetch
 
 _DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(;[\w-]+=[^;,]*)*;base64,", re.ASCII | re.IGNORECASE)
 

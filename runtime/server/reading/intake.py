@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from catp.runtime.questions import Question, Wishes
-from catp.runtime.server.engine import ModelEngine
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.image_cache import key_of
-from catp.runtime.server.jobs import Event, Job
-from catp.runtime.server.pictures import open_picture
-from catp.runtime.server.questions import Asked
+from catp.runtime.server.model.engine import ModelEngine
+from catp.runtime.server.model.image_cache import key_of
+from catp.runtime.server.model.jobs import Event, Job
+from catp.runtime.server.reading.pictures import open_picture
+from catp.runtime.server.reading.questions import Asked
 
 
 def make_job(

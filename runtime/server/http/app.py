@@ -12,25 +12,26 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
-from catp.runtime.server import kserve, shapes
 from catp.runtime.server import metrics as prometheus
-from catp.runtime.server.asking import Asking
-from catp.runtime.server.bodies import ChatBody, EmbeddingsBody, GenerateBody
-from catp.runtime.server.dialects import KServeGenerate, OpenAiChat
-from catp.runtime.server.engine import ModelEngine
+from catp.runtime.server import shapes
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.front import Front
-from catp.runtime.server.metrics import Metrics
-from catp.runtime.server.openapi import describe
-from catp.runtime.server.operations import Operation
-from catp.runtime.server.page import page
-from catp.runtime.server.readers import (
+from catp.runtime.server.http.asking import Asking
+from catp.runtime.server.http.front import Front
+from catp.runtime.server.http.page import page
+from catp.runtime.server.http.readers import (
     read_chat_request,
     read_embeddings_request,
     read_generate_request,
     read_infer_request,
 )
-from catp.runtime.server.state import State
+from catp.runtime.server.http.state import State
+from catp.runtime.server.metrics import Metrics
+from catp.runtime.server.model.engine import ModelEngine
+from catp.runtime.server.protocols import kserve
+from catp.runtime.server.protocols.dialects import KServeGenerate, OpenAiChat
+from catp.runtime.server.protocols.openapi import describe
+from catp.runtime.server.protocols.operations import Operation
+from catp.runtime.server.reading.bodies import ChatBody, EmbeddingsBody, GenerateBody
 
 
 def make_app(state: State) -> Front:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.jobs import Finished
+from catp.runtime.server.model.jobs import Finished
 from catp.runtime.server.shapes import (
     Account,
     ChatChunk,

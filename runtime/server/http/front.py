@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from catp.runtime.limits import BODY_BYTES, REQUEST_ID_CHARACTERS
 from catp.runtime.server.failures import Failure
 from catp.runtime.server.log import describe, log
-from catp.runtime.server.operations import Operation
+from catp.runtime.server.protocols.operations import Operation
 from catp.runtime.server.settings import ServerSettings
 from catp.runtime.server.tracing import Tracing
 

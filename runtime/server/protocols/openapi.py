@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from catp.runtime.server.failures import speaks_kserve
-from catp.runtime.server.operations import Operation
+from catp.runtime.server.protocols.operations import Operation
 from catp.runtime.server.shapes import KServeError, OpenAiError
 
 _REFUSALS = {

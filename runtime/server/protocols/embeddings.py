@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from catp.runtime.server.jobs import Embedded
+from catp.runtime.server.model.jobs import Embedded
 from catp.runtime.server.shapes import Embedding, EmbeddingList
 
 

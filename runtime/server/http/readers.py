@@ -11,18 +11,18 @@ from starlette.requests import Request
 
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.questions import Wishes
-from catp.runtime.server import kserve
-from catp.runtime.server.asking import Maker, Reading
-from catp.runtime.server.bodies import ChatBody, EmbeddingsBody, GenerateBody, GenerateParameters, parse
-from catp.runtime.server.dialects import Dialect, KServeGenerate, OpenAiChat
-from catp.runtime.server.embeddings import write_embeddings
-from catp.runtime.server.engine import ModelEngine
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.intake import make_embed_job, make_job, make_match_job
-from catp.runtime.server.jobs import Embedded, End, Finished
-from catp.runtime.server.pictures import read_url
-from catp.runtime.server.questions import Asked, read_chat, read_pictures, read_wishes
-from catp.runtime.server.state import State
+from catp.runtime.server.http.asking import Maker, Reading
+from catp.runtime.server.http.state import State
+from catp.runtime.server.model.engine import ModelEngine
+from catp.runtime.server.model.jobs import Embedded, End, Finished
+from catp.runtime.server.protocols import kserve
+from catp.runtime.server.protocols.dialects import Dialect, KServeGenerate, OpenAiChat
+from catp.runtime.server.protocols.embeddings import write_embeddings
+from catp.runtime.server.reading.bodies import ChatBody, EmbeddingsBody, GenerateBody, GenerateParameters, parse
+from catp.runtime.server.reading.intake import make_embed_job, make_job, make_match_job
+from catp.runtime.server.reading.pictures import read_url
+from catp.runtime.server.reading.questions import Asked, read_chat, read_pictures, read_wishes
 
 
 def read_chat_request(state: State, request: Request, body: bytes) -> Reading:

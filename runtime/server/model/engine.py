@@ -22,12 +22,12 @@ from catp.runtime.language_models.slots import Slots
 from catp.runtime.limits import STALL_SECONDS
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.questions import Question, Wishes
-from catp.runtime.server.explanation import explain
 from catp.runtime.server.failures import Failure, failure_of
-from catp.runtime.server.image_cache import ImageCache
-from catp.runtime.server.jobs import Embedded, End, Finished, Job, Matched, Piece
 from catp.runtime.server.log import describe, log
 from catp.runtime.server.metrics import Metrics
+from catp.runtime.server.model.explanation import explain
+from catp.runtime.server.model.image_cache import ImageCache
+from catp.runtime.server.model.jobs import Embedded, End, Finished, Job, Matched, Piece
 from catp.runtime.server.settings import ServerSettings
 from catp.runtime.server.shapes import Explanation
 

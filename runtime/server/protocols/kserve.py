@@ -14,10 +14,10 @@ from pydantic import Field
 
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.limits import BODY_BYTES, IMAGE_BYTES, SERVED_PROMPT_CHARACTERS
-from catp.runtime.server.bodies import EXAMPLE_PICTURE, GenerateParameters, Strict, parse
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.jobs import End, Finished, Matched
-from catp.runtime.server.pictures import decode_base64, read_url
+from catp.runtime.server.model.jobs import End, Finished, Matched
+from catp.runtime.server.reading.bodies import EXAMPLE_PICTURE, GenerateParameters, Strict, parse
+from catp.runtime.server.reading.pictures import decode_base64, read_url
 from catp.runtime.server.shapes import Inferred, ModelMetadata, OutputTensor, ServerMetadata
 
 EXTENSIONS = ("generate", "binary_tensor_data")

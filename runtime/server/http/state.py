@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from catp.runtime.limits import DECODERS, FETCHES
-from catp.runtime.server.engine import ModelEngine
-from catp.runtime.server.exchange import Gate
 from catp.runtime.server.failures import Failure
+from catp.runtime.server.http.exchange import Gate
 from catp.runtime.server.metrics import Metrics
+from catp.runtime.server.model.engine import ModelEngine
 from catp.runtime.server.settings import ServerSettings
 from catp.runtime.server.tracing import Tracing
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from starlette.routing import Route
 
-from catp.runtime.server.dialects import Dialect
+from catp.runtime.server.protocols.dialects import Dialect
 
 
 @dataclass(frozen=True)

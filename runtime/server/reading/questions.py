@@ -9,9 +9,9 @@ from catp.runtime.bundle.generation_settings import GenerationSettings, Override
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.limits import SERVED_PROMPT_CHARACTERS
 from catp.runtime.questions import Wishes
-from catp.runtime.server.bodies import ChatBody, Choice, ImagePart, Message, TextPart
 from catp.runtime.server.failures import Failure
-from catp.runtime.server.pictures import decode_base64, read_url
+from catp.runtime.server.reading.bodies import ChatBody, Choice, ImagePart, Message, TextPart
+from catp.runtime.server.reading.pictures import decode_base64, read_url
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The application: routes, what happens on each request, and the page."""

@@ -1,0 +1,1 @@
+"""The thread that owns a model, its jobs, and the pictures that it has seen before."""

@@ -1,0 +1,1 @@
+"""Requests read: bodies, pictures and questions, up to a job."""
