@@ -60,7 +60,7 @@ KEPT_IN = {
     "httpx": ("calibration/benchmark/load",),
     "starlette": ("runtime/server", "runtime/cluster"),
     "uvicorn": ("runtime/server/serving.py",),
-    "ray": ("runtime/cluster",),
+    "ray": ("runtime/cluster", "calibration/accuracy/workers.py"),
     "matplotlib": (
         "calibration/plots.py",
         "calibration/explanation",

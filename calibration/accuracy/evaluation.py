@@ -6,14 +6,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from catp.calibration.accuracy.answering import Answerer, in_batches
+from catp.calibration.accuracy.answering import in_batches
 from catp.calibration.accuracy.asking import USUAL, Asking
-from catp.calibration.accuracy.judging import PairAnswerer, check_asking
+from catp.calibration.accuracy.judging import check_asking
 from catp.calibration.accuracy.predictions import Evaluation, PredictionsFile
 from catp.calibration.accuracy.report import AccuracyReport, make_report
 from catp.calibration.accuracy.settings import Grid, check_methods
+from catp.calibration.accuracy.workers import Work, Workers, make_answerer
 from catp.calibration.data.dataset import DataSet
-from catp.calibration.data.fitting import judges_pairs
 from catp.runtime.bundle.manifest import MANIFEST_NAME
 from catp.runtime.errors import CatpError
 from catp.runtime.files import sha256
@@ -23,7 +23,7 @@ BATCH_SIZE = 8
 
 
 def evaluate(
-    pipeline: Pipeline,
+    pipeline: Pipeline | Workers,
     data: DataSet,
     grid: Grid,
     *,
@@ -41,6 +41,7 @@ def evaluate(
     Memory does not grow with the pictures or the answers, only by a number per question and setting.
 
     Args:
+        pipeline: or workers, that answer as it does.
         data: of which at most `limit` questions, or that `fraction`, chosen by `seed`, are asked.
         grid: the settings.
         seed: also of random tokens and of the bootstrap.
@@ -62,7 +63,7 @@ def evaluate(
     asked = data.subset(limit, fraction, seed)
     evaluation = Evaluation(
         bundle=sha256(pipeline.bundle.path / MANIFEST_NAME),
-        provider=pipeline.provider.name,
+        provider=pipeline.provider if isinstance(pipeline, Workers) else pipeline.provider.name,
         engines=engines,
         data=asked.name,
         metric=asked.metric,
@@ -81,17 +82,17 @@ def evaluate(
     )
     with tempfile.TemporaryDirectory(prefix="catp-eval-") as folder:
         file = PredictionsFile(predictions or Path(folder) / "predictions.jsonl", evaluation)
-        settings = grid.settings()
-        answerer: Answerer | PairAnswerer = (
-            PairAnswerer(pipeline, asked.metric)
-            if judges_pairs(pipeline.manifest)
-            else Answerer(pipeline, settings, asked.metric, seed, batch_size, asking)
-        )
+        work = Work(grid.settings(), asked.metric, seed, batch_size, asking)
         done, batches = file.resume(in_batches(asked, batch_size))
         advance(done, len(asked))
-        for batch in batches:
-            file.append(answerer.answer(batch))
-            done += len(batch)
+        answered = (
+            pipeline.answers(work, batches)
+            if isinstance(pipeline, Workers)
+            else map(make_answerer(pipeline, work).answer, batches)
+        )
+        for predictions_of_batch in answered:
+            file.append(predictions_of_batch)
+            done += len(predictions_of_batch)
             advance(done, len(asked))
         report = make_report(evaluation, file, pipeline.manifest)
         if not report.questions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -17,6 +17,7 @@ from catp.calibration.accuracy.evaluation import BATCH_SIZE, evaluate
 from catp.calibration.accuracy.report import AccuracyReport
 from catp.calibration.accuracy.settings import RANDOM, Grid, check_methods, score_outputs
 from catp.calibration.accuracy.tables import difference_table, score_table, type_table
+from catp.calibration.accuracy.workers import Workers, open_workers
 from catp.calibration.commands.source import bundle_folder, is_bundle
 from catp.calibration.data import open_data
 from catp.calibration.data.captions import Captions, is_captions, read_captions
@@ -125,6 +126,18 @@ def evaluate_bundle(
     engines: Annotated[
         str | None, typer.Option(help="Engine set, as catp-inspect names it. Default: the newest that fits.")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|ADDRESS",
+            help="Share the questions among workers on a Ray cluster that runs. Every machine has the bundle, and the "
+            "pictures, under the same path. auto: the cluster that this machine belongs to.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of a cluster: so many, which share its CPUs evenly. Default: one for each machine."),
+    ] = None,
     encoder_flops: Annotated[
         str | None,
         typer.Option(
@@ -186,6 +199,10 @@ def evaluate_bundle(
     asking = Asking(prompt_template, GREEDY.asked_for(**overrides), max_new_tokens)
     masses = _parse("keep mass", keep_mass) if keep_mass is not None else ()
     wanted = _parse("ratios", ratios) if ratios is not None else None
+    if workers is not None and cluster is None:
+        raise UsageError("--workers: only with --cluster; leave it out")
+    if cluster is not None and not is_bundle(source):
+        raise UsageError(f"--cluster: {source} is no bundle; give the folder of one, which every machine has")
     if is_captions(data):
         unfit = {
             "keep-mass": keep_mass,
@@ -195,6 +212,7 @@ def evaluate_bundle(
             "encoder-temperatures": encoder_temperatures,
             "predictions": predictions,
             "plot": plot,
+            "cluster": cluster,
             "prompt-template": prompt_template,
             "max-new-tokens": max_new_tokens,
             **{name.removeprefix("do_").replace("_", "-"): value for name, value in overrides.items()},
@@ -206,16 +224,14 @@ def evaluate_bundle(
         captions = read_captions(Path(data), images).subset(limit, seed)
         with bundle_folder(source) as folder:
             with busy("load the bundle"):
-                pipeline = Pipeline.load(folder, provider, engines=engines)
-            _evaluate_retrieval(pipeline, captions, settings, rerank, seed, batch_size, output, json_output)
+                retrieval = Pipeline.load(folder, provider, engines=engines)
+            _evaluate_retrieval(retrieval, captions, settings, rerank, seed, batch_size, output, json_output)
         return
     if given := [name for name, value in (("--images", images), ("--rerank", rerank)) if value is not None]:
         raise UsageError(f"{', '.join(given)}: only with a .json file of pictures and captions as --data")
     questions: DataSet = open_data(data)
     of_bundle = is_bundle(source)
-    with bundle_folder(source) as folder:
-        with busy("load the bundle"):
-            pipeline = Pipeline.load(folder, provider, engines=engines)
+    with bundle_folder(source) as folder, _open(folder, provider, engines, cluster, workers) as pipeline:
         if not pipeline.manifest.writes_text and not judges_pairs(pipeline.manifest):
             raise UsageError(
                 f"catp-eval: bundle {pipeline.bundle.path} is {pipeline.manifest.model.family}, which scores texts and "
@@ -227,6 +243,7 @@ def evaluate_bundle(
         counts = pruning is not None and pruning.form == "dynamic"  # picture by picture: a batch would couple them
         if encoder_flops is not None or encoder_temperatures is not None or counts:
             unfit = {"methods": methods, "positions": positions, "predictions": predictions, "plot": plot}
+            unfit["cluster"] = cluster
             votes = pipeline.manifest.vote is not None
             if not votes:
                 unfit = {"ratios": ratios, "keep-mass": keep_mass, **unfit}
@@ -245,6 +262,7 @@ def evaluate_bundle(
                 wishes += [EncoderWish(temperature=temperature) for temperature in temperatures]
             wishes = wishes or [EncoderWish()]
             asked = questions.subset(limit, fraction, seed)
+            assert isinstance(pipeline, Pipeline)
             found = _compare_shares(pipeline, asked, wishes, amounts or [Amount()], seed, batch_size, asking)
             _wide().print(encoder_table(found))
             if found.skipped:
@@ -285,6 +303,20 @@ def evaluate_bundle(
         write_file(plot, lambda file: draw_curve(report, file))
     if json_output:
         print_json_line(report.model_dump_json())
+
+
+@contextmanager
+def _open(
+    folder: Path, provider: str, engines: str | None, cluster: str | None, workers: int | None
+) -> Iterator[Pipeline | Workers]:
+    """The bundle, here or on a cluster."""
+    with ExitStack() as ends:
+        with busy("load the bundle"):
+            if cluster is None:
+                opened: Pipeline | Workers = Pipeline.load(folder, provider, engines=engines)
+            else:
+                opened = ends.enter_context(open_workers(folder, cluster, workers, provider, engines))
+        yield opened
 
 
 def _evaluate_retrieval(

@@ -1,4 +1,4 @@
-"""Two machines, as far as one can be two: two raylets on addresses of their own, and real clients."""
+"""Replicas on two raylets, and real clients."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import contextlib
 import io
 import os
 import runpy
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +24,7 @@ from documents import blocks
 from openai import APIStatusError, OpenAI
 from PIL import Image, ImageOps
 from prometheus_client.parser import text_string_to_metric_families
+from raylets import TOKEN, free_port, two_raylets
 from servers import IN_TIME, SAMPLES, chat, data_url, wait_for
 
 from catp.runtime import Pipeline
@@ -39,17 +37,11 @@ pytestmark = [
 ]
 
 KEY = "of-this-test"
-TOKEN = "0123456789abcdef" * 4
-MACHINES = ("127.0.0.2", "127.0.0.3")  # Ray takes 127.0.0.1 for the address of the machine's network card
+MACHINES = ("127.0.0.2", "127.0.0.3")
 LONG = 200
 """Tokens of an answer during which something else is to happen: four seconds of slow steps."""
 SLOW_STEPS = Path(__file__).parent / "slow_steps"
 PAUSE = float(runpy.run_path(str(SLOW_STEPS / "sitecustomize.py"))["PAUSE"])
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @dataclass
@@ -109,31 +101,14 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """An application with keys on two raylets that ask each other for a token."""
-    sessions = Path(f"/tmp/catp-{os.getpid()}")  # a socket's path has 107 characters at most
     logs = tmp_path_factory.mktemp("cluster")
     keys = logs / "keys"
     keys.write_text(KEY)
-    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
-    gcs, http = f"{MACHINES[0]}:{free_port()}", free_port()
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-    import ray
-    from ray import serve
+    http = free_port()
+    with two_raylets(MACHINES, logs, SLOW_STEPS) as gcs:
+        import ray
+        from ray import serve
 
-    path = os.pathsep.join(filter(None, (str(SLOW_STEPS), os.environ.get("PYTHONPATH"))))
-    environ = {**os.environ, "PYTHONPATH": path}
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=3"]
-    start += ["--object-store-memory=100000000", "--disable-usage-stats"]
-    head = [f"--port={gcs.rpartition(':')[2]}", f"--ray-client-server-port={free_port()}", "--include-dashboard=false"]
-    started = []
-    try:
-        for place, machine in enumerate(MACHINES):
-            more = ["--head", *head, f"--temp-dir={sessions}"] if place == 0 else [f"--address={gcs}"]
-            log = logs / machine
-            with log.open("w") as file:
-                command = [*start, f"--node-ip-address={machine}", *more]
-                started.append(subprocess.Popen(command, stdout=file, stderr=file, env=environ, start_new_session=True))
-            _wait_for_line("Ray runtime started", log)
         ray.init(address=gcs, _node_ip_address=MACHINES[0], log_to_driver=False)
         wait_for(lambda: sum(node["Alive"] for node in ray.nodes()) == len(MACHINES), "a machine is missing")
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": http})
@@ -149,29 +124,6 @@ def cluster(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         found.deploy()
         yield found
         serve.shutdown()
-    finally:
-        ray.shutdown()
-        for process in reversed(started):
-            process.send_signal(signal.SIGTERM)
-        for process in reversed(started):
-            try:
-                process.wait(30)
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-        shutil.rmtree(sessions, ignore_errors=True)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
-
-
-def _wait_for_line(text: str, log: Path) -> None:
-    until = time.monotonic() + IN_TIME
-    while text not in log.read_text():
-        assert time.monotonic() < until, log.read_text()
-        time.sleep(0.1)
 
 
 def pictures(count: int) -> list[bytes]:
