@@ -50,7 +50,8 @@ from catp.calibration.benchmark.results.report import BenchmarkReport, make_repo
 from catp.calibration.benchmark.results.screen import counted, show, show_notes, show_table
 from catp.calibration.benchmark.results.tables import change_table, cost_table
 from catp.calibration.benchmark.schedules import Schedule, find_schedules
-from catp.calibration.benchmark.synthetic import Inside, Preset, made
+from catp.calibration.benchmark.synthetic.making import Inside, made
+from catp.calibration.benchmark.synthetic.sizes import Preset
 from catp.calibration.benchmark.timing.conditions import Setup
 from catp.calibration.benchmark.timing.loading import load_subjects
 from catp.calibration.benchmark.timing.rounds import MOST_ROUNDS, Rounds, measure
