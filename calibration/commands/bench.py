@@ -354,7 +354,7 @@ def _measure(
 
     def open_subject(name: str) -> Subject:
         if name not in bundles:
-            return open_contender(name, str(weights), setup.threads)
+            return open_contender(name, str(weights), setup.threads, manifest.model.language)
         provider, schedules = shared or new_provider(), setup.schedules.get(name, ())
         if setup.texts is not None:
             return ScoringSubject(bundles[name], provider, name, schedules)
