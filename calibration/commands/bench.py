@@ -19,7 +19,7 @@ from catp.calibration.benchmark.contenders.registry import (
     open_bundles,
     open_contender,
 )
-from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, RUNTIMES
+from catp.calibration.benchmark.contenders.runtimes import BLIP_WRITING, ENCODER_DECODER, RUNTIMES
 from catp.calibration.benchmark.contenders.scoring import (
     CLASSES,
     ScoringSubject,
@@ -125,7 +125,8 @@ def run(
         typer.Option(
             metavar="NAMES",
             help=f"Also time the same weights in: {', '.join(RUNTIMES)}, or folders of other bundles of the same "
-            f"model; separated by commas. With Flan-T5 of these {' and '.join(ENCODER_DECODER)}.",
+            f"model; separated by commas. With Flan-T5 of these {' and '.join(ENCODER_DECODER)}, with BLIP's answers "
+            f"and captions {', '.join(BLIP_WRITING)}.",
         ),
     ] = None,
     encoder_flops: Annotated[

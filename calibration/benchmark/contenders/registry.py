@@ -142,8 +142,8 @@ def _check_runs(name: str, manifest: Manifest) -> None:
         accepted = [other for other, runtime in RUNTIMES.items() if kind in runtime.tasks]
         if name not in accepted:
             raise UsageError(
-                f"--against {name}: the bundle is {manifest.model.family}, which this runtime is not timed with; "
-                f"accepted: {', '.join(accepted)}, and folders of other bundles"
+                f"--against {name}: the bundle is {manifest.model.family}, whose decoder's cross-attention and cache "
+                f"are not converted for this runtime; accepted: {', '.join(accepted)}, and folders of other bundles"
             )
     if manifest.model.language == "encoder-decoder" and name not in ENCODER_DECODER:
         raise UsageError(

@@ -46,14 +46,21 @@ _PYTORCH: Mapping[LanguageKind, tuple[str, str]] = {
     **dict.fromkeys(SCORE_TEXTS, ("pytorch.scoring", "TextScores")),
 }
 
+_OPENVINO_SCORES: Mapping[LanguageKind, tuple[str, str]] = dict.fromkeys(
+    SCORE_TEXTS, ("openvino.scoring", "OpenVinoScores")
+)
+
 RUNTIMES: dict[str, Runtime] = {
     "transformers": Runtime(*_TRANSFORMERS, encoder_decoder=True, tasks=_PYTORCH),
     "transformers-bf16": Runtime(*_TRANSFORMERS, {"dtype": "bfloat16"}, encoder_decoder=True, tasks=_PYTORCH),
     "compile": Runtime(*_TRANSFORMERS, {"compiled": True}, tasks=_PYTORCH),
-    "openvino": Runtime(*_OPENVINO),
-    "openvino-int8": Runtime(*_OPENVINO, {"int8": True}),
+    "openvino": Runtime(*_OPENVINO, tasks=_OPENVINO_SCORES),
+    "openvino-int8": Runtime(*_OPENVINO, {"int8": True}, tasks=_OPENVINO_SCORES),
 }
 """Every other name in a report is a bundle's."""
 
 ENCODER_DECODER = tuple(name for name, runtime in RUNTIMES.items() if runtime.encoder_decoder)
 """Runtimes that also run encoder-decoder language models."""
+
+BLIP_WRITING = tuple(name for name, runtime in RUNTIMES.items() if "captioning" in runtime.tasks)
+"""Runtimes that also run BLIP's answers and captions; texts are scored by all of them."""
