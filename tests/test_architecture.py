@@ -80,6 +80,7 @@ KEPT_IN = {
         "export/demo/untrained.py",
         "export/demo/vqa/untrained.py",
         "export/demo/nlvr/untrained.py",
+        "calibration/benchmark/synthetic/configurations.py",
     ),
     "easy_vqa": ("export/demo/vqa/easy.py",),
 }

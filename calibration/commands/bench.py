@@ -19,7 +19,7 @@ from catp.calibration.benchmark.contenders.registry import (
     open_bundles,
     open_contender,
 )
-from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, RUNTIMES
+from catp.calibration.benchmark.contenders.runtimes import BLIP_WRITING, ENCODER_DECODER, RUNTIMES
 from catp.calibration.benchmark.contenders.scoring import (
     CLASSES,
     ScoringSubject,
@@ -50,7 +50,8 @@ from catp.calibration.benchmark.results.report import BenchmarkReport, make_repo
 from catp.calibration.benchmark.results.screen import counted, show, show_notes, show_table
 from catp.calibration.benchmark.results.tables import change_table, cost_table
 from catp.calibration.benchmark.schedules import Schedule, find_schedules
-from catp.calibration.benchmark.synthetic import Inside, Preset, made
+from catp.calibration.benchmark.synthetic.making import Inside, made
+from catp.calibration.benchmark.synthetic.sizes import Preset
 from catp.calibration.benchmark.timing.conditions import Setup
 from catp.calibration.benchmark.timing.loading import load_subjects
 from catp.calibration.benchmark.timing.rounds import MOST_ROUNDS, Rounds, measure
@@ -124,7 +125,8 @@ def run(
         typer.Option(
             metavar="NAMES",
             help=f"Also time the same weights in: {', '.join(RUNTIMES)}, or folders of other bundles of the same "
-            f"model; separated by commas. With Flan-T5 of these {' and '.join(ENCODER_DECODER)}.",
+            f"model; separated by commas. With Flan-T5 of these {' and '.join(ENCODER_DECODER)}, with BLIP's answers "
+            f"and captions {', '.join(BLIP_WRITING)}.",
         ),
     ] = None,
     encoder_flops: Annotated[
@@ -353,7 +355,7 @@ def _measure(
 
     def open_subject(name: str) -> Subject:
         if name not in bundles:
-            return open_contender(name, str(weights), setup.threads)
+            return open_contender(name, str(weights), setup.threads, manifest.model.language)
         provider, schedules = shared or new_provider(), setup.schedules.get(name, ())
         if setup.texts is not None:
             return ScoringSubject(bundles[name], provider, name, schedules)

@@ -26,7 +26,7 @@ from catp.calibration.benchmark.contenders.subject import OURS
 from catp.calibration.benchmark.kernel_times import KINDS, KernelTimes
 from catp.calibration.benchmark.options import parse_shares
 from catp.calibration.benchmark.results.report import BenchmarkReport, read_report
-from catp.calibration.benchmark.synthetic import Preset
+from catp.calibration.benchmark.synthetic.sizes import Preset
 from catp.calibration.benchmark.timing.intervals import Ratio
 
 ROOT = Path(__file__).parents[2]

@@ -26,29 +26,13 @@ import typer
 from mid_size import ROOT
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
-from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipForImageTextRetrieval,
-    BlipForQuestionAnswering,
-    BlipProcessor,
-    CLIPConfig,
-    CLIPModel,
-    CLIPProcessor,
-)
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-sys.path.append(str(ROOT / "tests"))
-from checkpoints import clip_tokenizer
+from transformers import AutoImageProcessor, AutoTokenizer
 
 from catp.calibration.benchmark.contenders.subject import make_picture
 from catp.calibration.benchmark.machine import Machine, available_cpus, describe_machine, load_average
+from catp.calibration.benchmark.synthetic.checkpoint import save_checkpoint
+from catp.calibration.benchmark.synthetic.sizes import Preset
 from catp.calibration.benchmark.timing.intervals import Ratio, paired_ratio
-from catp.export.demo.vqa import CHECKPOINT
-from catp.export.nlvr import BlipForNlvr2, BlipNlvr2Config
 from catp.runtime import Pipeline
 
 RECORD = ROOT / "tests" / "benchmarks" / "records" / "tasks.json"
@@ -92,97 +76,46 @@ class Task:
     """One of the paper's.
 
     Args:
-        make: a model of its geometry, with random weights.
+        preset: its geometry, as `catp-bench --synthetic` names it.
         ask: an answer of a bundle.
         ask_pytorch: an answer of the model, from pictures, processor and tokenizer.
     """
 
-    make: Callable[[Any], Any]
+    preset: Preset
     ask: Callable[[Pipeline, list[Image.Image]], object]
     ask_pytorch: Callable[[Any, torch.Tensor, torch.Tensor], object]
     pictures: int = 1
-    clip: bool = False
-
-
-def _blip(side: int, tokenizer: Any, kind: type = BlipConfig, **more: Any) -> Any:
-    base = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    return kind(
-        vision_config={**base, "image_size": side, "patch_size": 16, "layer_norm_eps": 1e-6},
-        text_config={
-            **base, "vocab_size": 30524, "encoder_hidden_size": 768, "max_position_embeddings": 512,
-            "bos_token_id": tokenizer.bos_token_id, "sep_token_id": tokenizer.sep_token_id,
-            "eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id,
-        },
-        **more,
-    )  # fmt: skip
-
-
-def _clip(tokenizer: Any) -> Any:
-    """ViT-L/14 at 336 x 336, as MADTP's CLIP."""
-    return CLIPModel(
-        CLIPConfig(
-            vision_config={
-                "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-                "image_size": 336, "patch_size": 14, "projection_dim": 768,
-            },
-            text_config={
-                "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-                "vocab_size": 49408, "projection_dim": 768, "bos_token_id": tokenizer.bos_token_id,
-                "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-            },
-            projection_dim=768,
-        )
-    )  # fmt: skip
 
 
 LENGTHS = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "num_beams": 1, "do_sample": False}
 TASKS = {
     "captions, 384": Task(
-        lambda tokenizer: BlipForConditionalGeneration(_blip(384, tokenizer)),
+        "blip-caption",
         lambda pipeline, pictures: pipeline.generate(pictures, ["a"], **LENGTHS),  # type: ignore[arg-type]
         lambda model, pixels, ids: model.generate(pixels, input_ids=ids[:, :3].clone(), **LENGTHS),
     ),
     "VQA, 480": Task(
-        lambda tokenizer: BlipForQuestionAnswering(_blip(480, tokenizer)),
+        "blip-vqa",
         lambda pipeline, pictures: pipeline.generate(pictures, [TEXT], **LENGTHS),  # type: ignore[arg-type]
         lambda model, pixels, ids: model.generate(ids, pixels, attention_mask=torch.ones_like(ids), **LENGTHS),
     ),
     "retrieval, 384": Task(
-        lambda tokenizer: BlipForImageTextRetrieval(_blip(384, tokenizer)),
+        "blip-retrieval",
         lambda pipeline, pictures: pipeline.match(pictures, [TEXT]),
         lambda model, pixels, ids: (model(ids, pixels), model.text_encoder(ids)),  # both heads, the picture once
     ),
     "NLVR2, 384": Task(
-        lambda tokenizer: BlipForNlvr2(_blip(384, tokenizer, BlipNlvr2Config)),
+        "blip-nlvr2",
         lambda pipeline, pictures: pipeline.judge([(pictures[0], pictures[1])], [TEXT]),
         lambda model, pixels, ids: model(pixels, ids, torch.ones_like(ids)),
         pictures=2,
     ),
-    "CLIP, ViT-L/14 at 336": Task(
-        _clip,
+    "CLIP, ViT-B/16 at 224": Task(
+        "clip-b16",
         lambda pipeline, pictures: pipeline.match(pictures, [TEXT]),
         lambda model, pixels, ids: model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)),
-        clip=True,
     ),
 }
-
-
-def make_checkpoint(task: Task, folder: Path) -> None:
-    torch.manual_seed(0)
-    tokenizer = clip_tokenizer() if task.clip else AutoTokenizer.from_pretrained(CHECKPOINT)
-    model = task.make(tokenizer)
-    for name, parameter in model.named_parameters():
-        if "norm" not in name and parameter.ndim:  # not all tokens alike
-            parameter.data += 0.02 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    side = model.config.vision_config.image_size
-    if task.clip:
-        images: Any = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-        CLIPProcessor(images, tokenizer).save_pretrained(folder)
-    else:
-        images = BlipImageProcessorPil(size={"height": side, "width": side})
-        BlipProcessor(images, tokenizer).save_pretrained(folder)
-    images.save_pretrained(folder)
 
 
 def export(checkpoint: Path, output: Path, *options: object) -> Export:
@@ -238,7 +171,8 @@ def run_task(name: str, task: Task, folder: Path, rounds: int) -> TaskResult:
     checkpoint, dense, pruned = (folder / part for part in ("checkpoint", "dense", "pruned"))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    make_checkpoint(task, checkpoint)
+    torch.manual_seed(0)
+    save_checkpoint(task.preset, checkpoint)
     exports = (
         export(checkpoint, dense),
         export(checkpoint, pruned, "--encoder-pruning", "cls", "--encoder-flops", SHARE),

@@ -36,7 +36,7 @@ class TransformersSubject:
         self.name = name
         torch.set_num_threads(threads)
         if compiled:
-            _check_compiler(name)
+            check_compiler(name)
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         source: dict[str, Any] = {"trust_remote_code": False}
@@ -131,8 +131,8 @@ class TransformersSubject:
         return Timed({name: 1e3 * value for name, value in found.items()}, token_ids)
 
 
-def _check_compiler(name: str) -> None:
-    """Compile something small, before anything large is loaded."""
+def check_compiler(name: str) -> None:
+    """Compile something small, before anything large is loaded; raises UsageError where that fails."""
     try:
         torch.compile(lambda x: torch.sin(x) + 1)(torch.ones(8))
     except Exception as error:  # there are as many reasons as there are compilers

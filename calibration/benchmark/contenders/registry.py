@@ -14,7 +14,7 @@ from catp.calibration.benchmark.contenders.subject import OURS, Subject
 from catp.calibration.benchmark.costs.geometry import read_geometry
 from catp.calibration.benchmark.options import RATIOS, parse_ratios
 from catp.calibration.supported import check_image_votes
-from catp.runtime.bundle.chains import READ_IMAGE_TOKENS
+from catp.runtime.bundle.chains import READ_IMAGE_TOKENS, LanguageKind
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
@@ -137,11 +137,14 @@ def check_dense(ours: Bundle, dense: Bundle) -> None:
 
 def _check_runs(name: str, manifest: Manifest) -> None:
     """Raises UsageError where a runtime, one of RUNTIMES, is not set up for such a model."""
-    if manifest.model.language in READ_IMAGE_TOKENS or not manifest.writes_text:
-        raise UsageError(
-            f"--against {name}: the bundle is {manifest.model.family}, which no other runtime is timed with; accepted: "
-            "folders of other bundles"
-        )
+    kind = manifest.model.language
+    if kind in READ_IMAGE_TOKENS or not manifest.writes_text:
+        accepted = [other for other, runtime in RUNTIMES.items() if kind in runtime.tasks]
+        if name not in accepted:
+            raise UsageError(
+                f"--against {name}: the bundle is {manifest.model.family}, whose decoder's cross-attention and cache "
+                f"are not converted for this runtime; accepted: {', '.join(accepted)}, and folders of other bundles"
+            )
     if manifest.model.language == "encoder-decoder" and name not in ENCODER_DECODER:
         raise UsageError(
             f"--against {name}: the bundle is {manifest.model.family}, which this runtime is not timed with; accepted: "
@@ -193,13 +196,19 @@ def find_checkpoint(manifest: Manifest, given: str | None) -> str:
     return str(CHECKPOINT)
 
 
-def open_contender(name: str, checkpoint: str, threads: int) -> Subject:
+def open_contender(name: str, checkpoint: str, threads: int, kind: LanguageKind) -> Subject:
     """Load a runtime, one of RUNTIMES.
+
+    Args:
+        kind: of the bundle's language model.
 
     Raises:
         UsageError: its checkpoint can't be loaded, or what it needs is missing.
     """
     runtime = RUNTIMES[name]
-    module = importlib.import_module(f"{__package__}.{runtime.module}")
-    subject: Subject = getattr(module, runtime.subject)(name, checkpoint, threads, **runtime.options)
-    return subject
+    module, subject, *said = (
+        (*runtime.tasks[kind], kind) if kind in runtime.tasks else (runtime.module, runtime.subject)
+    )
+    opened = getattr(importlib.import_module(f"{__package__}.{module}"), subject)
+    found: Subject = opened(name, checkpoint, threads, *said, **runtime.options)
+    return found

@@ -127,8 +127,8 @@ def convert_blip2(model: Any, pixel_values: Sequence[np.ndarray]) -> Converted:
 
 
 def _convert_encoder(module: torch.nn.Module, example: torch.Tensor) -> Any:
-    converted = _convert(module, example)
-    _set_shapes(converted, {0: [-1, *example.shape[1:]]})
+    converted = convert(module, example)
+    set_shapes(converted, {0: [-1, *example.shape[1:]]})
     return converted
 
 
@@ -136,9 +136,9 @@ def _convert_language_model(language_model: Any, prefix: torch.Tensor) -> Any:
     input_ids = torch.ones(len(prefix), 3, dtype=torch.long)
     cache = language_model(input_ids=input_ids, use_cache=True).cache
     past = tuple(states for layer in cache.layers for states in (layer.keys, layer.values))
-    converted = _convert(OpenVinoStep(language_model), (input_ids, prefix, past))
+    converted = convert(OpenVinoStep(language_model), (input_ids, prefix, past))
     shapes = [[-1, -1], [-1, -1, prefix.shape[2]], *([-1, states.shape[1], -1, states.shape[3]] for states in past)]
-    _set_shapes(converted, dict(enumerate(shapes)))
+    set_shapes(converted, dict(enumerate(shapes)))
     pairs = {f"past.{i}": f"present.{i}" for i in range(len(past))}
     for port, name in zip(converted.inputs, ("input_ids", "prefix_embeds", *pairs)):
         port.get_tensor().set_names({name})
@@ -148,7 +148,8 @@ def _convert_language_model(language_model: Any, prefix: torch.Tensor) -> Any:
     return converted
 
 
-def _convert(module: torch.nn.Module, example: Any) -> Any:
+def convert(module: torch.nn.Module, example: Any) -> Any:
+    """The openvino.Model of a module, traced with these inputs; raises UsageError where it can't be expressed."""
     openvino = import_openvino()
     # What a trace holds constant is warned of: none of it changes here.
     with signal_stack_kept(), warnings.catch_warnings(action="ignore"):
@@ -162,7 +163,7 @@ def _convert(module: torch.nn.Module, example: Any) -> Any:
             ) from None
 
 
-def _set_shapes(converted: Any, shapes: Mapping[int, list[int]]) -> None:
+def set_shapes(converted: Any, shapes: Mapping[int, list[int]]) -> None:
     """Set the shapes of inputs by number; -1 is any size."""
     openvino = import_openvino()
     for number, shape in shapes.items():

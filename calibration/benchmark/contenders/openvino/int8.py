@@ -48,13 +48,13 @@ def quantize(converted: Converted, pixel_values: Sequence[np.ndarray], vocabular
     prompts = _language_samples(converted.query_embeds, vocabulary)
     return replace(
         converted,
-        vision=_quantize(converted.vision, pixel_values),
-        qformer=_quantize(converted.qformer, converted.image_embeds),
-        language_model=_quantize(converted.language_model, prompts, ("ScaledDotProductAttention",)),
+        vision=quantize_model(converted.vision, pixel_values),
+        qformer=quantize_model(converted.qformer, converted.image_embeds),
+        language_model=quantize_model(converted.language_model, prompts, ("ScaledDotProductAttention",)),
     )
 
 
-def _quantize(model: Any, samples: Sequence[Any], left_alone: Sequence[str] = ()) -> Any:
+def quantize_model(model: Any, samples: Sequence[Any], left_alone: Sequence[str] = ()) -> Any:
     """Args: left_alone: types of operators whose inputs are not quantised."""
     nncf = import_nncf()
     with signal_stack_kept(), contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there

@@ -48,7 +48,8 @@ class OpenVinoSubject:
             converted = quantize(converted, pixel_values, vocabulary)
         self._no_prefix = converted.query_embeds[0][:, :0]
         self._vision, self._qformer, self._language_model = (
-            _compile(model, threads, int8) for model in (converted.vision, converted.qformer, converted.language_model)
+            compile_model(model, threads, int8)
+            for model in (converted.vision, converted.qformer, converted.language_model)
         )
         del converted
         gc.collect()  # modules and traces refer to each other, and hold the weights
@@ -57,9 +58,9 @@ class OpenVinoSubject:
         clock = [time.perf_counter()]
         pixel_values = self._preprocess(timed_input.images[: case.batch])
         clock.append(time.perf_counter())
-        image_embeds = _infer(self._vision, [pixel_values])
+        image_embeds = infer(self._vision, [pixel_values])
         clock.append(time.perf_counter())
-        query_embeds = _infer(self._qformer, [image_embeds])
+        query_embeds = infer(self._qformer, [image_embeds])
         clock.append(time.perf_counter())
         self._language_model.reset_state()
         tokens, prefill = self._step(np.array([timed_input.prompt_ids] * case.batch), query_embeds)
@@ -80,14 +81,12 @@ class OpenVinoSubject:
         """The next tokens [B], and the seconds they took, argmax included."""
         started = time.perf_counter()
         rows = np.arange(len(input_ids), dtype=np.int32)
-        logits = _infer(
-            self._language_model, {"input_ids": input_ids, "prefix_embeds": prefix_embeds, "beam_idx": rows}
-        )
+        logits = infer(self._language_model, {"input_ids": input_ids, "prefix_embeds": prefix_embeds, "beam_idx": rows})
         tokens = logits.argmax(-1)
         return tokens, time.perf_counter() - started
 
 
-def _compile(model: Any, threads: int, int8: bool = False) -> Any:
+def compile_model(model: Any, threads: int, int8: bool = False) -> Any:
     """An infer request on the CPU, made for one question at a time."""
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -100,7 +99,7 @@ def _compile(model: Any, threads: int, int8: bool = False) -> Any:
         return import_openvino().compile_model(model, "CPU", options).create_infer_request()
 
 
-def _infer(request: Any, inputs: Any) -> np.ndarray:
+def infer(request: Any, inputs: Any) -> np.ndarray:
     """The first output, valid until the request's next call; nothing is copied."""
     request.infer(inputs, share_inputs=True, share_outputs=True)
     return request.get_output_tensor(0).data
