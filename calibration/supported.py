@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from catp.runtime.bundle.chains import READ_IMAGE_TOKENS, SCORE_TEXTS
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import UsageError
 
@@ -86,10 +85,9 @@ def check_calibrated(bundle: Bundle, command: str) -> None:
     """Refuse a bundle whose graphs can't be quantised.
 
     Raises:
-        UsageError: it is BLIP-2 with an encoder-decoder language model, or its votes depend on more than one image.
+        UsageError: its votes depend on more than one image.
     """
-    if bundle.manifest.model.language not in (*READ_IMAGE_TOKENS, *SCORE_TEXTS):
-        check_decoder_only(bundle, command)
+    check_image_votes(bundle, command)
 
 
 def check_decoder_only(bundle: Bundle, command: str) -> None:

@@ -402,7 +402,6 @@ def calibrated(family: Family, *data: str) -> tuple[str, str]:
         result = CliRunner().invoke(calibrate_command, [*arguments, "-o", f"{folder}/int8"])
         if result.exit_code == 2:
             reasons = {
-                "driven by": "no: driven by other graphs",
                 "every question has votes of its own": "no: votes depend on the question",
                 "answers no questions; give --data": "with data of its own",
             }

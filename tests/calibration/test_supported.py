@@ -23,13 +23,7 @@ VOTES = "every question has votes of its own"
     [
         (bench, "instructblip_bundle", [], [], VOTES),
         (bench, "video_bundle", [], [], VOTES),
-        (
-            calibrate,
-            "t5_bundle",
-            ["precision"],
-            ["--to", "int8", "--for", "cpu", "-o", "out"],
-            "driven by vision_encoder",
-        ),
+        (calibrate, "instructblip_bundle", ["precision"], ["--to", "int8", "--for", "cpu", "-o", "out"], VOTES),
         (calibrate, "instructblip_bundle", ["ratio"], [], VOTES),
         (explain, "instructblip_bundle", [], [*IMAGE, "-o", "out.png"], VOTES),
         (explain, "video_bundle", [], [*IMAGE, "-o", "out.png"], VOTES),
