@@ -58,8 +58,8 @@ def check_answers(bundle: Bundle, command: str) -> None:
     manifest = bundle.manifest
     if not manifest.writes_text:
         raise UsageError(
-            f"{command}: bundle {bundle.path} is {manifest.model.family}, which generates no text; accepted: BLIP-2 "
-            "with a language model"
+            f"{command}: bundle {bundle.path} is {manifest.model.family}, which generates no text; accepted: what "
+            "answers in words"
         )
     check_image_votes(bundle, command)
 
@@ -87,19 +87,4 @@ def check_calibrated(bundle: Bundle, command: str) -> None:
     Raises:
         UsageError: its votes depend on more than one image.
     """
-    check_image_votes(bundle, command)
-
-
-def check_decoder_only(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle that is driven by other graphs than vision encoder, Q-Former and one language model.
-
-    Raises:
-        UsageError: it has other graphs, or its votes depend on more than one image.
-    """
-    manifest = bundle.manifest
-    if manifest.model.language != "decoder-only":
-        raise UsageError(
-            f"{command}: bundle {bundle.path} is {manifest.model.family}, driven by {', '.join(manifest.graphs)}; "
-            "accepted: a decoder-only language model"
-        )
     check_image_votes(bundle, command)

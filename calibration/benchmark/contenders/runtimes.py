@@ -37,7 +37,7 @@ _OPENVINO = (
 RUNTIMES: dict[str, Runtime] = {
     "transformers": Runtime(*_TRANSFORMERS, encoder_decoder=True),
     "transformers-bf16": Runtime(*_TRANSFORMERS, {"dtype": "bfloat16"}, encoder_decoder=True),
-    "compile": Runtime(*_TRANSFORMERS, {"compiled": True}),
+    "compile": Runtime(*_TRANSFORMERS, {"compiled": True}, encoder_decoder=True),
     "openvino": Runtime(*_OPENVINO),
     "openvino-int8": Runtime(*_OPENVINO, {"int8": True}),
 }

@@ -50,7 +50,6 @@ def test_accuracy_is_that_of_the_bare_question(vqa_bundle: Path, tmp_path: Path)
         (evaluate, ["--positions", "both"], "positions: BLIP for question answering has no query tokens to leave out"),
         (bench, ["--ratios", "0.5"], "which has no query tokens to leave out; leave --ratios out"),
         (bench, ["--against", "transformers"], "which no other runtime is timed with"),
-        (bench, ["--kernels"], "accepted: a decoder-only language model"),
         (explain, ["--image", "a.png", "--prompt", "x"], "votes for no query tokens"),
     ],
 )
