@@ -7,10 +7,10 @@ from catp.runtime.errors import UsageError
 
 
 def check_votes(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle that has no votes of an image to work on.
+    """Refuse a bundle that has no votes of an image to work on, or no answers to see what they cost by.
 
     Raises:
-        UsageError: nothing votes, or its Q-Former reads the prompt as well.
+        UsageError: nothing votes, it generates no text, or its Q-Former reads the prompt as well.
     """
     manifest = bundle.manifest
     if manifest.vote is None:
@@ -18,7 +18,7 @@ def check_votes(bundle: Bundle, command: str) -> None:
             f"{command}: bundle {bundle.path} is {manifest.model.family}, which votes for no query tokens and keeps "
             "every image token; accepted: BLIP-2"
         )
-    check_image_votes(bundle, command)
+    check_answers(bundle, command)
 
 
 def check_image_votes(bundle: Bundle, command: str) -> None:

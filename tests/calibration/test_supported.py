@@ -45,7 +45,7 @@ def test_another_family_is_refused_in_one_line(
     assert len(result.stderr.strip().splitlines()) == 1 and not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("fixture", ["clip_bundle", "blip_retrieval_bundle", "nlvr_bundle"])
+@pytest.mark.parametrize("fixture", ["clip_bundle", "blip_retrieval_bundle", "nlvr_bundle", "retrieval_bundle"])
 @pytest.mark.parametrize(
     ("app", "before", "after"),
     [
