@@ -102,7 +102,7 @@ def _feed_forward_flops(language: EncoderDecoderGeometry) -> int:
 
 
 def _looked_up_bytes(language: EncoderDecoderGeometry, graph: GraphSpec) -> int:
-    """Of the table of embeddings, a few rows of which are read."""
+    """Bytes of the table of embeddings, a few rows of which are read."""
     if graph.quantization is not None and graph.quantization.tables:
         return graph.quantization.table_bytes
     return WEIGHT_BYTES[graph.precision] * language.vocabulary * language.width

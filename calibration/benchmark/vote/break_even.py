@@ -91,7 +91,7 @@ class Speed:
 
 
 class Grows(Protocol):
-    """What precedes the first token, in a language model and in larger and smaller ones like it."""
+    """The prefill of a language model and of larger and smaller ones like it."""
 
     @property
     def language(self) -> Any:

@@ -55,7 +55,7 @@ class EncoderPrefillModel:
         return self._encoder_weights(language) + self._decoder_weights(language)
 
     def passes(self, language: EncoderDecoderGeometry, workload: Workload) -> tuple[StageCost, StageCost]:
-        """What the encoder's pass costs, and what the decoder's step with the start token does."""
+        """The cost of the encoder's pass, and of the decoder's step with the start token."""
         batch, encoded = workload.batch, workload.num_kept + workload.prompt_tokens
         token_bytes = batch * cache_bytes_per_token(language, self.decoder)
         prefix = batch * workload.num_kept * language.width * item_size(self.encoder, "prefix_embeds")

@@ -18,6 +18,7 @@ from catp.calibration.benchmark.timing.summary import percentile
 from catp.calibration.benchmark.vote.break_even import (
     LARGEST_PROMPT,
     BreakEven,
+    Grows,
     Payoff,
     PrefillModel,
     Speed,
@@ -97,22 +98,22 @@ def find_break_even(
     )
 
 
-def prefill_model(manifest: Manifest, language: Any) -> PrefillModel | EncoderPrefillModel:
-    """Of a bundle with a vote and a language model."""
+def prefill_model(manifest: Manifest, language: Any) -> Grows:
+    """The prefill of a bundle with a vote and a language model."""
     if isinstance(language, EncoderDecoderGeometry):
         return EncoderPrefillModel(language, manifest.graphs["text_encoder"], manifest.graphs["text_decoder"])
     assert isinstance(language, LanguageGeometry)
     return PrefillModel(language, manifest.graphs["language_model"])
 
 
-def _own_rate(model: PrefillModel | EncoderPrefillModel, cost: Cost, setup: Setup, measured: Measured) -> float:
+def _own_rate(model: Grows, cost: Cost, setup: Setup, measured: Measured) -> float:
     """Operations per second of what reads the prompt.
 
     The decoder's first step is one like those after it, which are timed: what it took is no time of the encoder's.
     """
     case = _case(cost)
     prefill = _median(measured, case, "prefill")
-    if isinstance(model, PrefillModel):
+    if not isinstance(model, EncoderPrefillModel):
         return cost.stages["prefill"].flops / (1e-3 * prefill)
     workload = Workload(cost.batch, cost.num_kept, setup.prompt_tokens, setup.new_tokens)
     encoder, _ = model.passes(model.language, workload)
