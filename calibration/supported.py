@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from catp.runtime.bundle.chains import READ_IMAGE_TOKENS, SCORE_TEXTS
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import UsageError
 
 
 def check_votes(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle that has no votes of an image to work on.
+    """Refuse a bundle that has no votes of an image to work on, or no answers to see what they cost by.
 
     Raises:
-        UsageError: nothing votes, or its Q-Former reads the prompt as well.
+        UsageError: nothing votes, it generates no text, or its Q-Former reads the prompt as well.
     """
     manifest = bundle.manifest
     if manifest.vote is None:
@@ -19,7 +18,7 @@ def check_votes(bundle: Bundle, command: str) -> None:
             f"{command}: bundle {bundle.path} is {manifest.model.family}, which votes for no query tokens and keeps "
             "every image token; accepted: BLIP-2"
         )
-    check_image_votes(bundle, command)
+    check_answers(bundle, command)
 
 
 def check_image_votes(bundle: Bundle, command: str) -> None:
@@ -59,8 +58,8 @@ def check_answers(bundle: Bundle, command: str) -> None:
     manifest = bundle.manifest
     if not manifest.writes_text:
         raise UsageError(
-            f"{command}: bundle {bundle.path} is {manifest.model.family}, which generates no text; accepted: BLIP-2 "
-            "with a language model"
+            f"{command}: bundle {bundle.path} is {manifest.model.family}, which generates no text; accepted: what "
+            "answers in words"
         )
     check_image_votes(bundle, command)
 
@@ -86,22 +85,6 @@ def check_calibrated(bundle: Bundle, command: str) -> None:
     """Refuse a bundle whose graphs can't be quantised.
 
     Raises:
-        UsageError: it is BLIP-2 with an encoder-decoder language model, or its votes depend on more than one image.
+        UsageError: its votes depend on more than one image.
     """
-    if bundle.manifest.model.language not in (*READ_IMAGE_TOKENS, *SCORE_TEXTS):
-        check_decoder_only(bundle, command)
-
-
-def check_decoder_only(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle that is driven by other graphs than vision encoder, Q-Former and one language model.
-
-    Raises:
-        UsageError: it has other graphs, or its votes depend on more than one image.
-    """
-    manifest = bundle.manifest
-    if manifest.model.language != "decoder-only":
-        raise UsageError(
-            f"{command}: bundle {bundle.path} is {manifest.model.family}, driven by {', '.join(manifest.graphs)}; "
-            "accepted: a decoder-only language model"
-        )
     check_image_votes(bundle, command)

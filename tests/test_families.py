@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands_by_family import check_row, notes_of, row_of, write_data, written_rows
 from documents import table, text_of
 from PIL import Image
 from transformers import DynamicCache, EncoderDecoderCache
@@ -402,7 +403,6 @@ def calibrated(family: Family, *data: str) -> tuple[str, str]:
         result = CliRunner().invoke(calibrate_command, [*arguments, "-o", f"{folder}/int8"])
         if result.exit_code == 2:
             reasons = {
-                "driven by": "no: driven by other graphs",
                 "every question has votes of its own": "no: votes depend on the question",
                 "answers no questions; give --data": "with data of its own",
             }
@@ -440,3 +440,33 @@ def test_family_in_int8(families: Callable[[str], Family], name: str, tmp_path: 
 def test_the_readme_has_a_row_for_each_family_and_a_column_for_each_check() -> None:
     assert f"| | {' | '.join(CHECKS)} |" in text_of("README.md")
     assert [row for row, *_ in table("README.md", f"| {next(iter(CHECKS))}")] == list(FAMILIES)
+
+
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
+
+
+LIGHT = ("BLIP-2 with Flan-T5", "BLIP for captions", "CLIP")
+"""Families that a change of what commands take is noticed by at once; of the others, in the heavy tests."""
+
+
+@pytest.mark.parametrize("name", [n if n in LIGHT else pytest.param(n, marks=pytest.mark.heavy) for n in FAMILIES])
+def test_what_commands_take(
+    families: Callable[[str], Family], name: str, own_data: Path, pruned_bundle: Path, tmp_path: Path
+) -> None:
+    """`CATP_WRITE_TABLES=1 pytest tests/test_families.py -k commands_take` writes the table anew."""
+    pytest.importorskip("tensorrt_rtx")
+    pruning = open_bundle(pruned_bundle, verify=False).manifest.encoder_pruning
+    copy = shutil.copytree(families(name).bundle, tmp_path / "bundle")
+    check_row(name, row_of(copy, pruning, own_data))
+
+
+def test_notes_are_those_that_the_table_of_commands_names() -> None:
+    rows = written_rows()
+    assert list(rows) == list(FAMILIES)
+    notes = notes_of(rows)
+    below = text_of("docs/families.md").partition("| CLIP | yes |")[2].split("\n\n")[1]
+    assert below.splitlines() == notes

@@ -18,7 +18,7 @@ from catp.calibration.benchmark.contenders.subject import Case, TimedInput
 from catp.calibration.benchmark.kernel_times import KINDS, KernelTimes, Kind, kind_of
 from catp.calibration.benchmark.schedules import Schedule
 from catp.calibration.benchmark.timing.summary import percentile
-from catp.runtime.bundle.chains import DECODE_GRAPH
+from catp.runtime.bundle.chains import DECODE_GRAPH, graphs_of
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import Positions, Purpose
 from catp.runtime.providers.onnx_runtime import OrtEngine, OrtProvider
@@ -36,7 +36,7 @@ def profile_kernels(
     cases: Sequence[Case],
     schedules: Sequence[Schedule] = (),
 ) -> Iterator[KernelTimes]:
-    """Times of a decoder-only bundle's operators on a CPU, one image at a time; it is loaded anew for each setting.
+    """Times of the operators of a bundle that writes answers, one image at a time; loaded anew for each setting.
 
     Args:
         cases: of one subject and one image.
@@ -95,13 +95,17 @@ def _runs(events: Sequence[Mapping[str, Any]]) -> list[Counter[str]]:
 
 
 def _summarize(case: Case, runs: Mapping[str, list[Counter[str]]], new_tokens: int, answer_ms: float) -> KernelTimes:
-    stages: dict[str, list[Counter[str]]] = {"vision": runs["vision_encoder"], "qformer": runs["qformer_voting"]}
-    language = runs["language_model"]
+    images = {"vision": "vision_encoder", "qformer": "qformer_voting"}
+    stages: dict[str, list[Counter[str]]] = {stage: runs[graph] for stage, graph in images.items() if graph in runs}
+    (decoder,) = (graph for graph in graphs_of("decode") if graph in runs)
+    language = runs[decoder]
     if DECODE_GRAPH in runs:
         stages["prefill"], steps = language, runs[DECODE_GRAPH]
     else:  # one session takes both: of every answer's runs, the first is prefill
         stages["prefill"] = language[::new_tokens]
         steps = [run for index, run in enumerate(language) if index % new_tokens]
+    for encoder in (graph for graph in graphs_of("prefill") if graph in runs and graph != decoder):
+        stages["prefill"] = [before + first for before, first in zip(runs[encoder], stages["prefill"], strict=True)]
     each = new_tokens - 1
     if each:
         stages["decode"] = [sum(steps[i : i + each], Counter()) for i in range(0, len(steps), each)]

@@ -59,7 +59,7 @@ from catp.calibration.benchmark.vote.payoff import find_break_even
 from catp.calibration.benchmark.vote.vote import time_vote, why_not
 from catp.calibration.commands.bench_serve import serve
 from catp.calibration.plots import check_plot
-from catp.calibration.supported import check_decoder_only
+from catp.calibration.supported import check_answers
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.commands.console import busy, console, make_group, print_json_line
@@ -199,7 +199,7 @@ def run(
         if baseline is not None:
             check_dense(bundles[OURS], bundles[DENSE])
         if kernels:
-            check_decoder_only(bundles[OURS], "catp-bench --kernels")
+            check_answers(bundles[OURS], "catp-bench --kernels")
         if len(bundles) <= len(contenders):  # not all of them are bundles
             weights = find_checkpoint(bundles[OURS].manifest, weights)
         setup = Setup(

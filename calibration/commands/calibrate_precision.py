@@ -28,7 +28,7 @@ from catp.calibration.precision.tables import change_table, layer_table, trial_t
 from catp.calibration.supported import check_calibrated, check_data
 from catp.export.demo import MODEL_ID
 from catp.export.demo.nlvr import MODEL_ID as PAIRS_MODEL_ID
-from catp.runtime.bundle.chains import DECODE_GRAPH, GRAPHS, READ_IMAGE_TOKENS
+from catp.runtime.bundle.chains import DECODE_GRAPH, GRAPHS
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import Format, Manifest, Purpose
 from catp.runtime.bundle.publish import check_free
@@ -74,8 +74,9 @@ def calibrate_precision(
     decode: Annotated[
         Literal["int4"] | None,
         typer.Option(
-            help="cpu: of a second copy of the language model, for decode steps; the first is for prefill then, which "
-            "is faster in int8 than in int4."
+            help="cpu: of decode steps. They get a second copy of the language model, and the first is for prefill, "
+            "which is faster in int8 than in int4; or they have a decoder of their own (Flan-T5, BLIP), which becomes "
+            "int4."
         ),
     ] = None,
     data: Annotated[str, typer.Option(metavar="demo|FOLDER|JSONL", help="What to ask, as for catp-eval.")] = "demo",
@@ -259,13 +260,12 @@ def fit_to_chain(recipes: dict[str, Recipe], manifest: Manifest, asked: Mapping[
     Raises:
         UsageError: something was asked of a graph that the bundle lacks, or nothing is left.
     """
-    graphs = manifest.chain.graphs
-    reads_image_tokens = manifest.model.language in READ_IMAGE_TOKENS
-    if manifest.writes_text and not reads_image_tokens:
+    graphs, decoder = manifest.chain.graphs, manifest.chain.decoder
+    if graphs == GRAPHS:
         return recipes
-    own = "" if reads_image_tokens else "--qformer, "
-    if own:
-        asked = {option: value for option, value in asked.items() if option != "--qformer"}
+    own = "--qformer, " if "qformer_voting" in graphs else ""
+    there = {"--qformer": bool(own), "--decode": decoder is not None}
+    asked = {option: value for option, value in asked.items() if not there[option]}
     if unfit := [option for option, value in asked.items() if value not in (None, "none")]:
         raise UsageError(
             f"{', '.join(unfit)}: this bundle's graphs are {', '.join(graphs)}; give {own}--vision or --language, "
@@ -276,6 +276,8 @@ def fit_to_chain(recipes: dict[str, Recipe], manifest: Manifest, asked: Mapping[
         for graph in graphs
         if graph not in _STAY_FLOAT
     }
+    if decoder is not None and DECODE_GRAPH in recipes:
+        found[decoder] = recipes[DECODE_GRAPH]
     chosen = {graph: recipe for graph, recipe in found.items() if recipe is not None}
     if not chosen:
         raise UsageError(f"nothing to quantise: give --to, {own}--vision or --language")

@@ -51,6 +51,11 @@ def assemble(
     return new
 
 
+def _one_token_a_row(spec: GraphSpec) -> bool:
+    """Whether a graph is a decoder that never reads more."""
+    return any(tensor.name == "input_ids" and tensor.shape[1:] == (1,) for tensor in spec.inputs)
+
+
 def _write(
     graph: FloatGraph,
     spec: GraphSpec,
@@ -62,7 +67,7 @@ def _write(
     recipe = recipes[graph.name]
     model = graph.exchanged(fragments)
     if recipe.purpose == "cpu":
-        fit_to_cpu(model, decodes=graph.name == DECODE_GRAPH)
+        fit_to_cpu(model, decodes=graph.name == DECODE_GRAPH, one_token=_one_token_a_row(spec))
     path = folder / f"{graph.name}.onnx"
     data = save_model(model, path)
     onnx.checker.check_model(path)

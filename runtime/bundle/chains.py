@@ -91,6 +91,13 @@ class Chain:
         """Parts of an answer that reports name, in the order in which they are computed."""
         return tuple(dict.fromkeys(label for stage in self.stages for label in stage.labels))
 
+    @property
+    def decoder(self) -> str | None:
+        """The graph of decode steps, where another one reads the prompt; None where one does both, or none writes."""
+        decoders = [stage.graph for stage in self.stages if "decode" in stage.labels]
+        readers = [stage.graph for stage in self.stages if "prefill" in stage.labels]
+        return decoders[0] if len(readers) > len(decoders) > 0 else None
+
 
 def _check_image_size(manifest: Manifest) -> None:
     if manifest.tensor("pixel_values").shape[2:] != (manifest.image.height, manifest.image.width):

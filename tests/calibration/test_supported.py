@@ -23,13 +23,7 @@ VOTES = "every question has votes of its own"
     [
         (bench, "instructblip_bundle", [], [], VOTES),
         (bench, "video_bundle", [], [], VOTES),
-        (
-            calibrate,
-            "t5_bundle",
-            ["precision"],
-            ["--to", "int8", "--for", "cpu", "-o", "out"],
-            "driven by vision_encoder",
-        ),
+        (calibrate, "instructblip_bundle", ["precision"], ["--to", "int8", "--for", "cpu", "-o", "out"], VOTES),
         (calibrate, "instructblip_bundle", ["ratio"], [], VOTES),
         (explain, "instructblip_bundle", [], [*IMAGE, "-o", "out.png"], VOTES),
         (explain, "video_bundle", [], [*IMAGE, "-o", "out.png"], VOTES),
@@ -51,7 +45,7 @@ def test_another_family_is_refused_in_one_line(
     assert len(result.stderr.strip().splitlines()) == 1 and not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("fixture", ["clip_bundle", "blip_retrieval_bundle", "nlvr_bundle"])
+@pytest.mark.parametrize("fixture", ["clip_bundle", "blip_retrieval_bundle", "nlvr_bundle", "retrieval_bundle"])
 @pytest.mark.parametrize(
     ("app", "before", "after"),
     [

@@ -24,7 +24,7 @@ class TransformersSubject:
         checkpoint: a folder or a Hub id, with safetensors.
         threads: of PyTorch, within an operator. It holds for the whole process.
         dtype: name of PyTorch's type of weights and activations.
-        compiled: vision encoder, Q-Former and language model by torch.compile, each when it is first called.
+        compiled: vision encoder, Q-Former, language model and its encoder by torch.compile, when each is first called.
 
     Raises:
         UsageError: the checkpoint can't be loaded, or torch.compile doesn't work here.
@@ -58,13 +58,13 @@ class TransformersSubject:
         self._encodes_text = self._model.language_model.config.is_encoder_decoder
         self._began: dict[str, list[float]] = {}
         self._ended: dict[str, list[float]] = {}
-        for stage in ("vision_model", "qformer", "language_model"):
-            if compiled:
-                module = getattr(self._model, stage)
-                module.forward = torch.compile(module.forward)  # not the call: its hooks are not to be compiled
-            self._watch(stage, getattr(self._model, stage))
+        parts = {stage: getattr(self._model, stage) for stage in ("vision_model", "qformer", "language_model")}
         if self._encodes_text:  # generate() calls it by itself, before the language model's first step
-            self._watch("text_encoder", self._model.language_model.get_encoder())
+            parts["text_encoder"] = self._model.language_model.get_encoder()
+        for stage, module in parts.items():
+            if compiled:
+                module.forward = torch.compile(module.forward)  # not the call: its hooks are not to be compiled
+            self._watch(stage, module)
 
     def run(self, timed_input: TimedInput, case: Case) -> Timed:
         self._began.clear()

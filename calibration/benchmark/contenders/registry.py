@@ -147,8 +147,8 @@ def _check_runs(name: str, manifest: Manifest) -> None:
             )
     if manifest.model.language == "encoder-decoder" and name not in ENCODER_DECODER:
         raise UsageError(
-            f"--against {name}: the bundle is {manifest.model.family}, which this runtime is not timed with; accepted: "
-            f"{', '.join(ENCODER_DECODER)}, and folders of other bundles"
+            f"--against {name}: the bundle is {manifest.model.family}, whose decoder also reads what its encoder made; "
+            f"this runtime keeps one cache; accepted: {', '.join(ENCODER_DECODER)}, and folders of other bundles"
         )
 
 

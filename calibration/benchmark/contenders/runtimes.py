@@ -53,7 +53,7 @@ _OPENVINO_SCORES: Mapping[LanguageKind, tuple[str, str]] = dict.fromkeys(
 RUNTIMES: dict[str, Runtime] = {
     "transformers": Runtime(*_TRANSFORMERS, encoder_decoder=True, tasks=_PYTORCH),
     "transformers-bf16": Runtime(*_TRANSFORMERS, {"dtype": "bfloat16"}, encoder_decoder=True, tasks=_PYTORCH),
-    "compile": Runtime(*_TRANSFORMERS, {"compiled": True}, tasks=_PYTORCH),
+    "compile": Runtime(*_TRANSFORMERS, {"compiled": True}, encoder_decoder=True, tasks=_PYTORCH),
     "openvino": Runtime(*_OPENVINO, tasks=_OPENVINO_SCORES),
     "openvino-int8": Runtime(*_OPENVINO, {"int8": True}, tasks=_OPENVINO_SCORES),
 }

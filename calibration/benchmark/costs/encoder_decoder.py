@@ -34,7 +34,7 @@ def encoder_decoder_cost(
         "prefill": StageCost(
             flops=batch * (encoder_flops(language, encoded) + step_flops(language, 1, encoded)),
             bytes=encoder_weight_bytes(language, encoder) + weights + prefix + batch * (encoded + 1) * token_bytes,
-            integer=in_integers(decoder),
+            integer=in_integers(encoder),
         )
     }
     if workload.new_tokens > 1:
@@ -77,16 +77,19 @@ def cache_bytes_per_token(language: EncoderDecoderGeometry, decoder: GraphSpec) 
 
 def encoder_weight_bytes(language: EncoderDecoderGeometry, encoder: GraphSpec) -> int:
     """All weights, the decoder's projections of keys and values among them, less the table of embeddings."""
-    return weight_bytes(encoder) - _table_bytes(language, encoder)
+    return weight_bytes(encoder) - _looked_up_bytes(language, encoder)
 
 
 def decoder_weight_bytes(language: EncoderDecoderGeometry, decoder: GraphSpec) -> int:
     """All weights, less the table of embeddings where the head is a second one, as Flan-T5 has it."""
+    if decoder.quantization is not None:  # the head was quantised, or else it is the table of embeddings still
+        own_head = "head" not in decoder.quantization.kept
+        return weight_bytes(decoder) - (_looked_up_bytes(language, decoder) if own_head else 0)
     table = language.vocabulary * language.width
     once = step_flops(language, 0, 0) // 2  # without anything to see, a multiplication for every weight
     # Normalisation and the biases of distances are not in the sum; they are far smaller than half of a table.
     has_own_head = decoder.parameters > once + table / 2
-    return weight_bytes(decoder) - (_table_bytes(language, decoder) if has_own_head else 0)
+    return weight_bytes(decoder) - (_looked_up_bytes(language, decoder) if has_own_head else 0)
 
 
 def _heads_width(language: EncoderDecoderGeometry) -> int:
@@ -98,5 +101,8 @@ def _feed_forward_flops(language: EncoderDecoderGeometry) -> int:
     return (3 if language.gated else 2) * 2 * language.width * language.feed_forward
 
 
-def _table_bytes(language: EncoderDecoderGeometry, graph: GraphSpec) -> int:
+def _looked_up_bytes(language: EncoderDecoderGeometry, graph: GraphSpec) -> int:
+    """Bytes of the table of embeddings, a few rows of which are read."""
+    if graph.quantization is not None and graph.quantization.tables:
+        return graph.quantization.table_bytes
     return WEIGHT_BYTES[graph.precision] * language.vocabulary * language.width

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -23,7 +23,8 @@ from catp.runtime.bundle.strict import Strict
 
 LARGEST_MODEL = 10**12
 LARGEST_BATCH = 1024
-"""Nothing larger is looked at: matrix weights of a language model, and images at a time."""
+LARGEST_PROMPT = 2048
+"""Nothing larger is looked at: matrix weights of a language model, images at a time, and tokens of a prompt."""
 
 Verdict = Literal["yes", "no", "unclear"]
 
@@ -60,10 +61,15 @@ class BreakEven(Strict):
     """The cost of the vote on this machine, and what it takes to earn that back."""
 
     rounds: int = Field(description="in which the Q-Former graphs were timed")
-    own_gflops: float = Field(description="matrix products per second of this bundle's fastest prefill; 1e9/s")
+    own_gflops: float = Field(
+        description="matrix products per second of this bundle's fastest prefill, of an encoder-decoder model its "
+        "encoder's; 1e9/s"
+    )
     limit_gflops: float = Field(description="the most this machine was seen to do, in this or any product")
     gbytes: float = Field(description="memory traffic that the machine was seen to do; 1e9 bytes/s")
-    largest_prompt: int = Field(description="tokens that the model has positions for")
+    largest_prompt: int = Field(
+        description=f"tokens that the model has positions for, or {LARGEST_PROMPT} where it has no table of them"
+    )
     payoffs: tuple[Payoff, ...]
     assumptions: str = (
         "other language models have this one's proportions, vocabulary and precision (layers and width grow by the "
@@ -84,6 +90,23 @@ class Speed:
             raise ValueError(f"{self}: rates are positive")
 
 
+class Grows(Protocol):
+    """The prefill of a language model and of larger and smaller ones like it."""
+
+    @property
+    def language(self) -> Any:
+        """The sizes of the bundle's own."""
+
+    def saved_ms(self, language: Any, queries: int, workload: Workload, speed: Speed) -> float:
+        """The time that `workload` takes less than the same with all `queries` kept, milliseconds; never below 0."""
+
+    def scaled(self, layers: int) -> Any:
+        """The sizes of one with so many layers, as wide in proportion."""
+
+    def matrix_weights(self, language: Any) -> int:
+        """Weights of all matrices that a token is multiplied with, the head included."""
+
+
 @dataclass(frozen=True)
 class PrefillModel:
     """The first pass of a language model and of larger and smaller ones like it.
@@ -100,6 +123,12 @@ class PrefillModel:
         """The time that `workload` takes less than the same with all `queries` kept, milliseconds; never below 0."""
         full = replace(workload, num_kept=queries)
         return self._milliseconds(language, full, speed) - self._milliseconds(language, workload, speed)
+
+    def scaled(self, layers: int) -> LanguageGeometry:
+        return scaled(self.language, layers)
+
+    def matrix_weights(self, language: LanguageGeometry) -> int:
+        return matrix_weights(language)
 
     def _milliseconds(self, language: LanguageGeometry, workload: Workload, speed: Speed) -> float:
         # Scales, biases and normalisation grow with the matrices that they belong to.
@@ -135,7 +164,7 @@ def vote_at(batch: int, votes_ms: Mapping[int, float]) -> float:
 
 
 def thresholds(
-    model: PrefillModel,
+    model: Grows,
     queries: int,
     workload: Workload,
     votes_ms: Mapping[int, float],
@@ -151,14 +180,14 @@ def thresholds(
     """
     own = model.language
 
-    def pays(language: LanguageGeometry, changed: Workload) -> bool:
+    def pays(language: Any, changed: Workload) -> bool:
         return model.saved_ms(language, queries, changed, speed) > vote_at(changed.batch, votes_ms)
 
-    layers = _first(_layers(own), lambda layers: pays(scaled(own, layers), workload))
+    layers = _first(_layers(model), lambda layers: pays(model.scaled(layers), workload))
     prompts, batches = range(1, largest_prompt + 1), range(1, LARGEST_BATCH + 1)
     return Thresholds(
         layers=layers,
-        matrix_weights=None if layers is None else matrix_weights(scaled(own, layers)),
+        matrix_weights=None if layers is None else model.matrix_weights(model.scaled(layers)),
         prompt_tokens=_first(prompts, lambda tokens: pays(own, replace(workload, prompt_tokens=tokens))),
         batch=_first(batches, lambda batch: pays(own, replace(workload, batch=batch))),
     )
@@ -171,9 +200,9 @@ def verdict(vote: MedianDifference, saved: MedianDifference) -> Verdict:
     return "no" if saved.bounds[1] < vote.bounds[0] else "unclear"
 
 
-def _layers(language: LanguageGeometry) -> Iterable[int]:
+def _layers(model: Grows) -> Iterable[int]:
     layers = 1
-    while matrix_weights(scaled(language, layers)) <= LARGEST_MODEL:
+    while model.matrix_weights(model.scaled(layers)) <= LARGEST_MODEL:
         yield layers
         layers += 1
 

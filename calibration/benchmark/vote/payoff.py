@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from catp.calibration.benchmark.contenders.subject import OURS, Case
 from catp.calibration.benchmark.costs.base import Workload
 from catp.calibration.benchmark.costs.cost import Cost
-from catp.calibration.benchmark.costs.geometry import Geometry, LanguageGeometry
+from catp.calibration.benchmark.costs.geometry import EncoderDecoderGeometry, Geometry, LanguageGeometry
 from catp.calibration.benchmark.rates import Rates, best_rates
 from catp.calibration.benchmark.timing.conditions import Setup
 from catp.calibration.benchmark.timing.intervals import MedianDifference, median_difference
 from catp.calibration.benchmark.timing.rounds import Measured
 from catp.calibration.benchmark.timing.summary import percentile
-from catp.calibration.benchmark.vote.break_even import BreakEven, Payoff, PrefillModel, Speed, thresholds, verdict
+from catp.calibration.benchmark.vote.break_even import (
+    LARGEST_PROMPT,
+    BreakEven,
+    Grows,
+    Payoff,
+    PrefillModel,
+    Speed,
+    thresholds,
+    verdict,
+)
+from catp.calibration.benchmark.vote.encoder_prefill import EncoderPrefillModel
 from catp.calibration.benchmark.vote.vote import VOTELESS, VOTING
 from catp.runtime.bundle.manifest import Manifest
 
@@ -37,16 +48,14 @@ def find_break_even(
         measured: the benchmark's samples.
         votes: those of the Q-Former with and without its vote, as `time_vote` takes them.
     """
-    language = geometry.language
-    assert isinstance(language, LanguageGeometry)
-    model = PrefillModel(language, manifest.graphs["language_model"])
-    queries, text = manifest.pruning.num_query_tokens, manifest.text
-    assert text.max_positions is not None  # a decoder-only model has them
+    language, queries = geometry.language, manifest.pruning.num_query_tokens
+    model = prefill_model(manifest, language)
     best = best_rates(rates)
     traffic = best.bytes_per_second
-    own = max(cost.stages["prefill"].flops / (1e-3 * _median(measured, _case(cost), "prefill")) for cost in costs)
+    own = max(_own_rate(model, cost, setup, measured) for cost in costs)
     limit = max(own, best.operations_per_second(costs[0].stages["prefill"].integer))
-    largest_prompt = text.max_positions - queries - setup.new_tokens + 1
+    most = manifest.text.max_positions
+    largest_prompt = LARGEST_PROMPT if most is None else most - queries - setup.new_tokens + 1
     payoffs = []
     for ratio in filter(None, setup.ratios):
         spent = {batch: _spent(votes, batch, ratio, setup.seed) for batch in setup.batches}
@@ -87,6 +96,29 @@ def find_break_even(
         largest_prompt=largest_prompt,
         payoffs=tuple(sorted(payoffs, key=lambda payoff: (payoff.batch, payoff.ratio))),
     )
+
+
+def prefill_model(manifest: Manifest, language: Any) -> Grows:
+    """The prefill of a bundle with a vote and a language model."""
+    if isinstance(language, EncoderDecoderGeometry):
+        return EncoderPrefillModel(language, manifest.graphs["text_encoder"], manifest.graphs["text_decoder"])
+    assert isinstance(language, LanguageGeometry)
+    return PrefillModel(language, manifest.graphs["language_model"])
+
+
+def _own_rate(model: Grows, cost: Cost, setup: Setup, measured: Measured) -> float:
+    """Operations per second of what reads the prompt.
+
+    The decoder's first step is one like those after it, which are timed: what it took is no time of the encoder's.
+    """
+    case = _case(cost)
+    prefill = _median(measured, case, "prefill")
+    if not isinstance(model, EncoderPrefillModel):
+        return cost.stages["prefill"].flops / (1e-3 * prefill)
+    workload = Workload(cost.batch, cost.num_kept, setup.prompt_tokens, setup.new_tokens)
+    encoder, _ = model.passes(model.language, workload)
+    # Of a tiny encoder, noise can be as much as it takes: it took a tenth of both at least.
+    return encoder.flops / (1e-3 * max(prefill - _median(measured, case, "decode"), prefill / 10))
 
 
 def _case(cost: Cost) -> Case:

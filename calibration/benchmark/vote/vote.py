@@ -27,10 +27,10 @@ def why_not(manifest: Manifest, setup: Setup) -> str | None:
         return "this bundle has no vote"
     if not manifest.writes_text:
         return "it is worked out against a language model's prefill, and this bundle scores texts"
-    if manifest.model.language == "encoder-decoder":
+    if manifest.model.language == "encoder-decoder" and setup.new_tokens == 1:
         return (
-            "it is worked out for a prefill of one pass at one rate; that of an encoder-decoder language model is an "
-            "encoder's pass, which is mostly arithmetic, and a decoder's step, which is mostly traffic"
+            "prefill is an encoder's pass and a decoder's step, which are told apart by the steps after it; give "
+            "--new-tokens 2 or more"
         )
     if manifest.vote.method == "none":
         return "this bundle was exported with --method none, and has no vote"

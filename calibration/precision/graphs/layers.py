@@ -106,6 +106,9 @@ def _as_layer(node: ir.Node, opset: int) -> Layer | None:
         return None
     if not tensor.dtype.is_floating_point():
         return None
+    # T5's biases of distances: a row for each pair of tokens, of a table far smaller than what is read of it.
+    if is_table and x.shape is not None and len(x.shape) > 2:
+        return None
     transposed = False
     if node.op_type == "Gemm":
         plain = number(node, "alpha", 1.0) == number(node, "beta", 1.0) == 1 and number(node, "transA", 0) == 0

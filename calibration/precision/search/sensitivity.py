@@ -20,6 +20,8 @@ COMPARED = {
     "vision_encoder": ("image_embeds",),
     "qformer_voting": ("kept_embeds", "token_scores"),
     "language_model": ("logits",),
+    "text_encoder": ("cross_key_values.",),
+    "text_decoder": ("logits",),
     "question_encoder": ("cross_key_values.",),
     "answer_decoder": ("logits",),
     "image_keys": ("cross_key_values.",),

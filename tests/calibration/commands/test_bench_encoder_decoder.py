@@ -1,18 +1,26 @@
 """catp-bench of a bundle with a Flan-T5."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from benchmark_reports import RATES
 from typer.testing import CliRunner
 
 from catp.calibration.benchmark.contenders.hugging_face import TransformersSubject
 from catp.calibration.benchmark.contenders.registry import open_bundles
 from catp.calibration.benchmark.contenders.subject import Case, TimedInput, make_picture
+from catp.calibration.benchmark.costs.base import Workload
+from catp.calibration.benchmark.costs.cost import cost_of
+from catp.calibration.benchmark.costs.geometry import read_geometry
 from catp.calibration.benchmark.results.report import BenchmarkReport
 from catp.calibration.commands.bench import app
+from catp.calibration.commands.calibrate import app as calibrate
+from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.errors import UsageError
 
 RUNNER = CliRunner()
@@ -21,7 +29,7 @@ RUNNER = CliRunner()
 def test_end_to_end(t5_bundle: Path, t5_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("catp.calibration.commands.bench.measure_rates", lambda threads: RATES)
     arguments = ["--ratios", "0.5", "--batch", "1,2", "--iterations", "2", "--warmup", "0", "--threads", "1", "--json"]
-    arguments += ["--against", "transformers", "--checkpoint", str(t5_checkpoint)]
+    arguments += ["--against", "transformers", "--checkpoint", str(t5_checkpoint), "--kernels"]
     result = RUNNER.invoke(app, [str(t5_bundle), *arguments])
     assert result.exit_code == 0, result.output
     report = BenchmarkReport.model_validate_json(result.stdout)
@@ -39,7 +47,13 @@ def test_end_to_end(t5_bundle: Path, t5_checkpoint: Path, monkeypatch: pytest.Mo
             assert set(found.roofline) == {"vision", "qformer", "prefill", "decode"}
     # The same weights, images and prompt, and a decoder that is deeper than its encoder.
     assert [r.agreeing_tokens for r in report.results if r.subject == "transformers"] == [10, 10]
-    assert report.break_even is None and any("one pass at one rate" in note for note in report.notes)
+    assert report.break_even is not None and report.break_even.largest_prompt == 2048
+    assert [(payoff.batch, payoff.ratio) for payoff in report.break_even.payoffs] == [(1, 0.5), (2, 0.5)]
+    for inside in report.kernels:
+        assert list(inside.stages) == ["vision", "qformer", "prefill", "decode"]
+        # Of prefill, the text encoder is one part: the decoder's table of words and its head are read in every step.
+        assert inside.operators["prefill"]["Attention"] > 0 < inside.operators["decode"]["ArgMax"]
+        assert "ArgMax" in inside.operators["prefill"] and "TensorScatter" in inside.operators["prefill"]
     assert "prefill" in result.stderr and "Share of" in result.stderr
 
 
@@ -53,7 +67,40 @@ def test_prefill_of_transformers_holds_the_text_encoder(t5_checkpoint: Path) -> 
     assert sample.milliseconds["host"] < sample.milliseconds["total"] - 200
 
 
-@pytest.mark.parametrize("name", ["compile", "openvino", "openvino-int8"])
+def test_compile_compiles_the_encoder_too(t5_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed_input = TimedInput([make_picture(np.random.default_rng(0))], [5, 6, 7], new_tokens=3)
+    wanted = TransformersSubject("transformers", str(t5_checkpoint), threads=1).run(timed_input, Case(1, "x", 0.0))
+    compiled: list[str] = []
+
+    def compile(function: Callable[..., Any]) -> Callable[..., Any]:
+        compiled.append(type(getattr(function, "__self__", None)).__name__)
+        return lambda *args, **kwargs: function(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    subject = TransformersSubject("compile", str(t5_checkpoint), threads=1, compiled=True)
+    assert "T5Stack" in compiled and "T5ForConditionalGeneration" in compiled
+    assert subject.run(timed_input, Case(1, "x", 0.0)).token_ids == wanted.token_ids
+
+
+def test_what_an_int8_bundle_reads(t5_bundle: Path, tmp_path: Path) -> None:
+    """Of quantised graphs: tables of words are looked up, also that of a head which was its own."""
+    few = ["--samples", "16", "--questions", "4", "--no-sensitivity", "--max-accuracy-drop", "0.9"]
+    arguments = ["--language", "int8", "--for", "cpu", "--min-kept-overlap", "0", "-o", str(tmp_path / "int8"), *few]
+    assert RUNNER.invoke(calibrate, ["precision", str(t5_bundle), *arguments]).exit_code == 0
+    bundle = open_bundle(tmp_path / "int8")
+    cost = cost_of(bundle.manifest, read_geometry(bundle), Workload(1, 12, 16, 10), 0.5)
+    decoder = bundle.manifest.graphs["text_decoder"]
+    assert decoder.quantization is not None and decoder.external_data is not None
+    table = 384 * (36 + 4)  # a byte for each number, and a scale for each word
+    assert decoder.quantization.table_bytes == table
+    caches = (28 + 6) * 2 * 2 * 30 * 4
+    assert cost.stages["decode"].bytes == decoder.external_data.size - table + caches
+    assert cost.stages["prefill"].integer and cost.stages["decode"].integer
+
+
+@pytest.mark.parametrize("name", ["openvino", "openvino-int8"])
 def test_runtimes_that_were_not_made_for_it_are_refused_by_name(t5_bundle: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=f"--against {name}: .*; accepted: transformers, transformers-bf16, and"):
+    with pytest.raises(
+        UsageError, match=f"--against {name}: .*; accepted: transformers, transformers-bf16, compile, and"
+    ):
         open_bundles(t5_bundle, {name: None}, (0.0,))

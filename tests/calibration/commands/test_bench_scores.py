@@ -159,7 +159,7 @@ def test_scores_are_compared_with_those_of_other_bundles(clip_bundle: Path, prun
         ("nlvr_bundle", "--texts 2", "which judges one statement about two pictures; leave it out"),
         ("demo_bundle", "--texts 2", "which writes text; leave it out"),
         ("clip_bundle", "--ratios 0.5", "which has no query tokens to leave out; leave --ratios out"),
-        ("clip_bundle", "--kernels", "accepted: a decoder-only language model"),
+        ("clip_bundle", "--kernels", "which generates no text; accepted: what answers in words"),
         ("clip_bundle", "--prompt-tokens 2", "2 prompt tokens: 2 frame a text of this model; give more"),
         ("clip_bundle", "--prompt-tokens 78", "78 prompt tokens: this model's text encoder takes 77; give fewer"),
         ("clip_bundle", "--against {nlvr_bundle}", "its kind of language model is two-images, that of"),

@@ -19,6 +19,7 @@ from catp.calibration.data.demo import DEMO_SEED
 from catp.export.demo import scenes
 from catp.runtime import Pipeline
 from catp.runtime.bundle.folder import open_bundle
+from catp.runtime.providers import open_provider
 
 RUNNER = CliRunner()
 
@@ -49,7 +50,6 @@ def test_accuracy_is_that_of_the_bare_question(vqa_bundle: Path, tmp_path: Path)
         (evaluate, ["--positions", "both"], "positions: BLIP for question answering has no query tokens to leave out"),
         (bench, ["--ratios", "0.5"], "which has no query tokens to leave out; leave --ratios out"),
         (bench, ["--against", "openvino"], "are not converted for this runtime; accepted: transformers,"),
-        (bench, ["--kernels"], "accepted: a decoder-only language model"),
         (explain, ["--image", "a.png", "--prompt", "x"], "votes for no query tokens"),
     ],
 )
@@ -83,7 +83,19 @@ def test_both_text_graphs_are_quantised(vqa_bundle: Path, tmp_path: Path) -> Non
     graphs = open_bundle(target).manifest.graphs
     assert [name for name, spec in graphs.items() if spec.quantization] == ["question_encoder", "answer_decoder"]
     assert graphs["question_encoder"].quantization.layers == 3 * 10 + 2 * 3  # and the decoder's keys and values
-    for option in ("--qformer", "--decode"):
-        refused = ["precision", str(vqa_bundle), "-o", str(tmp_path / "no"), "--for", "cpu", "--language", "int8"]
-        given = RUNNER.invoke(calibrate, [*refused, option, "int8" if option == "--qformer" else "int4"])
-        assert given.exit_code == 2 and f"{option}: this bundle's graphs are" in given.stderr
+    refused = ["precision", str(vqa_bundle), "-o", str(tmp_path / "no"), "--for", "cpu", "--language", "int8"]
+    given = RUNNER.invoke(calibrate, [*refused, "--qformer", "int8"])
+    assert given.exit_code == 2 and "--qformer: this bundle's graphs are" in given.stderr
+
+
+def test_the_decoder_alone_becomes_int4(vqa_bundle: Path, tmp_path: Path) -> None:
+    few = ["--samples", "16", "--questions", "12", "--no-sensitivity", "--max-accuracy-drop", "0.9", "--for", "cpu"]
+    result = RUNNER.invoke(
+        calibrate, ["precision", str(vqa_bundle), "-o", str(tmp_path / "int4"), "--decode", "int4", *few]
+    )
+    assert result.exit_code == 0, result.output
+    bundle = open_bundle(tmp_path / "int4")
+    assert [name for name, spec in bundle.manifest.graphs.items() if spec.quantization] == ["answer_decoder"]
+    scene = scenes.examples(1, 3)
+    (answer,) = Pipeline(bundle, open_provider("cpu")).generate([next(iter(scene)).image], ["what is red?"])
+    assert answer.token_ids

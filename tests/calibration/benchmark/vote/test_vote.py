@@ -47,6 +47,7 @@ def test_what_keeps_the_vote_from_being_timed_is_said(demo_bundle: Path) -> None
     assert "no ratio above 0" in str(why_not(manifest, setup.model_copy(update={"ratios": (0.0,)})))
     assert "provider cuda" in str(why_not(manifest, setup.model_copy(update={"provider": "cuda"})))
     t5 = manifest.model_copy(update={"model": manifest.model.model_copy(update={"language": "encoder-decoder"})})
-    assert "one pass at one rate" in str(why_not(t5, setup))
+    assert "give --new-tokens 2 or more" in str(why_not(t5, setup))
+    assert why_not(t5, setup.model_copy(update={"new_tokens": 2})) is None
     none = manifest.model_copy(update={"vote": manifest.pruning.model_copy(update={"method": "none"})})
     assert "has no vote" in str(why_not(none, setup))
