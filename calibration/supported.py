@@ -8,18 +8,18 @@ from catp.runtime.errors import UsageError
 
 
 def check_votes(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle that has no votes of an image to work on.
+    """Refuse a bundle that has no votes of an image to work on, or is asked about videos.
 
     Raises:
-        UsageError: nothing votes, or its Q-Former reads the prompt as well.
+        UsageError: nothing votes, or a question is about more than one image.
     """
     manifest = bundle.manifest
     if manifest.vote is None:
         raise UsageError(
             f"{command}: bundle {bundle.path} is {manifest.model.family}, which votes for no query tokens and keeps "
-            "every image token; accepted: BLIP-2"
+            "every image token; accepted: BLIP-2, InstructBLIP"
         )
-    check_image_votes(bundle, command)
+    check_pictures(bundle, command)
 
 
 def check_image_votes(bundle: Bundle, command: str) -> None:

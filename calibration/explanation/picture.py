@@ -158,10 +158,11 @@ def _facts(page: Page, explanation: Explanation, top: float) -> None:
 
 
 def method(explanation: Explanation) -> str:
-    """The voting method and its options."""
+    """The voting method and its options, and whether the prompt decides votes too."""
     pruning = explanation.manifest.pruning
     options = [f"{name.replace('_', ' ')}: {value}" for name, value in pruning.options.items() if value != []]
-    return f"{pruning.method}: {', '.join(options)}" if options else pruning.method
+    found = f"{pruning.method}: {', '.join(options)}" if options else pruning.method
+    return f"{found}, of image and prompt" if explanation.manifest.reads_instruction else found
 
 
 def _scores(page: Page, explanation: Explanation, top: float) -> None:

@@ -31,8 +31,9 @@ VOTES = "every question has votes of its own"
             "driven by vision_encoder",
         ),
         (calibrate, "instructblip_bundle", ["ratio"], [], VOTES),
-        (explain, "instructblip_bundle", [], [*IMAGE, "-o", "out.png"], VOTES),
-        (explain, "video_bundle", [], [*IMAGE, "-o", "out.png"], VOTES),
+        (explain, "instructblip_bundle", [], [*IMAGE, "-o", "out.png"], "exported without diagnostics"),
+        (explain, "instructblip_bundle", [], [*IMAGE[:2], "-o", "out.png"], "Missing option '--prompt'"),
+        (explain, "video_bundle", [], [*IMAGE, "-o", "out.png"], "which is asked about videos"),
     ],
 )
 def test_another_family_is_refused_in_one_line(
