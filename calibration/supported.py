@@ -86,8 +86,9 @@ def check_calibrated(bundle: Bundle, command: str) -> None:
     """Refuse a bundle whose graphs can't be quantised.
 
     Raises:
-        UsageError: it is BLIP-2 with an encoder-decoder language model, or its votes depend on more than one image.
+        UsageError: it is BLIP-2 with an encoder-decoder language model, or it is asked about videos.
     """
+    check_pictures(bundle, command)
     if bundle.manifest.model.language not in (*READ_IMAGE_TOKENS, *SCORE_TEXTS):
         check_decoder_only(bundle, command)
 
@@ -96,7 +97,7 @@ def check_decoder_only(bundle: Bundle, command: str) -> None:
     """Refuse a bundle that is driven by other graphs than vision encoder, Q-Former and one language model.
 
     Raises:
-        UsageError: it has other graphs, or its votes depend on more than one image.
+        UsageError: it has other graphs.
     """
     manifest = bundle.manifest
     if manifest.model.language != "decoder-only":
@@ -104,4 +105,3 @@ def check_decoder_only(bundle: Bundle, command: str) -> None:
             f"{command}: bundle {bundle.path} is {manifest.model.family}, driven by {', '.join(manifest.graphs)}; "
             "accepted: a decoder-only language model"
         )
-    check_image_votes(bundle, command)

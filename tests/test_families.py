@@ -403,7 +403,7 @@ def calibrated(family: Family, *data: str) -> tuple[str, str]:
         if result.exit_code == 2:
             reasons = {
                 "driven by": "no: driven by other graphs",
-                "every question has votes of its own": "no: votes depend on the question",
+                "which is asked about videos": "no: asked about videos",
                 "answers no questions; give --data": "with data of its own",
             }
             (reason,) = (reason for words, reason in reasons.items() if words in result.stderr)

@@ -64,6 +64,35 @@ def read_prompt(pipeline: Pipeline, question: VqaExample, asking: Asking = USUAL
     return token_ids, too_long if len(token_ids) > room else None
 
 
+def votes_about(
+    pipeline: Pipeline,
+    questions: Sequence[VqaExample],
+    pixels: dict[str, np.ndarray],
+    batch_size: int,
+    asking: Asking = USUAL,
+) -> tuple[Votes, np.ndarray]:
+    """Votes, and int64 [B] the row of them that each question is about.
+
+    A row for each image, or, where the Q-Former reads the question too, for each question.
+
+    Args:
+        pixels: by image key, as `read_images` has them.
+        batch_size: rows at a time, at most, where there is one for each question.
+    """
+    image_of = {key: image for image, key in enumerate(pixels)}
+    images = np.array([image_of[question.image_key] for question in questions])
+    pictures = np.concatenate(list(pixels.values()))
+    if not pipeline.manifest.reads_instruction:
+        return pipeline.votes(pipeline.encode(pictures)), images
+    prompts = [asking.prompt(pipeline.manifest, question) for question in questions]
+    found = []
+    for start in range(0, len(questions), batch_size):
+        part = slice(start, start + batch_size)
+        found.append(pipeline.votes(pipeline.encode(pictures[images[part]], prompts[part])))
+    outputs = {name: np.concatenate([votes.outputs[name] for votes in found]) for name in found[0].outputs}
+    return Votes(np.concatenate([votes.embeds for votes in found]), outputs), np.arange(len(questions))
+
+
 class Answerer:
     """Asks batches of questions.
 
@@ -106,7 +135,7 @@ class Answerer:
         answers: dict[Case, str] = {}
         if rows:
             questions = [batch[row] for row in rows]
-            votes, images = self._votes(questions, pixels)
+            votes, images = votes_about(self._pipeline, questions, pixels, self._batch_size, self._asking)
             cases = self._cases(questions, votes, images)
             answers = self._decode(questions, [prompts[row] for row in rows], cases, votes, images)
         asked = iter(cases)
@@ -116,25 +145,6 @@ class Answerer:
             else self._predict(question, next(asked), answers)
             for question, reason in zip(batch, reasons)
         ]
-
-    def _votes(self, questions: Sequence[VqaExample], pixels: dict[str, np.ndarray]) -> tuple[Votes, np.ndarray]:
-        """Votes, and int64 [B] the row of them that each question is about.
-
-        A row for each image, or, where the Q-Former reads the question too, for each question.
-        """
-        pipeline = self._pipeline
-        image_of = {key: image for image, key in enumerate(pixels)}
-        images = np.array([image_of[question.image_key] for question in questions])
-        pictures = np.concatenate(list(pixels.values()))
-        if not pipeline.manifest.reads_instruction:
-            return pipeline.votes(pipeline.encode(pictures)), images
-        prompts = [self._asking.prompt(pipeline.manifest, question) for question in questions]
-        found = []
-        for start in range(0, len(questions), self._batch_size):
-            part = slice(start, start + self._batch_size)
-            found.append(pipeline.votes(pipeline.encode(pictures[images[part]], prompts[part])))
-        outputs = {name: np.concatenate([votes.outputs[name] for votes in found]) for name in self._outputs.values()}
-        return Votes(np.concatenate([votes.embeds for votes in found]), outputs), np.arange(len(questions))
 
     def _cases(self, questions: Sequence[VqaExample], votes: Votes, images: np.ndarray) -> list[list[Case]]:
         """For each question, its case in each setting.

@@ -30,7 +30,7 @@ VOTES = "every question has votes of its own"
             ["--to", "int8", "--for", "cpu", "-o", "out"],
             "driven by vision_encoder",
         ),
-        (calibrate, "instructblip_bundle", ["ratio"], [], VOTES),
+        (calibrate, "video_bundle", ["ratio"], [], "which is asked about videos"),
         (explain, "instructblip_bundle", [], [*IMAGE, "-o", "out.png"], "exported without diagnostics"),
         (explain, "instructblip_bundle", [], [*IMAGE[:2], "-o", "out.png"], "Missing option '--prompt'"),
         (explain, "video_bundle", [], [*IMAGE, "-o", "out.png"], "which is asked about videos"),
