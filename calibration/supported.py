@@ -22,20 +22,6 @@ def check_votes(bundle: Bundle, command: str) -> None:
     check_pictures(bundle, command)
 
 
-def check_image_votes(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle whose votes depend on more than one image: the commands share them between questions.
-
-    Raises:
-        UsageError: its Q-Former reads the prompt as well.
-    """
-    manifest = bundle.manifest
-    if manifest.reads_instruction:
-        raise UsageError(
-            f"{command}: the Q-Former of bundle {bundle.path} ({manifest.model.family}) reads the question too, so "
-            "every question has votes of its own; accepted: BLIP-2"
-        )
-
-
 def check_pictures(bundle: Bundle, command: str) -> None:
     """Refuse a bundle of a model of videos: data sets ask about pictures.
 
@@ -48,21 +34,6 @@ def check_pictures(bundle: Bundle, command: str) -> None:
             f"{command}: bundle {bundle.path} is {manifest.model.family}, which is asked about videos; accepted: what "
             "answers questions about images"
         )
-
-
-def check_answers(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle that answers no questions about an image whose votes hold for all of them.
-
-    Raises:
-        UsageError: it has no language model, or its votes depend on more than one image.
-    """
-    manifest = bundle.manifest
-    if not manifest.writes_text:
-        raise UsageError(
-            f"{command}: bundle {bundle.path} is {manifest.model.family}, which generates no text; accepted: BLIP-2 "
-            "with a language model"
-        )
-    check_image_votes(bundle, command)
 
 
 def check_data(bundle: Bundle, data: str, command: str) -> None:

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, RUNTIMES
+from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, INSTRUCTED, RUNTIMES
 from catp.calibration.benchmark.contenders.subject import OURS, Subject
 from catp.calibration.benchmark.costs.geometry import read_geometry
 from catp.calibration.benchmark.options import RATIOS, parse_ratios
-from catp.calibration.supported import check_image_votes
 from catp.runtime.bundle.chains import READ_IMAGE_TOKENS
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import Manifest
@@ -101,7 +100,6 @@ def open_bundles(
         started = time.perf_counter()
         bundles[name] = open_bundle(path)
         seconds[name] = time.perf_counter() - started
-        check_image_votes(bundles[name], "catp-bench")
         vote = bundles[name].manifest.vote
         if ratios is None:
             ratios = (0.0,) if vote is None else parse_ratios(RATIOS)
@@ -137,16 +135,20 @@ def check_dense(ours: Bundle, dense: Bundle) -> None:
 
 def _check_runs(name: str, manifest: Manifest) -> None:
     """Raises UsageError where a runtime, one of RUNTIMES, is not set up for such a model."""
-    if manifest.model.language in READ_IMAGE_TOKENS or not manifest.writes_text:
+    if manifest.model.language in READ_IMAGE_TOKENS or not manifest.writes_text or manifest.model.frames is not None:
         raise UsageError(
             f"--against {name}: the bundle is {manifest.model.family}, which no other runtime is timed with; accepted: "
             "folders of other bundles"
         )
-    if manifest.model.language == "encoder-decoder" and name not in ENCODER_DECODER:
-        raise UsageError(
-            f"--against {name}: the bundle is {manifest.model.family}, which this runtime is not timed with; accepted: "
-            f"{', '.join(ENCODER_DECODER)}, and folders of other bundles"
-        )
+    for special, accepted in (
+        (manifest.model.language == "encoder-decoder", ENCODER_DECODER),
+        (manifest.reads_instruction, INSTRUCTED),
+    ):
+        if special and name not in accepted:
+            raise UsageError(
+                f"--against {name}: the bundle is {manifest.model.family}, which this runtime is not timed with; "
+                f"accepted: {', '.join(accepted)}, and folders of other bundles"
+            )
 
 
 def _check_same(first: Bundle, other: Bundle) -> None:

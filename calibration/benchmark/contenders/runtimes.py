@@ -16,6 +16,7 @@ class Runtime:
         extra: what installs it.
         libraries: what it imports.
         encoder_decoder: it also runs encoder-decoder language models.
+        instructed: it also runs InstructBLIP, whose Q-Former reads the prompt.
     """
 
     module: str
@@ -24,6 +25,7 @@ class Runtime:
     libraries: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
     encoder_decoder: bool = False
+    instructed: bool = False
 
 
 _TRANSFORMERS = ("hugging_face", "TransformersSubject", "export,cpu", ("torch", "transformers"))
@@ -35,8 +37,8 @@ _OPENVINO = (
 )
 
 RUNTIMES: dict[str, Runtime] = {
-    "transformers": Runtime(*_TRANSFORMERS, encoder_decoder=True),
-    "transformers-bf16": Runtime(*_TRANSFORMERS, {"dtype": "bfloat16"}, encoder_decoder=True),
+    "transformers": Runtime(*_TRANSFORMERS, encoder_decoder=True, instructed=True),
+    "transformers-bf16": Runtime(*_TRANSFORMERS, {"dtype": "bfloat16"}, encoder_decoder=True, instructed=True),
     "compile": Runtime(*_TRANSFORMERS, {"compiled": True}),
     "openvino": Runtime(*_OPENVINO),
     "openvino-int8": Runtime(*_OPENVINO, {"int8": True}),
@@ -45,3 +47,6 @@ RUNTIMES: dict[str, Runtime] = {
 
 ENCODER_DECODER = tuple(name for name, runtime in RUNTIMES.items() if runtime.encoder_decoder)
 """Runtimes that also run encoder-decoder language models."""
+
+INSTRUCTED = tuple(name for name, runtime in RUNTIMES.items() if runtime.instructed)
+"""Runtimes that also run InstructBLIP."""

@@ -40,7 +40,7 @@ def find_break_even(
     language = geometry.language
     assert isinstance(language, LanguageGeometry)
     model = PrefillModel(language, manifest.graphs["language_model"])
-    queries, text = manifest.pruning.num_query_tokens, manifest.text
+    queries, text = manifest.pruning.num_query_tokens * setup.pictures, manifest.text
     assert text.max_positions is not None  # a decoder-only model has them
     best = best_rates(rates)
     traffic = best.bytes_per_second
