@@ -35,7 +35,7 @@ from catp.runtime.matching.two_images import Judging, Verdict, verdicts
 from catp.runtime.matching.zero_shot import TEMPLATE, Classes, check_classes, class_vectors, probabilities
 from catp.runtime.providers import open_provider
 from catp.runtime.providers.base import Provider, Value, to_host
-from catp.runtime.pruning import num_kept_by_mass, top_indices
+from catp.runtime.pruning import joined_frames, top_by_mass, top_indices
 from catp.runtime.questions import Question, Wishes, find_repeated, frames_by_row, position_mode
 
 
@@ -103,7 +103,8 @@ class Pipeline:
             ratio: fraction of query tokens removed, 0 <= ratio < 1; None: the bundle's default.
             positions: "original" or "compact"; None: the bundle's default.
             max_new_tokens: per prompt; None: the bundle's default.
-            keep_mass: instead of a ratio, keep for each image the fewest tokens that have this share of its votes.
+            keep_mass: instead of a ratio, keep for each image, or each frame of a video, the fewest tokens that have
+                this share of its votes.
             settings: how tokens are chosen; None: the bundle's default, as in Hugging Face's `generate()`.
             encoder: what a vision encoder that prunes keeps; by default what the bundle says.
             overrides: single settings by name, such as num_beams=4; see GenerationSettings.
@@ -256,7 +257,7 @@ class Pipeline:
                 pruned.check(images * frames, kept, vote.num_query_tokens)
                 pruned = pruned.joined(frames, vote.num_query_tokens)
             return [(list(range(images)), pruned)]
-        return self.image_side.by_mass(encoded, keep_mass)
+        return self.image_side.by_mass(encoded, keep_mass, frames)
 
     def rank(
         self,
@@ -622,13 +623,17 @@ class Pipeline:
             assert isinstance(seen, Remembered)
             return self.prune(seen.encoded, kept)
         queries = self.manifest.pruning.num_query_tokens
-        if isinstance(seen, Remembered) and mass is None:
+        if mass is not None:
+            votes = self.votes_of(seen)
+            frames = len(votes.embeds)
+            (indices,) = joined_frames(top_by_mass(votes.scores, mass), frames, queries)
+            pruned = votes.joined(frames).keep(indices[None])
+            pruned.check(1, len(indices), frames * queries)
+            return pruned
+        if isinstance(seen, Remembered):
             pruned = self.prune(seen.encoded, kept)
         else:
-            votes = self.votes_of(seen)
-            if mass is not None:
-                kept = int(num_kept_by_mass(votes.scores, mass)[0])
-            pruned = votes.keep(top_indices(votes.scores, kept))
+            pruned = seen.keep(top_indices(seen.scores, kept))
         frames = len(pruned.indices)
         pruned.check(frames, kept, queries)
         return pruned.joined(frames, queries)
