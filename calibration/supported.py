@@ -8,10 +8,10 @@ from catp.runtime.errors import UsageError
 
 
 def check_votes(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle that has no votes of an image to work on, or is asked about videos.
+    """Refuse a bundle that has no votes to work on.
 
     Raises:
-        UsageError: nothing votes, or a question is about more than one image.
+        UsageError: nothing votes.
     """
     manifest = bundle.manifest
     if manifest.vote is None:
@@ -19,11 +19,10 @@ def check_votes(bundle: Bundle, command: str) -> None:
             f"{command}: bundle {bundle.path} is {manifest.model.family}, which votes for no query tokens and keeps "
             "every image token; accepted: BLIP-2, InstructBLIP"
         )
-    check_pictures(bundle, command)
 
 
 def check_pictures(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle of a model of videos: data sets ask about pictures.
+    """Refuse a bundle of a model of videos.
 
     Raises:
         UsageError: it is one.
