@@ -206,7 +206,8 @@ def video_checkpoint(shared: Shared) -> Path:
 
 @pytest.fixture(scope="session")
 def video_bundle(video_checkpoint: Path, shared: Shared) -> Path:
-    return shared("video-bundle", lambda folder: export_bundle(str(video_checkpoint), folder, ratio=0.3))
+    options = {"ratio": 0.3, "diagnostics": True}
+    return shared("video-bundle", lambda folder: export_bundle(str(video_checkpoint), folder, **options))
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ IMAGE = ["--image", str(samples()[0].image), "--prompt", "what is red?"]
         (calibrate, "video_bundle", ["ratio"], [], "which is asked about videos"),
         (explain, "instructblip_bundle", [], [*IMAGE, "-o", "out.png"], "exported without diagnostics"),
         (explain, "instructblip_bundle", [], [*IMAGE[:2], "-o", "out.png"], "Missing option '--prompt'"),
-        (explain, "video_bundle", [], [*IMAGE, "-o", "out.png"], "which is asked about videos"),
+        (explain, "video_t5_bundle", [], [*IMAGE, "-o", "out.png"], "exported without diagnostics"),
     ],
 )
 def test_another_family_is_refused_in_one_line(
