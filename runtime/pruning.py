@@ -70,7 +70,7 @@ def top_by_mass(token_scores: np.ndarray, mass: float) -> list[np.ndarray]:
 
 
 def joined_frames(kept: Sequence[np.ndarray], frames: int, num_query_tokens: int) -> list[np.ndarray]:
-    """Of each video the kept tokens of all its frames, int64 [k]: query token i of frame f becomes f * N + i.
+    """The kept tokens of each video, of all its frames, int64 [k]: query token i of frame f becomes f * N + i.
 
     Args:
         kept: ascending indices of each frame, those of a video one after another.
