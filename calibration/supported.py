@@ -7,36 +7,36 @@ from catp.runtime.errors import UsageError
 
 
 def check_votes(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle that has no votes of an image to work on, or no answers to see what they cost by.
+    """Refuse a bundle that has no votes to work on, or no answers to see what they cost by.
 
     Raises:
-        UsageError: nothing votes, it generates no text, or its Q-Former reads the prompt as well.
+        UsageError: nothing votes, or it generates no text.
     """
     manifest = bundle.manifest
     if manifest.vote is None:
         raise UsageError(
             f"{command}: bundle {bundle.path} is {manifest.model.family}, which votes for no query tokens and keeps "
-            "every image token; accepted: BLIP-2"
+            "every image token; accepted: BLIP-2, InstructBLIP"
         )
     check_answers(bundle, command)
 
 
-def check_image_votes(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle whose votes depend on more than one image: the commands share them between questions.
+def check_answers(bundle: Bundle, command: str) -> None:
+    """Refuse a bundle that answers no questions about an image.
 
     Raises:
-        UsageError: its Q-Former reads the prompt as well.
+        UsageError: it has no language model that writes.
     """
     manifest = bundle.manifest
-    if manifest.reads_instruction:
+    if not manifest.writes_text:
         raise UsageError(
-            f"{command}: the Q-Former of bundle {bundle.path} ({manifest.model.family}) reads the question too, so "
-            "every question has votes of its own; accepted: BLIP-2"
+            f"{command}: bundle {bundle.path} is {manifest.model.family}, which generates no text; accepted: what "
+            "answers in words"
         )
 
 
 def check_pictures(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle of a model of videos: data sets ask about pictures.
+    """Refuse a bundle of a model of videos.
 
     Raises:
         UsageError: it is one.
@@ -47,21 +47,6 @@ def check_pictures(bundle: Bundle, command: str) -> None:
             f"{command}: bundle {bundle.path} is {manifest.model.family}, which is asked about videos; accepted: what "
             "answers questions about images"
         )
-
-
-def check_answers(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle that answers no questions about an image whose votes hold for all of them.
-
-    Raises:
-        UsageError: it has no language model, or its votes depend on more than one image.
-    """
-    manifest = bundle.manifest
-    if not manifest.writes_text:
-        raise UsageError(
-            f"{command}: bundle {bundle.path} is {manifest.model.family}, which generates no text; accepted: what "
-            "answers in words"
-        )
-    check_image_votes(bundle, command)
 
 
 def check_data(bundle: Bundle, data: str, command: str) -> None:
@@ -85,6 +70,6 @@ def check_calibrated(bundle: Bundle, command: str) -> None:
     """Refuse a bundle whose graphs can't be quantised.
 
     Raises:
-        UsageError: its votes depend on more than one image.
+        UsageError: it is asked about videos.
     """
-    check_image_votes(bundle, command)
+    check_pictures(bundle, command)

@@ -140,8 +140,6 @@ def export_bundle(
         family = checkpoint.family
         if keep_mass is not None and not family.generates_text:
             raise UsageError(f"keep mass {keep_mass}: texts are scored after equally many tokens each; give a --ratio")
-        if keep_mass is not None and family.frames is not None:
-            raise UsageError(f"keep mass {keep_mass}: frames of a video keep equally many tokens each; give a --ratio")
         if asked and not family.votes:
             raise UsageError(f"{asked}: {family.name} has no query tokens to leave out; leave the option out")
         if diagnostics and not family.votes and pruning is None:

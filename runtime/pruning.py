@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -56,6 +57,30 @@ def num_kept_by_mass(token_scores: np.ndarray, mass: float) -> np.ndarray:
 def top_indices(token_scores: np.ndarray, kept: int) -> np.ndarray:
     """Indices int64 [B, kept] of the highest scores, ascending, ties by lower index: what the graph's TopK keeps."""
     return np.sort(np.argsort(-token_scores, axis=1, kind="stable")[:, :kept], axis=1)
+
+
+def top_by_mass(token_scores: np.ndarray, mass: float) -> list[np.ndarray]:
+    """Ascending indices int64 [k] of the fewest tokens that have `mass` of an image's votes, for each; k differs.
+
+    Args:
+        token_scores: [B, N], none negative.
+    """
+    counts = num_kept_by_mass(token_scores, mass)
+    return [top_indices(row[None], int(count))[0] for row, count in zip(token_scores, counts)]
+
+
+def joined_frames(kept: Sequence[np.ndarray], frames: int, num_query_tokens: int) -> list[np.ndarray]:
+    """The kept tokens of each video, of all its frames, int64 [k]: query token i of frame f becomes f * N + i.
+
+    Args:
+        kept: ascending indices of each frame, those of a video one after another.
+        frames: of each video.
+    """
+    first = [frame * num_query_tokens for frame in range(frames)]
+    return [
+        np.concatenate([of_frame + begin for of_frame, begin in zip(kept[start : start + frames], first)])
+        for start in range(0, len(kept), frames)
+    ]
 
 
 def describe_default(manifest: Manifest, positions: bool = False) -> str:

@@ -27,7 +27,7 @@ class Wishes:
     encoder: EncoderWish = DEFAULT  # what an encoder that prunes keeps
 
     def pruning(self, manifest: Manifest, image_side: ImageSide) -> tuple[int, float | None]:
-        """How many tokens of an image are kept, or the share of the votes in its place.
+        """How many tokens of an image are kept, or the share of the votes in its place, and the most that it may keep.
 
         Raises:
             UsageError: both are given, one is out of range, or the bundle can't keep a share.
@@ -37,11 +37,9 @@ class Wishes:
             raise UsageError(f"ratio {self.ratio} and keep mass {mass}: give one of them")
         if self.ratio is None and mass is None and manifest.vote is not None:
             mass = manifest.vote.keep_mass
-        if mass is not None and manifest.model.frames is not None:
-            raise UsageError(f"keep mass {mass}: frames of a video keep equally many tokens each; give a ratio")
         kept = image_side.num_kept(self.ratio)
         image_side.check_mass(mass)
-        return kept, mass
+        return kept if mass is None else manifest.tokens, mass
 
     def check_frames(self, manifest: Manifest, frames: int, kept: int) -> None:
         """Raises UsageError where a video has more frames than the language model has positions for."""

@@ -45,7 +45,7 @@ PRUNING_LAYERS = "0,2,4"
 
 RARE = {
     "bf16_bundle", "odd_diagnostics_bundle", "instructblip_t5_bundle", "video_t5_bundle", "video_bundle",
-    "dynamic_bundle", "fully_pruned_bundle", "both_instructblip_bundle",
+    "dynamic_bundle", "fully_pruned_bundle", "both_instructblip_bundle", "instructblip_diagnostics_bundle",
 }  # fmt: skip
 """Bundles of what others have too, in another combination: each takes as long as a hundred tests."""
 
@@ -179,6 +179,15 @@ def instructblip_bundle(instructblip_checkpoint: Path, shared: Shared) -> Path:
 
 
 @pytest.fixture(scope="session")
+def instructblip_diagnostics_bundle(instructblip_checkpoint: Path, shared: Shared) -> Path:
+    """The same with what its vote reads."""
+    options = {"ratio": 0.3, "method": "self-attention", "diagnostics": True}
+    return shared(
+        "instructblip-diagnostics-bundle", lambda folder: export_bundle(str(instructblip_checkpoint), folder, **options)
+    )
+
+
+@pytest.fixture(scope="session")
 def instructblip_t5_checkpoint(shared: Shared) -> Path:
     """InstructBLIP with a Flan-T5."""
     return shared("instructblip-t5-checkpoint", save_instructblip_t5_checkpoint)
@@ -197,7 +206,8 @@ def video_checkpoint(shared: Shared) -> Path:
 
 @pytest.fixture(scope="session")
 def video_bundle(video_checkpoint: Path, shared: Shared) -> Path:
-    return shared("video-bundle", lambda folder: export_bundle(str(video_checkpoint), folder, ratio=0.3))
+    options = {"ratio": 0.3, "diagnostics": True}
+    return shared("video-bundle", lambda folder: export_bundle(str(video_checkpoint), folder, **options))
 
 
 @pytest.fixture(scope="session")

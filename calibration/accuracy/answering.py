@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 
 import numpy as np
 
@@ -13,10 +14,13 @@ from catp.calibration.accuracy.predictions import Prediction
 from catp.calibration.accuracy.settings import RANDOM, Setting, score_outputs
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.metrics import JUDGES, Metric
-from catp.runtime.bundle.manifest import Positions
+from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.errors import ImageError, UsageError
 from catp.runtime.image_sides.query_tokens import Votes
+from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.pipeline import Pipeline
+from catp.runtime.pruning import joined_frames
+from catp.runtime.questions import frames_by_row
 
 Case = tuple[int, Positions, tuple[int, ...]]
 """What decides an answer: a question of the batch, the position mode, the tokens kept. Settings may share one."""
@@ -35,21 +39,50 @@ def in_batches(questions: Iterable[VqaExample], size: int) -> Iterator[list[VqaE
 
 
 def read_images(pipeline: Pipeline, batch: Sequence[VqaExample]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """By image key, pixel_values [1, 3, H, W] (pairs: [2, 3, H, W]) or what is wrong; one picture is held at a time."""
+    """By image key, pixel_values [1, 3, H, W] (pairs: [2, 3, H, W], videos: [F, 3, H, W]) or what is wrong.
+
+    One picture, or video, is held at a time.
+    """
     pixels: dict[str, np.ndarray] = {}
     errors: dict[str, str] = {}
     for question in batch:
         key = question.image_key
         if key not in pixels and key not in errors:
             try:
-                pixels[key] = pipeline.preprocess(question.images)
+                pixels[key] = pipeline.preprocess(_pictures(pipeline.manifest, question))
             except ImageError as error:
                 errors[key] = str(error)
     return pixels, errors
 
 
-def read_prompt(pipeline: Pipeline, question: VqaExample, asking: Asking = USUAL) -> tuple[list[int], str | None]:
-    """Token ids of a question's prompt, and why it can't be asked; None where it can."""
+def _pictures(manifest: Manifest, question: VqaExample) -> Sequence[ImageSource]:
+    """One, two, or the frames of a video, for whose model a picture is a video of one frame.
+
+    Raises:
+        ImageError: a video can't be read, or there is none.
+    """
+    if manifest.model.frames is None:
+        return question.images
+    try:
+        (frames,) = frames_by_row(manifest, question.images)
+    except UsageError as error:
+        raise ImageError(str(error)) from None
+    return frames
+
+
+def frames_in(pipeline: Pipeline, pixel_values: np.ndarray | None) -> int:
+    """Frames of a question's video, at least one; 1 of a model of images, whatever one question is about."""
+    return 1 if pipeline.manifest.model.frames is None or pixel_values is None else len(pixel_values)
+
+
+def read_prompt(
+    pipeline: Pipeline, question: VqaExample, asking: Asking = USUAL, frames: int = 1
+) -> tuple[list[int], str | None]:
+    """Token ids of a question's prompt, and why it can't be asked; None where it can.
+
+    Args:
+        frames: of its video.
+    """
     manifest = pipeline.manifest
     prompt = asking.prompt(manifest, question)
     try:
@@ -59,9 +92,43 @@ def read_prompt(pipeline: Pipeline, question: VqaExample, asking: Asking = USUAL
         return [], str(error)
     if manifest.text.max_positions is None:
         return token_ids, None
-    room = manifest.text.max_positions - (manifest.tokens if manifest.vote else 0)
-    too_long = f"prompt of {len(token_ids)} tokens: this model takes {room}"
+    room = max(0, manifest.text.max_positions - (manifest.tokens * frames if manifest.vote else 0))
+    after = f" after {frames} frames" if frames > 1 else ""
+    too_long = f"prompt of {len(token_ids)} tokens{after}: this model takes {room}"
     return token_ids, too_long if len(token_ids) > room else None
+
+
+def votes_about(
+    pipeline: Pipeline,
+    questions: Sequence[VqaExample],
+    pixels: dict[str, np.ndarray],
+    batch_size: int,
+    asking: Asking = USUAL,
+) -> tuple[Votes, np.ndarray]:
+    """Votes, and int64 [B] the row of them that each question is about.
+
+    A row for each image, or, where the Q-Former reads the question too, for each question: of a video, with the tokens
+    of all frames.
+
+    Args:
+        questions: about videos of equally many frames, if they are about videos.
+        pixels: by image key, as `read_images` has them.
+        batch_size: images at a time, at most, where there is a row for each question; of a longer video all frames.
+    """
+    if not pipeline.manifest.reads_instruction:
+        image_of = {key: image for image, key in enumerate(pixels)}
+        images = np.array([image_of[question.image_key] for question in questions])
+        return pipeline.votes(pipeline.encode(np.concatenate(list(pixels.values())))), images
+    frames = frames_in(pipeline, pixels[questions[0].image_key])
+    size = max(1, batch_size // frames)
+    found = []
+    for start in range(0, len(questions), size):
+        part = questions[start : start + size]
+        pictures = np.concatenate([pixels[question.image_key] for question in part])
+        prompts = [asking.prompt(pipeline.manifest, question) for question in part for _ in range(frames)]
+        found.append(pipeline.votes(pipeline.encode(pictures, prompts)).joined(frames))
+    outputs = {name: np.concatenate([votes.outputs[name] for votes in found]) for name in found[0].outputs}
+    return Votes(np.concatenate([votes.embeds for votes in found]), outputs, frames), np.arange(len(questions))
 
 
 class Answerer:
@@ -98,43 +165,29 @@ class Answerer:
         Raises:
             UsageError: the engines were built for one ratio, or for smaller batches.
         """
-        prompts, unread = zip(*(read_prompt(self._pipeline, question, self._asking) for question in batch))
         pixels, errors = read_images(self._pipeline, batch)
+        frames = [frames_in(self._pipeline, pixels.get(question.image_key)) for question in batch]
+        read = (read_prompt(self._pipeline, *question) for question in zip(batch, repeat(self._asking), frames))
+        prompts, unread = zip(*read)
         reasons = [errors.get(q.image_key) or reason for q, reason in zip(batch, unread)]
-        rows = [row for row, reason in enumerate(reasons) if reason is None]
-        cases: list[list[Case]] = []
-        answers: dict[Case, str] = {}
-        if rows:
+        alike: defaultdict[int, list[int]] = defaultdict(list)
+        for row, reason in enumerate(reasons):
+            if reason is None:
+                alike[frames[row]].append(row)
+        found: dict[int, Prediction] = {}
+        for count, rows in alike.items():
             questions = [batch[row] for row in rows]
-            votes, images = self._votes(questions, pixels)
+            votes, images = votes_about(self._pipeline, questions, pixels, self._batch_size, self._asking)
             cases = self._cases(questions, votes, images)
             answers = self._decode(questions, [prompts[row] for row in rows], cases, votes, images)
-        asked = iter(cases)
+            for row, case in zip(rows, cases):
+                found[row] = self._predict(batch[row], case, answers, count)
         return [
             Prediction(id=question.id, image_key=question.image_key, answer_type=question.answer_type, error=reason)
             if reason
-            else self._predict(question, next(asked), answers)
-            for question, reason in zip(batch, reasons)
+            else found[row]
+            for row, (question, reason) in enumerate(zip(batch, reasons))
         ]
-
-    def _votes(self, questions: Sequence[VqaExample], pixels: dict[str, np.ndarray]) -> tuple[Votes, np.ndarray]:
-        """Votes, and int64 [B] the row of them that each question is about.
-
-        A row for each image, or, where the Q-Former reads the question too, for each question.
-        """
-        pipeline = self._pipeline
-        image_of = {key: image for image, key in enumerate(pixels)}
-        images = np.array([image_of[question.image_key] for question in questions])
-        pictures = np.concatenate(list(pixels.values()))
-        if not pipeline.manifest.reads_instruction:
-            return pipeline.votes(pipeline.encode(pictures)), images
-        prompts = [self._asking.prompt(pipeline.manifest, question) for question in questions]
-        found = []
-        for start in range(0, len(questions), self._batch_size):
-            part = slice(start, start + self._batch_size)
-            found.append(pipeline.votes(pipeline.encode(pictures[images[part]], prompts[part])))
-        outputs = {name: np.concatenate([votes.outputs[name] for votes in found]) for name in self._outputs.values()}
-        return Votes(np.concatenate([votes.embeds for votes in found]), outputs), np.arange(len(questions))
 
     def _cases(self, questions: Sequence[VqaExample], votes: Votes, images: np.ndarray) -> list[list[Case]]:
         """For each question, its case in each setting.
@@ -142,17 +195,20 @@ class Answerer:
         Args:
             images: int64 [B], the row of `votes` that each question is about.
         """
+        frames, tokens = votes.frames, self._tokens
+        ids = [f"{q.id} {frame}" if frame else q.id for q in questions for frame in range(frames)]
         scores = {
-            method: np.stack([random_scores(self._seed, question.id, self._tokens) for question in questions])
+            method: np.stack([random_scores(self._seed, id, tokens) for id in ids])
             if method == RANDOM
-            else votes.outputs[self._outputs[method]][images]
+            else votes.outputs[self._outputs[method]][images].reshape(-1, tokens)
             for method in {setting.method for setting in self._settings}
         }
         cases: list[list[Case]] = [[] for _ in questions]
         for setting in self._settings:
-            for row, kept in enumerate(kept_tokens(setting, scores[setting.method])):
+            of_frames = kept_tokens(setting, scores[setting.method])
+            for row, kept in enumerate(joined_frames(of_frames, frames, tokens)):
                 # With every token kept there are no gaps to close.
-                positions = setting.positions if len(kept) < self._tokens else "original"
+                positions = setting.positions if len(kept) < frames * tokens else "original"
                 cases[row].append((row, positions, tuple(kept.tolist())))
         return cases
 
@@ -187,7 +243,9 @@ class Answerer:
                     answers[case] = self._pipeline.detokenize(ids)
         return answers
 
-    def _predict(self, question: VqaExample, cases: Sequence[Case], answers: dict[Case, str]) -> Prediction:
+    def _predict(
+        self, question: VqaExample, cases: Sequence[Case], answers: dict[Case, str], frames: int
+    ) -> Prediction:
         texts = [answers[case] for case in cases]
         right = {text: self._judge(text, question.answers) for text in set(texts)}
         return Prediction(
@@ -196,5 +254,6 @@ class Answerer:
             answer_type=question.answer_type,
             answers=tuple(texts),
             num_kept=tuple(len(kept) for _, _, kept in cases),
+            frames=frames,
             accuracy=tuple(right[text] for text in texts),
         )

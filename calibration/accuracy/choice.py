@@ -7,11 +7,11 @@ import hashlib
 import numpy as np
 
 from catp.calibration.accuracy.settings import Setting
-from catp.runtime.pruning import num_kept, num_kept_by_mass, top_indices
+from catp.runtime.pruning import num_kept, top_by_mass, top_indices
 
 
 def kept_tokens(setting: Setting, scores: np.ndarray) -> list[np.ndarray]:
-    """Ascending indices int64 [k] for each of B questions; k differs between them only with a share of the votes.
+    """Ascending indices int64 [k] for each of B questions, or frames; only with a share of the votes k differs.
 
     Args:
         scores: float32 [B, N] by the setting's method.
@@ -19,8 +19,7 @@ def kept_tokens(setting: Setting, scores: np.ndarray) -> list[np.ndarray]:
     if setting.ratio is not None:
         return list(top_indices(scores, num_kept(setting.ratio, scores.shape[1])))
     assert setting.keep_mass is not None
-    counts = num_kept_by_mass(scores, setting.keep_mass)
-    return [top_indices(row[None], int(count))[0] for row, count in zip(scores, counts)]
+    return top_by_mass(scores, setting.keep_mass)
 
 
 def random_scores(seed: int, question_id: str, num_query_tokens: int) -> np.ndarray:

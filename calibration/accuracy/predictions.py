@@ -86,6 +86,7 @@ class Prediction(_Line):
     answer_type: str
     answers: tuple[str, ...] = ()
     num_kept: tuple[int, ...] = ()
+    frames: int = 1  # of its video, which all of these tokens are of
     accuracy: tuple[float, ...] = ()
     error: str | None = None  # why it was not asked; then the lists are empty
 

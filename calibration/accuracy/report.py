@@ -41,7 +41,7 @@ class Score(Share):
     positions: Positions
     ratio: float | None
     keep_mass: float | None
-    tokens_kept: float = Field(description="mean over questions")
+    tokens_kept: float = Field(description="mean over questions; of videos, of a frame")
     by_answer_type: dict[str, Share]
 
 
@@ -183,7 +183,7 @@ def _read(predictions: Iterable[Prediction], settings: int) -> _Results:
                 skipped.append(Skipped(id=prediction.id, image_key=prediction.image_key, reason=prediction.error))
             continue
         accuracy.extend(prediction.accuracy)
-        tokens_kept += prediction.num_kept
+        tokens_kept += np.array(prediction.num_kept) / prediction.frames
         image.append(numbers.setdefault(prediction.image_key, len(numbers)))
         answer_type.append(prediction.answer_type)
     return _Results(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from catp.calibration.benchmark.contenders.bundle_subject import BundleSubject
+from catp.calibration.benchmark.contenders.bundle_subject import BundleSubject, make_asked_input
 from catp.calibration.benchmark.contenders.described import describe
 from catp.calibration.benchmark.contenders.registry import (
     DENSE,
@@ -19,7 +19,7 @@ from catp.calibration.benchmark.contenders.registry import (
     open_bundles,
     open_contender,
 )
-from catp.calibration.benchmark.contenders.runtimes import BLIP_WRITING, ENCODER_DECODER, RUNTIMES
+from catp.calibration.benchmark.contenders.runtimes import BLIP_WRITING, ENCODER_DECODER, INSTRUCTED, RUNTIMES
 from catp.calibration.benchmark.contenders.scoring import (
     CLASSES,
     ScoringSubject,
@@ -28,7 +28,7 @@ from catp.calibration.benchmark.contenders.scoring import (
     make_scored_input,
 )
 from catp.calibration.benchmark.contenders.shared_engines import SharedEngines
-from catp.calibration.benchmark.contenders.subject import IMAGE_SIZE, OURS, Subject, make_timed_input
+from catp.calibration.benchmark.contenders.subject import IMAGE_SIZE, OURS, Subject
 from catp.calibration.benchmark.costs.base import Workload
 from catp.calibration.benchmark.costs.cost import Cost, cost_of
 from catp.calibration.benchmark.costs.geometry import Geometry, read_geometry
@@ -95,8 +95,11 @@ def run(
             f"{RATIOS}, or 0 where none can be."
         ),
     ] = None,
-    batch: Annotated[str, typer.Option(help="Images at a time, separated by commas.")] = "1,4",
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt, or of each text, made of the seed.")] = 16,
+    batch: Annotated[str, typer.Option(help="Images, or videos, at a time, separated by commas.")] = "1,4",
+    prompt_tokens: Annotated[
+        int,
+        typer.Option(min=1, help="Of a prompt, also as a Q-Former reads it, or of each text; made of the seed."),
+    ] = 16,
     new_tokens: Annotated[
         int | None,
         typer.Option(min=1, help=f"Generated exactly: an end token ends nothing. Default: {NEW_TOKENS}."),
@@ -125,8 +128,8 @@ def run(
         typer.Option(
             metavar="NAMES",
             help=f"Also time the same weights in: {', '.join(RUNTIMES)}, or folders of other bundles of the same "
-            f"model; separated by commas. With Flan-T5 of these {' and '.join(ENCODER_DECODER)}, with BLIP's answers "
-            f"and captions {', '.join(BLIP_WRITING)}.",
+            f"model; separated by commas. With Flan-T5 of these {', '.join(ENCODER_DECODER)}, with InstructBLIP "
+            f"{', '.join(INSTRUCTED)}, with BLIP's answers and captions {', '.join(BLIP_WRITING)}.",
         ),
     ] = None,
     encoder_flops: Annotated[
@@ -333,7 +336,7 @@ def _measure(
     positions = position_mode(manifest, positions)  # the same for all bundles
     vocabulary, most, tokens = geometry.language.vocabulary, max(setup.batches), setup.prompt_tokens
     if setup.texts is None:
-        timed_input = make_timed_input(manifest, vocabulary, most, tokens, setup.new_tokens, setup.seed)
+        timed_input = make_asked_input(first, geometry, most, tokens, setup.new_tokens, setup.seed)
     else:
         timed_input = make_scored_input(first, vocabulary, most, tokens, setup.texts, setup.seed)
     described = {name: describe(bundle, positions) for name, bundle in bundles.items()}
@@ -411,7 +414,7 @@ def _costs(manifest: Manifest, sizes: Geometry, setup: Setup, schedule: Schedule
         )
         for size in setup.batches
         for ratio in setup.ratios
-        for kept in (num_kept(ratio, manifest.tokens),)
+        for kept in (num_kept(ratio, manifest.tokens) * (manifest.model.frames or 1),)
     ]
 
 

@@ -32,7 +32,7 @@ from catp.calibration.plots import check_plot
 from catp.calibration.retrieval.evaluation import RERANK, evaluate_retrieval
 from catp.calibration.retrieval.recall import Setting
 from catp.calibration.retrieval.tables import recall_table
-from catp.calibration.supported import check_data, check_pictures
+from catp.calibration.supported import check_data
 from catp.runtime.bundle.generation_settings import GREEDY, Overrides
 from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.commands.console import busy, console, make_app, make_console, print_json_line
@@ -272,7 +272,6 @@ def evaluate_bundle(
             if json_output:
                 print_json_line(found.model_dump_json())
             return
-        check_pictures(pipeline.bundle, "catp-eval")
         if pipeline.manifest.vote is None:
             _check_nothing_pruned(pipeline.manifest, wanted, masses, positions)
         chosen = _choose_methods(pipeline.manifest, methods, alone=of_bundle and data == "demo", all_=not of_bundle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from catp.calibration.encoder.answering import check_encoder
-from catp.calibration.explanation.explanation import Explanation, explain
+from catp.calibration.explanation.explanation import Explanation, explain_frames
 from catp.calibration.explanation.patches import EncoderTrace, PatchExplanation, explain_patches
 from catp.calibration.supported import check_votes
 from catp.runtime.bundle.manifest import Positions
@@ -25,7 +26,7 @@ from catp.runtime.system.optional_imports import reason_of
 
 def explain_bundle(
     bundle: Annotated[Path, typer.Argument(help="Folder written by catp-export --diagnostics.")],
-    image: Annotated[Path, typer.Option("--image", help="Image file.")],
+    image: Annotated[Path, typer.Option("--image", help="Image file, or folder of frames for a model of videos.")],
     prompt: Annotated[str, typer.Option("--prompt", help="Text for the image; an empty one asks for a caption.")],
     ratio: Annotated[
         float | None, typer.Option(help="Fraction of query tokens removed, 0 <= ratio < 1. Default: the bundle's.")
@@ -64,7 +65,7 @@ def explain_bundle(
     target = _free(output, overwrite)
     try:
         from catp.calibration.explanation.patches_picture import describe_left, draw_patches
-        from catp.calibration.explanation.picture import draw
+        from catp.calibration.explanation.picture import count_tokens, draw
     except ImportError as error:
         reason = reason_of(error, error.name)
         raise UsageError(f"catp-explain needs {error.name}, which {reason}; pip install '.[eval]'") from None
@@ -94,17 +95,20 @@ def explain_bundle(
     else:  # both answers are of one prompt, which a Q-Former may read as well
         check_encoder(pipeline, "catp-explain")
     with busy("answer with all query tokens and with those kept"):
-        explanation = explain(pipeline, image, prompt, ratio, keep_mass, positions, wish)
+        frames = explain_frames(pipeline, image, prompt, ratio, keep_mass, positions, wish)
     with busy("draw"):
-        write_file(target, lambda file: draw(explanation, file), overwrite)
+        write_file(target, lambda file: draw(frames, file), overwrite)
+    explanation = frames[0]
     if json_output:
-        print_json_line(json.dumps({**to_json(explanation), "image": str(image), "picture": str(output)}))
+        found = to_json(explanation) if manifest.model.frames is None else video_to_json(frames)
+        print_json_line(json.dumps({**found, "image": str(image), "picture": str(output)}))
     else:
         if explanation.encoder is not None:
             print_line(describe_left(explanation.encoder))
-        total = len(explanation.scores)
-        print_line(f"all {total} query tokens: {explanation.full_answer}")
-        print_line(f"{len(explanation.kept)} of {total} ({explanation.kept_by}): {explanation.answer}")
+        total, kept = count_tokens(frames)
+        of_frames = f" of {len(frames)} frames" if len(frames) > 1 else ""
+        print_line(f"all {total} query tokens{of_frames}: {explanation.full_answer}")
+        print_line(f"{kept} of {total} ({explanation.kept_by}): {explanation.answer}")
     console.print(f"Wrote {escape(str(output))}", soft_wrap=True)
 
 
@@ -158,6 +162,20 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         "kept_indices": explanation.kept.tolist(),
         "token_scores": explanation.scores.tolist(),
         **read,
+    }
+
+
+def video_to_json(frames: Sequence[Explanation]) -> dict[str, Any]:
+    """The content of the picture of a video: kept indices as catp-run has them, scores and numbers kept by frame."""
+    queries = len(frames[0].scores)
+    kept = [frame.frame * queries + index for frame in frames for index in frame.kept.tolist()]
+    return {
+        **to_json(frames[0]),
+        "frames": len(frames),
+        "num_kept": len(kept),
+        "kept_indices": kept,
+        "token_scores": [frame.scores.tolist() for frame in frames],
+        "num_kept_of_frames": [len(frame.kept) for frame in frames],
     }
 
 

@@ -3,7 +3,8 @@
     {"image": "pictures/1.jpg", "question": "what is on the table?", "answers": ["cup", "a cup", "mug"]}
     {"image": "pictures/1.jpg", "question": "is it full?", "answer": "no", "id": "full-1", "answer_type": "yes/no"}
 
-`image` is relative to the file. Without an `id`, a question is called by its line; other keys are ignored.
+`image` is relative to the file; for a model of videos it is a folder of frames, or an animation. Without an `id`, a
+question is called by its line; other keys are ignored.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The effect of pruning on one question: the tokens kept, where each of them looks, and both answers."""
+"""The effect of pruning on one question: the tokens kept of an image or frame, where each looks, and both answers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
 from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.inputs.images import load_image, resize
+from catp.runtime.inputs.videos import VideoSource
 from catp.runtime.pipeline import Pipeline
+from catp.runtime.questions import frames_by_row
+
+MOST_FRAMES = 32
+"""Of a video: each takes a page of its own in the picture."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """One image and prompt, answered with all N query tokens and with the k that were kept."""
+    """One image and prompt, or frame of a video, answered with all N query tokens and with the k that were kept."""
 
     manifest: Manifest
     prompt: str
@@ -32,6 +37,7 @@ class Explanation:
     answer: str  # with the kept tokens
     full_answer: str  # with all of them
     encoder: EncoderTrace | None = None  # what a vision encoder that prunes left of the image before; None: all of it
+    frame: int = 0  # which one of a video; answers are about all of them
 
     @property
     def agree(self) -> bool:
@@ -78,10 +84,32 @@ def explain(
     positions: Positions | None = None,
     encoder: EncoderWish = DEFAULT,
 ) -> Explanation:
-    """Answer one prompt twice, and record what the vote between saw.
+    """Answer one prompt about an image twice, and record what the vote between saw; arguments as of `explain_frames`.
+
+    Raises:
+        UsageError: as there, or it is a video of several frames.
+        ImageError: as there.
+    """
+    frames = explain_frames(pipeline, image, prompt, ratio, keep_mass, positions, encoder)
+    if len(frames) > 1:
+        raise UsageError(f"video: {len(frames)} frames, and one image is to be explained; give one frame")
+    return frames[0]
+
+
+def explain_frames(
+    pipeline: Pipeline,
+    image: VideoSource,
+    prompt: str,
+    ratio: float | None = None,
+    keep_mass: float | None = None,
+    positions: Positions | None = None,
+    encoder: EncoderWish = DEFAULT,
+) -> list[Explanation]:
+    """As `explain`, of each frame of a video, which share their answers; an image is one.
 
     Args:
         pipeline: of a bundle with diagnostics.
+        image: of a model of videos also a folder of frames, an animation or a sequence.
         ratio, keep_mass, positions: as `Pipeline.generate` takes them.
         encoder: what a vision encoder that prunes keeps; both answers are about what it leaves.
 
@@ -96,33 +124,42 @@ def explain(
             "export with --diagnostics (catp-export --diagnostics ...)"
         )
     pruning = check_traceable(pipeline) if manifest.encoder_pruning is not None else None
-    picture = load_image(image)
+    (sources,) = frames_by_row(manifest, [image])
+    if len(sources) > MOST_FRAMES:
+        raise UsageError(f"video: {len(sources)} frames, and {MOST_FRAMES} are shown at most; give fewer")
+    pictures = [load_image(source) for source in sources]
+    frames, queries = len(pictures), manifest.pruning.num_query_tokens
+    asked: VideoSource = pictures[0] if manifest.model.frames is None else pictures
     # The answer is asked for as catp-run does, so the picture can't show another one.
-    (answer,) = pipeline.generate([picture], [prompt], ratio, positions, keep_mass=keep_mass, encoder=encoder)
-    encoded = pipeline.encode(pipeline.preprocess([picture]), [prompt], encoder)
+    (answer,) = pipeline.generate([asked], [prompt], ratio, positions, keep_mass=keep_mass, encoder=encoder)
+    encoded = pipeline.encode(pipeline.preprocess(pictures), [prompt] * frames, encoder)
     votes = pipeline.votes(encoded)
-    everything = votes.keep(np.arange(manifest.pruning.num_query_tokens)[None])
+    everything = votes.joined(frames).keep(np.arange(frames * queries)[None])
     prompts, limit = [pipeline.tokenize(prompt)], manifest.text.max_new_tokens
     full = pipeline.decode(everything, prompts, limit, positions)
     if ratio is None and keep_mass is None:
         ratio, keep_mass = manifest.pruning.ratio, manifest.pruning.keep_mass
-    (attention,) = votes.outputs[QUERY_ATTENTION]
+    maps = votes.outputs[QUERY_ATTENTION]
     trace = None if pruning is None else trace_encoder(pruning, encoded, encoder)
     if trace is not None:
-        attention = trace.on_patches(attention)
-    spec = manifest.image
-    return Explanation(
-        manifest,
-        prompt,
-        ratio if keep_mass is None else None,
-        keep_mass,
-        positions or manifest.pruning.positions,
-        resize(picture, spec),
-        patch_size(spec, attention.shape[1] - 1),
-        votes.scores[0],
-        np.array(answer.kept_indices),
-        attention,
-        answer.answer,
-        pipeline.detokenize(full.token_ids[0]),
-        trace,
-    )
+        maps = trace.on_patches(maps)
+    kept = np.array(answer.kept_indices)
+    return [
+        Explanation(
+            manifest,
+            prompt,
+            ratio if keep_mass is None else None,
+            keep_mass,
+            positions or manifest.pruning.positions,
+            resize(picture, manifest.image),
+            patch_size(manifest.image, maps.shape[2] - 1),
+            votes.scores[frame],
+            kept[kept // queries == frame] % queries,
+            maps[frame],
+            answer.answer,
+            pipeline.detokenize(full.token_ids[0]),
+            trace,
+            frame,
+        )
+        for frame, picture in enumerate(pictures)
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -32,8 +33,11 @@ LEFT, RIGHT = 40, 1460
 TITLE, BODY, SMALL = 20, 18, 16
 
 
-def draw(explanation: Explanation, path: Path) -> None:
+def draw(frames: Sequence[Explanation], path: Path) -> None:
     """Write the picture as a PNG file; below it, of an encoder that prunes, one panel for each layer that does.
+
+    Args:
+        frames: of a video, drawn one below another; an image is one.
 
     Raises:
         OSError: it can't be written.
@@ -41,15 +45,28 @@ def draw(explanation: Explanation, path: Path) -> None:
     # A user's matplotlibrc (LaTeX, dark styles) must not decide whether the page can be read.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        page = Page(WIDTH, height_of(explanation.encoder))
-        page.text(LEFT, 24, RIGHT - LEFT, headline(explanation), 29, weight="bold")
-        _images(page, explanation, 84)
-        _facts(page, explanation, 84)
-        _scores(page, explanation, 532)
-        _single_maps(page, explanation, 794)
-        if explanation.encoder is not None:
-            _layers(page, explanation, explanation.encoder, HEIGHT)
+        height = height_of(frames[0].encoder)
+        page = Page(WIDTH, len(frames) * height)
+        for place, explanation in enumerate(frames):
+            top = place * height
+            title = headline(frames) if place == 0 else ""
+            if len(frames) > 1:
+                kept, total = len(explanation.kept), len(explanation.scores)
+                title = f"Frame {place + 1} of {len(frames)}: {kept} of {total} kept{title and f'. {title}'}"
+            page.text(LEFT, top + 24, RIGHT - LEFT, title, 29 if len(frames) == 1 else 24, weight="bold")
+            _images(page, explanation, top + 84)
+            if place == 0:
+                _facts(page, frames, top + 84)
+            _scores(page, explanation, top + 532)
+            _single_maps(page, explanation, top + 794)
+            if explanation.encoder is not None:
+                _layers(page, explanation, explanation.encoder, top + HEIGHT)
         page.save(path)
+
+
+def count_tokens(frames: Sequence[Explanation]) -> tuple[int, int]:
+    """Query tokens of all frames, and how many of them are kept."""
+    return sum(len(frame.scores) for frame in frames), sum(len(frame.kept) for frame in frames)
 
 
 def height_of(encoder: EncoderTrace | None) -> int:
@@ -59,9 +76,13 @@ def height_of(encoder: EncoderTrace | None) -> int:
     return HEIGHT + 62 + math.ceil(len(encoder.layers) / COLUMNS) * (PANEL + 62)
 
 
-def headline(explanation: Explanation) -> str:
-    """The effect of pruning, in one sentence."""
-    total, kept = len(explanation.scores), len(explanation.kept)
+def headline(frames: Sequence[Explanation]) -> str:
+    """The effect of pruning, in one sentence.
+
+    Args:
+        frames: of a video; an image is one.
+    """
+    explanation, (total, kept) = frames[0], count_tokens(frames)
     if kept == total:
         return f"Nothing pruned: all {total} query tokens are kept"
     outcome = "the same answer" if explanation.agree else "another answer"
@@ -137,10 +158,10 @@ def _show_heat(axes: Axes, explanation: Explanation, heat: np.ndarray, scale: No
     return drawn
 
 
-def _facts(page: Page, explanation: Explanation, top: float) -> None:
+def _facts(page: Page, frames: Sequence[Explanation], top: float) -> None:
     """Question, both answers, and how they came about."""
     left, width = 1090, RIGHT - 1090
-    total, kept = len(explanation.scores), len(explanation.kept)
+    explanation, (total, kept) = frames[0], count_tokens(frames)
     manifest = explanation.manifest
 
     def fact(label: str, text: str, size: float, lines: int, **style: str) -> None:
@@ -158,10 +179,11 @@ def _facts(page: Page, explanation: Explanation, top: float) -> None:
 
 
 def method(explanation: Explanation) -> str:
-    """The voting method and its options."""
+    """The voting method and its options, and whether the prompt decides votes too."""
     pruning = explanation.manifest.pruning
     options = [f"{name.replace('_', ' ')}: {value}" for name, value in pruning.options.items() if value != []]
-    return f"{pruning.method}: {', '.join(options)}" if options else pruning.method
+    found = f"{pruning.method}: {', '.join(options)}" if options else pruning.method
+    return f"{found}, of image and prompt" if explanation.manifest.reads_instruction else found
 
 
 def _scores(page: Page, explanation: Explanation, top: float) -> None:

@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from catp.calibration.accuracy.answering import in_batches, read_images, read_prompt
+from catp.calibration.accuracy.answering import in_batches, read_images, read_prompt, votes_about
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.metrics import JUDGES, Metric
 from catp.runtime.bundle.manifest import LAYER_POINTS, Positions
@@ -114,16 +114,19 @@ class LayerWeights:
         return np.array(found, np.float64)
 
     def _read(self, batch: list[VqaExample]) -> list[_Case]:
-        """Every image once, as Answerer does; what it skips is skipped here."""
-        prompts = [read_prompt(self._pipeline, question) for question in batch]
-        pixels, _ = read_images(self._pipeline, batch)
-        if not pixels:
+        """Every image once, or every question where votes depend on it; what Answerer skips is skipped here."""
+        pixels, errors = read_images(self._pipeline, batch)
+        asked, prompts = [], []
+        for question in batch:
+            ids, unread = read_prompt(self._pipeline, question)
+            if unread is None and question.image_key not in errors:
+                asked.append(question)
+                prompts.append(ids)
+        if not asked:
             return []
-        votes = self._pipeline.votes(self._pipeline.encode(np.concatenate(list(pixels.values()))))
+        votes, rows = votes_about(self._pipeline, asked, pixels, self._batch_size)
         points = votes.outputs[LAYER_POINTS]
-        row = {key: index for index, key in enumerate(pixels)}
         return [
-            _Case(ids, q.answers, q.image_key, votes.embeds[row[q.image_key]], points[row[q.image_key]])
-            for q, (ids, unread) in zip(batch, prompts)
-            if q.image_key in row and unread is None
+            _Case(ids, question.answers, question.image_key, votes.embeds[row], points[row])
+            for question, ids, row in zip(asked, prompts, rows)
         ]

@@ -51,7 +51,9 @@ def run(
     ] = None,
     keep_mass: Annotated[
         float | None,
-        typer.Option(help="Instead of a ratio: keep the fewest tokens with this share of the votes, for each image."),
+        typer.Option(
+            help="Instead of a ratio: keep the fewest tokens with this share of the votes, for each image or frame."
+        ),
     ] = None,
     positions: Annotated[
         Positions | None, typer.Option(help="Positions of kept tokens. Default: the bundle's.")

@@ -68,6 +68,10 @@ class ImageSide(Protocol):
         """The part of an image's results that is the same at every ratio, in host memory."""
         ...
 
-    def by_mass(self, encoded: Encoded, mass: float) -> list[tuple[list[int], Pruned]]:
-        """Images that keep equally many tokens, together: of each, the fewest with this share of its votes."""
+    def by_mass(self, encoded: Encoded, mass: float, frames: int = 1) -> list[tuple[list[int], Pruned]]:
+        """Images that keep equally many tokens, together: of each, the fewest with this share of its votes.
+
+        Args:
+            frames: of each video, if they are some: each keeps its own number, and videos with equal sums are together.
+        """
         ...

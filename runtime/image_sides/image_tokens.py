@@ -78,6 +78,6 @@ class ImageTokens:
         """Everything that the encoder outputs: nothing else is computed of an image."""
         return Remembered({name: np.array(to_host(value)) for name, value in encoded.items()})
 
-    def by_mass(self, encoded: Encoded, mass: float) -> list[tuple[list[int], Pruned]]:
+    def by_mass(self, encoded: Encoded, mass: float, frames: int = 1) -> list[tuple[list[int], Pruned]]:
         """Raises UsageError: there are no votes to keep a share of."""
         raise UsageError(f"keep mass {mass}: {self._why}")

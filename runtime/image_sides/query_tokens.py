@@ -77,6 +77,7 @@ class Votes:
 
     embeds: np.ndarray  # [B, N, Dl]
     outputs: dict[str, np.ndarray]  # token_scores float32 [B, N], and the diagnostics where the bundle has them
+    frames: int = 1  # whose tokens stand one after another in each row
 
     @property
     def scores(self) -> np.ndarray:
@@ -88,10 +89,23 @@ class Votes:
         """Bytes of all arrays."""
         return int(self.embeds.nbytes + sum(output.nbytes for output in self.outputs.values()))
 
+    def joined(self, frames: int) -> Votes:
+        """Rows of so many frames each, F x N tokens in a row; query token i of frame f becomes f * N + i.
+
+        Of the outputs, scores alone go along.
+        """
+        if frames == 1:
+            return self
+        rows, queries = len(self.embeds) // frames, self.embeds.shape[1]
+        outputs = {
+            name: output.reshape(rows, -1) for name, output in self.outputs.items() if output.shape[1:] == (queries,)
+        }
+        return Votes(self.embeds.reshape(rows, frames * queries, -1), outputs, frames)
+
     def keep(self, indices: np.ndarray, rows: np.ndarray | None = None) -> Pruned:
         """The query tokens `indices` int64 [b, k] of the images `rows` int64 [b] (None: all of them, in order)."""
         rows = np.arange(len(self.embeds)) if rows is None else rows
-        return Pruned(indices, self.embeds[rows[:, None], indices])
+        return Pruned(indices, self.embeds[rows[:, None], indices], self.frames)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from catp.runtime.inputs.images import load_and_preprocess
 from catp.runtime.inputs.padding import padded
 from catp.runtime.inputs.text import TextCodec
 from catp.runtime.providers.base import DeviceTensor, Provider, Value, to_host
-from catp.runtime.pruning import check_mass, check_ratio, num_kept, num_kept_by_mass, top_indices
+from catp.runtime.pruning import check_mass, check_ratio, joined_frames, num_kept, top_by_mass
 
 
 class VotedQueries:
@@ -116,12 +117,14 @@ class VotedQueries:
         if check_mass(mass) is not None and self._manifest.pruning.method == "none":
             raise UsageError(f"keep mass {mass}: this bundle was exported with --method none and keeps every token")
 
-    def by_mass(self, encoded: Encoded, mass: float) -> list[tuple[list[int], Pruned]]:
+    def by_mass(self, encoded: Encoded, mass: float, frames: int = 1) -> list[tuple[list[int], Pruned]]:
         """Rows that keep equally many tokens, together: the language model's prefix has one length for a batch."""
         votes = self.votes(encoded)
-        counts = num_kept_by_mass(votes.scores, mass)
-        groups = []
-        for kept in np.unique(counts):
-            rows = np.flatnonzero(counts == kept)
-            groups.append((rows.tolist(), votes.keep(top_indices(votes.scores[rows], int(kept)), rows)))
-        return groups
+        kept = joined_frames(top_by_mass(votes.scores, mass), frames, votes.scores.shape[1])
+        whole, alike = votes.joined(frames), defaultdict(list)
+        for row, indices in enumerate(kept):
+            alike[len(indices)].append(row)
+        return [
+            (rows, whole.keep(np.stack([kept[row] for row in rows]), np.array(rows)))
+            for _, rows in sorted(alike.items())
+        ]

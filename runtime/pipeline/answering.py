@@ -62,7 +62,8 @@ class Answering(Stages):
             ratio: fraction of query tokens removed, 0 <= ratio < 1; None: the bundle's default.
             positions: "original" or "compact"; None: the bundle's default.
             max_new_tokens: per prompt; None: the bundle's default.
-            keep_mass: instead of a ratio, keep for each image the fewest tokens that have this share of its votes.
+            keep_mass: instead of a ratio, keep for each image, or each frame of a video, the fewest tokens that have
+                this share of its votes.
             settings: how tokens are chosen; None: the bundle's default, as in Hugging Face's `generate()`.
             encoder: what a vision encoder that prunes keeps; by default what the bundle says.
             overrides: single settings by name, such as num_beams=4; see GenerationSettings.
@@ -215,7 +216,7 @@ class Answering(Stages):
                 pruned.check(images * frames, kept, vote.num_query_tokens)
                 pruned = pruned.joined(frames, vote.num_query_tokens)
             return [(list(range(images)), pruned)]
-        return self.image_side.by_mass(encoded, keep_mass)
+        return self.image_side.by_mass(encoded, keep_mass, frames)
 
     def rank(
         self,

@@ -14,7 +14,7 @@ from catp.runtime.image_sides.query_tokens import Encoded, Pruned, Remembered, S
 from catp.runtime.inputs.image_files import ImageSource
 from catp.runtime.inputs.text import TextCodec
 from catp.runtime.providers.base import Provider
-from catp.runtime.pruning import num_kept_by_mass, top_indices
+from catp.runtime.pruning import joined_frames, top_by_mass, top_indices
 from catp.runtime.questions import Wishes
 
 
@@ -67,13 +67,17 @@ class Stages:
             assert isinstance(seen, Remembered)
             return self.prune(seen.encoded, kept)
         queries = self.manifest.pruning.num_query_tokens
-        if isinstance(seen, Remembered) and mass is None:
+        if mass is not None:
+            votes = self.votes_of(seen)
+            frames = len(votes.embeds)
+            (indices,) = joined_frames(top_by_mass(votes.scores, mass), frames, queries)
+            pruned = votes.joined(frames).keep(indices[None])
+            pruned.check(1, len(indices), frames * queries)
+            return pruned
+        if isinstance(seen, Remembered):
             pruned = self.prune(seen.encoded, kept)
         else:
-            votes = self.votes_of(seen)
-            if mass is not None:
-                kept = int(num_kept_by_mass(votes.scores, mass)[0])
-            pruned = votes.keep(top_indices(votes.scores, kept))
+            pruned = seen.keep(top_indices(seen.scores, kept))
         frames = len(pruned.indices)
         pruned.check(frames, kept, queries)
         return pruned.joined(frames, queries)

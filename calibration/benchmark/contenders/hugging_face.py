@@ -7,7 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, Blip2ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    Blip2ForConditionalGeneration,
+    InstructBlipForConditionalGeneration,
+)
 from transformers.utils import logging
 
 from catp.calibration.benchmark.contenders.subject import Case, Timed, TimedInput
@@ -42,7 +47,9 @@ class TransformersSubject:
         source: dict[str, Any] = {"trust_remote_code": False}
         try:
             self._processor = AutoImageProcessor.from_pretrained(checkpoint, **source, backend="pil")
-            self._model: Any = Blip2ForConditionalGeneration.from_pretrained(
+            instructed = AutoConfig.from_pretrained(checkpoint, **source).model_type == "instructblip"
+            model = InstructBlipForConditionalGeneration if instructed else Blip2ForConditionalGeneration
+            self._model: Any = model.from_pretrained(
                 checkpoint, **source, dtype=getattr(torch, dtype), use_safetensors=True
             ).eval()
         except (OSError, ValueError, RuntimeError) as error:
@@ -82,6 +89,8 @@ class TransformersSubject:
     def _run(self, timed_input: TimedInput, case: Case, placeholder: int) -> Timed:
         prompt = [placeholder] * self._model.config.num_query_tokens + timed_input.prompt_ids
         ids = torch.tensor([prompt] * case.batch)
+        instruction = torch.tensor([timed_input.instruction_ids] * case.batch)
+        read = {"qformer_input_ids": instruction, "qformer_attention_mask": torch.ones_like(instruction)}
         started = time.perf_counter()
         pixel_values = self._processor(timed_input.images[: case.batch], return_tensors="pt").pixel_values
         with torch.inference_mode():
@@ -92,6 +101,7 @@ class TransformersSubject:
                 max_new_tokens=timed_input.new_tokens,
                 do_sample=False,
                 num_beams=1,
+                **(read if timed_input.instruction_ids else {}),
                 **cache_of("encoder-decoder" if self._encodes_text else "decoder-only"),
             )
         token_ids = output[:, -timed_input.new_tokens :].tolist()

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, RUNTIMES
+from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, INSTRUCTED, RUNTIMES
 from catp.calibration.benchmark.contenders.subject import OURS, Subject
 from catp.calibration.benchmark.costs.geometry import read_geometry
 from catp.calibration.benchmark.options import RATIOS, parse_ratios
-from catp.calibration.supported import check_image_votes
 from catp.runtime.bundle.chains import READ_IMAGE_TOKENS, LanguageKind
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import Manifest
@@ -101,7 +100,6 @@ def open_bundles(
         started = time.perf_counter()
         bundles[name] = open_bundle(path)
         seconds[name] = time.perf_counter() - started
-        check_image_votes(bundles[name], "catp-bench")
         vote = bundles[name].manifest.vote
         if ratios is None:
             ratios = (0.0,) if vote is None else parse_ratios(RATIOS)
@@ -137,18 +135,29 @@ def check_dense(ours: Bundle, dense: Bundle) -> None:
 
 def _check_runs(name: str, manifest: Manifest) -> None:
     """Raises UsageError where a runtime, one of RUNTIMES, is not set up for such a model."""
-    kind = manifest.model.language
+    kind, family = manifest.model.language, manifest.model.family
+    others = "and folders of other bundles"
+    if manifest.model.frames is not None:
+        raise UsageError(
+            f"--against {name}: the bundle is {family}, which no other runtime is timed with; accepted: folders of "
+            "other bundles"
+        )
+    if manifest.reads_instruction and name not in INSTRUCTED:
+        raise UsageError(
+            f"--against {name}: the bundle is {family}, whose Q-Former reads the prompt too, which this runtime is not "
+            f"set up for; accepted: {', '.join(INSTRUCTED)}, {others}"
+        )
     if kind in READ_IMAGE_TOKENS or not manifest.writes_text:
         accepted = [other for other, runtime in RUNTIMES.items() if kind in runtime.tasks]
         if name not in accepted:
             raise UsageError(
-                f"--against {name}: the bundle is {manifest.model.family}, whose decoder's cross-attention and cache "
-                f"are not converted for this runtime; accepted: {', '.join(accepted)}, and folders of other bundles"
+                f"--against {name}: the bundle is {family}, whose decoder's cross-attention and cache are not "
+                f"converted for this runtime; accepted: {', '.join(accepted)}, {others}"
             )
-    if manifest.model.language == "encoder-decoder" and name not in ENCODER_DECODER:
+    if kind == "encoder-decoder" and name not in ENCODER_DECODER:
         raise UsageError(
-            f"--against {name}: the bundle is {manifest.model.family}, whose decoder also reads what its encoder made; "
-            f"this runtime keeps one cache; accepted: {', '.join(ENCODER_DECODER)}, and folders of other bundles"
+            f"--against {name}: the bundle is {family}, whose decoder also reads what its encoder made; this runtime "
+            f"keeps one cache; accepted: {', '.join(ENCODER_DECODER)}, {others}"
         )
 
 

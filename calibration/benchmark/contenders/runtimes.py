@@ -21,6 +21,7 @@ class Runtime:
         encoder_decoder: it also runs encoder-decoder language models.
         tasks: module and class for kinds of models that read image tokens or score texts, called with (name,
             checkpoint, threads, kind, **options).
+        instructed: it also runs InstructBLIP, whose Q-Former reads the prompt.
     """
 
     module: str
@@ -30,6 +31,7 @@ class Runtime:
     options: dict[str, Any] = field(default_factory=dict)
     encoder_decoder: bool = False
     tasks: Mapping[LanguageKind, tuple[str, str]] = field(default_factory=dict)
+    instructed: bool = False
 
 
 _TRANSFORMERS = ("hugging_face", "TransformersSubject", "export,cpu", ("torch", "transformers"))
@@ -51,8 +53,8 @@ _OPENVINO_SCORES: Mapping[LanguageKind, tuple[str, str]] = dict.fromkeys(
 )
 
 RUNTIMES: dict[str, Runtime] = {
-    "transformers": Runtime(*_TRANSFORMERS, encoder_decoder=True, tasks=_PYTORCH),
-    "transformers-bf16": Runtime(*_TRANSFORMERS, {"dtype": "bfloat16"}, encoder_decoder=True, tasks=_PYTORCH),
+    "transformers": Runtime(*_TRANSFORMERS, encoder_decoder=True, instructed=True, tasks=_PYTORCH),
+    "transformers-bf16": Runtime(*_TRANSFORMERS, {"dtype": "bfloat16"}, True, tasks=_PYTORCH, instructed=True),
     "compile": Runtime(*_TRANSFORMERS, {"compiled": True}, encoder_decoder=True, tasks=_PYTORCH),
     "openvino": Runtime(*_OPENVINO, tasks=_OPENVINO_SCORES),
     "openvino-int8": Runtime(*_OPENVINO, {"int8": True}, tasks=_OPENVINO_SCORES),
@@ -64,3 +66,5 @@ ENCODER_DECODER = tuple(name for name, runtime in RUNTIMES.items() if runtime.en
 
 BLIP_WRITING = tuple(name for name, runtime in RUNTIMES.items() if "captioning" in runtime.tasks)
 """Runtimes that also run BLIP's answers and captions; texts are scored by all of them."""
+INSTRUCTED = tuple(name for name, runtime in RUNTIMES.items() if runtime.instructed)
+"""Runtimes that also run InstructBLIP."""

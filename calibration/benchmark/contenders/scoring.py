@@ -33,8 +33,8 @@ CLASSES = 10
 
 
 def count_pictures(manifest: Manifest) -> int:
-    """Pictures of one request."""
-    return 2 if manifest.model.language == "two-images" else 1
+    """Pictures of one request: of a model of videos its frames."""
+    return 2 if manifest.model.language == "two-images" else manifest.model.frames or 1
 
 
 def count_texts(manifest: Manifest, asked: int | None) -> int | None:

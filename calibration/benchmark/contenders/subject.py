@@ -65,6 +65,7 @@ class TimedInput:
     prompt_ids: list[int]  # one prompt for every image; the first text where texts are scored
     new_tokens: int  # exactly: an end token ends nothing; 0 where texts are scored
     texts: tuple[list[int], ...] = ()  # that every image is compared with
+    instruction_ids: tuple[int, ...] = ()  # the prompt as a Q-Former reads it; none where none does
 
 
 class Subject(Protocol):
@@ -73,21 +74,22 @@ class Subject(Protocol):
     name: str
 
     def run(self, timed_input: TimedInput, case: Case) -> Timed:
-        """Answer about the first `case.batch` images, from pictures in memory to token ids in host memory."""
+        """Answer about the first `case.batch` images or videos, from pictures in memory to token ids in host memory."""
         ...
 
 
 def make_timed_input(
     manifest: Manifest, vocabulary: int, batch: int, prompt_tokens: int, new_tokens: int, seed: int
 ) -> TimedInput:
-    """Pictures with structure and grain, and a prompt of ordinary token ids.
+    """Pictures with structure and grain, of a model of videos the frames of each, and a prompt of ordinary token ids.
 
     Raises:
         UsageError: prompt and answer do not fit the model's positions.
     """
     text = manifest.text
     # The last token generated is never fed back, and needs no position.
-    needed = manifest.tokens + prompt_tokens + new_tokens - 1
+    pictures = manifest.model.frames or 1
+    needed = pictures * manifest.tokens + prompt_tokens + new_tokens - 1
     if manifest.model.language == "captioning":  # a prompt's own tokens but one, then the caption; images have none
         needed = max(1, prompt_tokens - 1) + new_tokens - 1
     elif manifest.model.language in READ_IMAGE_TOKENS:  # nor here, where question and answer have their own
@@ -99,7 +101,7 @@ def make_timed_input(
         )
     rng = np.random.default_rng(seed)
     prompt = draw_words(rng, prompt_tokens, vocabulary, {text.pad_token_id, *text.eos_token_ids})
-    return TimedInput([make_picture(rng) for _ in range(batch)], prompt, new_tokens)
+    return TimedInput([make_picture(rng) for _ in range(pictures * batch)], prompt, new_tokens)
 
 
 def draw_words(rng: np.random.Generator, count: int, vocabulary: int, special: Set[int]) -> list[int]:

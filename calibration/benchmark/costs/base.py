@@ -33,7 +33,7 @@ class Workload:
     """The workload of a model."""
 
     batch: int
-    num_kept: int
+    num_kept: int  # that the language model reads: of a video those of all frames
     prompt_tokens: int
     new_tokens: int
     texts: int = 1  # that each picture is compared with, where texts are scored

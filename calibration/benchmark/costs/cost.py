@@ -63,7 +63,7 @@ def cost_of(
     Args:
         schedule: of an encoder that prunes; None: the bundle's own, if it has one.
     """
-    batch, kept = workload.batch, workload.num_kept
+    batch, pictures = workload.batch, workload.batch * (manifest.model.frames or 1)
     vision, qformer, language = geometry.vision, geometry.qformer, geometry.language
     graphs = manifest.graphs
     seen, vision_work = vision.tokens, vision_flops(vision)
@@ -85,30 +85,32 @@ def cost_of(
     else:
         prefill = graphs["language_model"]
         generation = decoder_only_cost(language, prefill, graphs.get(DECODE_GRAPH, prefill), workload)
-    embeds = batch * seen * vision.width * item_size(graphs["vision_encoder"], "image_embeds")
+    embeds = pictures * seen * vision.width * item_size(graphs["vision_encoder"], "image_embeds")
     stages = {
         "vision": StageCost(
-            flops=batch * vision_work,
-            bytes=weight_bytes(graphs["vision_encoder"]) + batch * _pixels(manifest) * 4 + embeds,
+            flops=pictures * vision_work,
+            bytes=weight_bytes(graphs["vision_encoder"]) + pictures * _pixels(manifest) * 4 + embeds,
             integer=in_integers(graphs["vision_encoder"]),
         )
     }
     if qformer is not None:
         width = language.vector if isinstance(language, ScoringGeometry) else language.width
-        prefix = batch * kept * width * item_size(graphs["qformer_voting"], "kept_embeds")
+        prefix = batch * workload.num_kept * width * item_size(graphs["qformer_voting"], "kept_embeds")
+        kept = workload.num_kept * batch // pictures  # of each frame
+        words = workload.prompt_tokens if manifest.reads_instruction else 0
         stages["qformer"] = StageCost(
-            flops=batch * qformer_flops(qformer, vision, kept, width, seen),
-            bytes=weight_bytes(graphs["qformer_voting"]) + embeds + prefix,
+            flops=pictures * qformer_flops(qformer, vision, kept, width, seen, words),
+            bytes=qformer_bytes(qformer, graphs["qformer_voting"]) + embeds + prefix,
             integer=in_integers(graphs["qformer_voting"]),
         )
     return Cost(
         batch=batch,
         ratio=ratio,
         encoder_flops=schedule.flops if schedule else None,
-        num_kept=kept,
+        num_kept=workload.num_kept,
         stages={**stages, **generation.stages},
         cache_bytes=generation.cache_bytes,
-        vote_comparisons=batch * _comparisons(qformer, seen) if qformer and manifest.pruning.method == "catp" else 0,
+        vote_comparisons=pictures * _comparisons(qformer, seen) if qformer and manifest.pruning.method == "catp" else 0,
     )
 
 
@@ -156,25 +158,41 @@ def vision_flops(vision: VisionGeometry) -> int:
 
 
 def qformer_flops(
-    qformer: QFormerGeometry, vision: VisionGeometry, kept: int, language_width: int, seen: int | None = None
+    qformer: QFormerGeometry,
+    vision: VisionGeometry,
+    kept: int,
+    language_width: int,
+    seen: int | None = None,
+    words: int = 0,
 ) -> int:
     """Operations of one image, the projection of the kept tokens included.
 
     What precedes the first cross-attention does not depend on the image: the first layer's self-attention and the
-    projection of its queries are constants, which engines fold when they load the graph.
+    projection of its queries are constants, which engines fold when they load the graph. Where the queries see a
+    prompt, nothing is.
 
     Args:
         seen: image tokens that an encoder which prunes leaves, CLS among them; None: all.
+        words: of a prompt that the Q-Former reads: they and the queries see each other, through every layer.
     """
     queries, width, tokens = qformer.queries, qformer.width, vision.tokens if seen is None else seen
+    rows = queries + words
     square = 2 * queries * width * width  # one projection of the queries
-    own = 4 * square + 2 * (2 * queries * queries * width)
+    own = 4 * (2 * rows * width * width) + 2 * (2 * rows * rows * width)
     keys_values = 2 * (2 * tokens * vision.width * width)
     cross = 2 * square + keys_values + 2 * (2 * queries * tokens * width)
-    feed_forward = 2 * (2 * queries * width * qformer.feed_forward)
-    folded = own + square
+    feed_forward = 2 * (2 * rows * width * qformer.feed_forward)
+    folded = 0 if words else own + square
     projection = 2 * kept * width * language_width
     return qformer.layers * (own + feed_forward) + qformer.cross_layers * cross - folded + projection
+
+
+def qformer_bytes(qformer: QFormerGeometry, graph: GraphSpec) -> int:
+    """All weights, less the tables of words and positions of a prompt, of which a few rows are read."""
+    if graph.quantization and graph.quantization.tables:
+        return weight_bytes(graph) - graph.quantization.table_bytes
+    rows = qformer.vocabulary + qformer.positions
+    return weight_bytes(graph) - WEIGHT_BYTES[graph.precision] * rows * qformer.width
 
 
 def language_flops(language: LanguageGeometry, tokens: int, context: float) -> int:

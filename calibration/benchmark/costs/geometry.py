@@ -38,6 +38,8 @@ class QFormerGeometry:
     heads: int
     queries: int
     cross_every: int  # layers
+    vocabulary: int = 0  # of prompts that it reads; 0: none
+    positions: int = 0  # of these
 
     @property
     def cross_layers(self) -> int:
@@ -114,7 +116,7 @@ def read_geometry(bundle: Bundle) -> Geometry:
         image = bundle.manifest.image
         return Geometry(
             _vision(config["vision_config"], image.height, image.width),
-            _qformer(config["qformer_config"], bundle.manifest.tokens) if bundle.manifest.vote else None,
+            _qformer(config["qformer_config"], bundle.manifest) if bundle.manifest.vote else None,
             _language(config["text_config"]) if bundle.manifest.writes_text else _scoring(config, bundle.manifest),
         )
     except (OSError, ValueError) as error:
@@ -136,14 +138,17 @@ def _vision(config: Mapping[str, Any], height: int, width: int) -> VisionGeometr
     )
 
 
-def _qformer(config: Mapping[str, Any], queries: int) -> QFormerGeometry:
+def _qformer(config: Mapping[str, Any], manifest: Manifest) -> QFormerGeometry:
+    reads = manifest.reads_instruction
     return QFormerGeometry(
         layers=config["num_hidden_layers"],
         width=config["hidden_size"],
         feed_forward=config["intermediate_size"],
         heads=config["num_attention_heads"],
-        queries=queries,
+        queries=manifest.tokens,
         cross_every=config["cross_attention_frequency"],
+        vocabulary=config["vocab_size"] if reads else 0,
+        positions=config["max_position_embeddings"] if reads else 0,
     )
 
 

@@ -106,6 +106,8 @@ def latency_table(report: BenchmarkReport) -> Table:
     asked = f"{setup.prompt_tokens} prompt tokens, {setup.new_tokens} new ones"
     if setup.texts is not None:
         asked = f"texts of {setup.prompt_tokens} tokens; of a request: pictures {setup.pictures}, texts {setup.texts}"
+    elif setup.pictures > 1:
+        asked += f", {setup.pictures} frames"
     table = Table(title=f"Medians of {report.rounds} rounds in ms, {asked}", title_justify="left")
     _add_setting(table, report)
     stages = _present(TITLES, (result.milliseconds for result in report.results))

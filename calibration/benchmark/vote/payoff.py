@@ -48,7 +48,7 @@ def find_break_even(
         measured: the benchmark's samples.
         votes: those of the Q-Former with and without its vote, as `time_vote` takes them.
     """
-    language, queries = geometry.language, manifest.pruning.num_query_tokens
+    language, queries = geometry.language, manifest.pruning.num_query_tokens * setup.pictures
     model = prefill_model(manifest, language)
     best = best_rates(rates)
     traffic = best.bytes_per_second

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from catp.calibration.benchmark.contenders.bundle_subject import encode_asked
 from catp.calibration.benchmark.contenders.registry import check_installed
 from catp.calibration.benchmark.contenders.subject import OURS, Case, Subject, Timed, TimedInput
 from catp.calibration.benchmark.timing.conditions import Setup
@@ -19,6 +20,8 @@ from catp.runtime.providers.onnx_runtime import OrtProvider
 
 MOST_ROUNDS = 20
 VOTING, VOTELESS = "with its vote", "without a vote"
+READ = ("image_embeds", "instruction_ids", "instruction_mask")
+"""Inputs of a Q-Former that votes for nothing, as far as it has them."""
 
 
 def why_not(manifest: Manifest, setup: Setup) -> str | None:
@@ -63,9 +66,10 @@ def time_vote(pipeline: Pipeline, timed_input: TimedInput, setup: Setup, rounds:
     engine = provider.engine_in_memory(graph, bundle.path, purpose)
     schedule = setup.schedule(setup.cases(OURS)[0])  # of an encoder that prunes, the one that leaves most
     wish = DEFAULT if schedule is None else schedule.wish
-    encoded = {
-        size: pipeline.encode(pipeline.preprocess(timed_input.images[:size]), encoder=wish) for size in setup.batches
-    }
+    encoded = {}
+    for size in setup.batches:
+        pixel_values = pipeline.preprocess(timed_input.images[: size * setup.pictures])
+        encoded[size] = encode_asked(pipeline, pixel_values, timed_input, wish)
     subjects: dict[str, Subject] = {VOTING: _Voting(pipeline, encoded), VOTELESS: _Voteless(engine, encoded)}
     cases = [
         case
@@ -92,7 +96,7 @@ class _Voting:
 
 
 class _Voteless:
-    """The graph without a vote; it reads nothing but the image."""
+    """The graph without a vote; it reads nothing but the image, and the prompt where its Q-Former does."""
 
     name = VOTELESS
 
@@ -101,7 +105,8 @@ class _Voteless:
 
     def run(self, timed_input: TimedInput, case: Case) -> Timed:
         started = time.perf_counter()
-        self._engine.bind({"image_embeds": self._encoded[case.batch]["image_embeds"]}).run()
+        encoded = self._encoded[case.batch]
+        self._engine.bind({name: encoded[name] for name in READ if name in encoded}).run()
         return _sample(started)
 
 

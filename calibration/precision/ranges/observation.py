@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from catp.calibration.accuracy.answering import read_prompt
+from catp.calibration.accuracy.asking import USUAL
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.fitting import finds_texts, judges_pairs
 from catp.calibration.precision.graphs.graph import TAP, FloatGraph, serialized
@@ -109,7 +110,8 @@ def answer_each(
             pixel_values = pipeline.preprocess(question.images)
         except ImageError:
             continue
-        encoded = pipeline.encode(pixel_values)
+        votes_on = [USUAL.prompt(pipeline.manifest, question)] if pipeline.manifest.reads_instruction else []
+        encoded = pipeline.encode(pixel_values, votes_on)
         if judges_pairs(pipeline.manifest):
             pipeline.judge_encoded(encoded, [token_ids], [0])
             yield index + 1

@@ -61,7 +61,7 @@ def test_the_answers_are_the_pipelines(diagnosed: Pipeline, positions: str) -> N
         assert (found.full_answer, found.answer) == (full.answer, pruned.answer)
         assert found.agree == (full.answer == pruned.answer)
         assert found.positions == positions
-        assert headline(found).endswith("the same answer" if found.agree else "another answer")
+        assert headline([found]).endswith("the same answer" if found.agree else "another answer")
 
 
 def test_the_heat_is_the_mean_attention_of_each_patch(diagnosed: Pipeline, explanation: Explanation) -> None:

@@ -7,15 +7,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageSequence
+from references import count_points
 from typer.testing import CliRunner
 
 from catp.export.checkpoints.loading import load_checkpoint
 from catp.export.demo import samples
 from catp.export.verification.reference import Reference
 from catp.runtime import ImageError, Pipeline, UsageError
+from catp.runtime.bundle.generation_settings import GREEDY
+from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.run import app
+from catp.runtime.image_sides.query_tokens import Remembered
 from catp.runtime.inputs.images import load_image
 from catp.runtime.inputs.videos import frames_of
+from catp.runtime.providers.base import to_host
+from catp.runtime.questions import Wishes
 from catp.runtime.system.printable import printable
 
 PICTURES = [load_image(sample.image) for sample in samples()]
@@ -143,9 +149,40 @@ def test_an_empty_folder_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
         pipeline.ask(tmp_path, [PROMPT])
 
 
-def test_a_share_of_the_votes_is_refused(pipeline: Pipeline) -> None:
-    with pytest.raises(UsageError, match=r"keep mass 0\.5: frames of a video keep equally many tokens each"):
-        pipeline.ask(PICTURES[:2], [PROMPT], keep_mass=0.5)
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_each_frame_keeps_its_share_of_the_votes(
+    pipeline: Pipeline, video_checkpoint: Path, positions: Positions
+) -> None:
+    """Counted by hand from Hugging Face's maps, and continued by its language model."""
+    reference = Reference(load_checkpoint(str(video_checkpoint)))
+    videos = [PICTURES[:3], [PICTURES[2], PICTURES[2], PICTURES[1]], PICTURES[1:4]]
+    answers = pipeline.generate(videos, [PROMPT] * 3, keep_mass=0.25, positions=positions, max_new_tokens=6)
+    sums = []
+    for video, answer in zip(videos, answers):
+        embeds = reference.image_embeds(torch.cat([reference.pixel_values([frame]) for frame in video])).embeds
+        query_embeds, evidence = reference.query_embeds(embeds, None, reference.instructions([PROMPT] * 3))
+        maps = [layer.numpy() for layer in evidence.cross_attention if layer is not None]
+        wanted = []
+        for frame, scores in enumerate(count_points(maps)):
+            order = sorted(range(24), key=lambda query: (-scores[query], query))
+            share = next(k for k in range(1, 25) if sum(scores[order[:k]]) >= 0.25 * sum(scores))
+            wanted += sorted(24 * frame + query for query in order[:share])
+        assert answer.kept_indices == wanted
+        ids = reference.tokenize(PROMPT)
+        found = reference.continue_greedily(query_embeds.reshape(72, -1), wanted, positions, ids, 6)
+        assert answer.token_ids == found.token_ids
+        sums.append(len(wanted))
+        # A server keeps the same of what it remembers.
+        encoded = pipeline.encode(pipeline.preprocess(video), [PROMPT] * 3)
+        for seen in (pipeline.remember(encoded), Remembered({name: to_host(encoded[name]) for name in encoded})):
+            kept = pipeline.keep(seen, Wishes(GREEDY, keep_mass=0.25, positions=positions))
+            assert kept.indices[0].tolist() == wanted and kept.frames == 3
+    assert len(set(sums)) > 1  # videos of one batch that keep differently many
+
+
+def test_a_share_that_could_take_more_positions_than_there_are_is_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(UsageError, match=r"video: 7 frames take 24 positions each.* give at most 6 frames"):
+        pipeline.ask(PICTURES[:1] * 7, [PROMPT], keep_mass=0.2, positions="compact")
 
 
 def test_a_model_of_images_takes_no_video(demo_bundle: Path) -> None:

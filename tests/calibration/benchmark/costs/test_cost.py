@@ -188,6 +188,30 @@ def test_counts_are_those_of_pytorch(model: tuple[Checkpoint, Bundle]) -> None:
     assert counted == language_flops(language, 11, 11)
 
 
+@torch.no_grad()
+def test_a_prompt_that_the_q_former_reads_is_counted(instructblip_bundle: Path, instructblip_checkpoint: Path) -> None:
+    bundle, module = open_bundle(instructblip_bundle), load_checkpoint(str(instructblip_checkpoint)).model
+    geometry, words = read_geometry(bundle), torch.ones(1, 9, dtype=torch.long)
+    vision, qformer = geometry.vision, geometry.qformer
+    assert qformer is not None and isinstance(geometry.language, LanguageGeometry)
+    with FlopCounterMode(display=False) as counter:
+        module.qformer(
+            input_ids=words,
+            attention_mask=torch.ones(1, qformer.queries + 9),
+            query_embeds=module.query_tokens,
+            encoder_hidden_states=torch.zeros(1, vision.tokens, vision.width),
+        )
+    projection = 2 * 7 * qformer.width * geometry.language.width
+    assert counter.get_total_flops() + projection == qformer_flops(qformer, vision, 7, geometry.language.width, None, 9)
+    cost = cost_of(bundle.manifest, geometry, Workload(batch=1, num_kept=7, prompt_tokens=9, new_tokens=2), 0.7)
+    assert cost.stages["qformer"].flops == counter.get_total_flops() + projection
+    # Tables of words and positions are looked up, not read: 64 and 512 rows of 48.
+    graph = bundle.manifest.graphs["qformer_voting"]
+    assert graph.external_data is not None
+    moved = 4 * (vision.tokens * vision.width + 7 * geometry.language.width)
+    assert cost.stages["qformer"].bytes == graph.external_data.size - 4 * (64 + 512) * 48 + moved
+
+
 def test_what_has_no_geometry_is_refused(demo_bundle: Path, tmp_path: Path) -> None:
     manifest = open_bundle(demo_bundle).manifest
     with pytest.raises(BundleError, match="can't be read"):
