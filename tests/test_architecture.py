@@ -39,7 +39,7 @@ FLOORS = {
     "calibration": (
         ("data", "plots", "significance", "supported"),
         ("accuracy", "benchmark", "explanation"),
-        ("ratio", "encoder", "retrieval"),
+        ("ratio", "encoder", "retrieval", "placement"),
         ("precision",),
         ("commands",),
     ),

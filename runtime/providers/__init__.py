@@ -26,6 +26,7 @@ class _Entry:
 PROVIDERS = {
     "cpu": _Entry("onnx_runtime", "OrtProvider"),
     "openvino": _Entry("openvino.provider", "OpenVinoProvider"),
+    "auto": _Entry("automatic", "AutomaticProvider"),
     "cuda": _Entry("onnx_runtime", "OrtProvider"),
     "ort-tensorrt": _Entry("onnx_runtime", "OrtProvider"),
     "tensorrt": _Entry("tensorrt", "TensorRTProvider", runs_plans=True),
@@ -33,7 +34,7 @@ PROVIDERS = {
 }
 """By the name that commands take."""
 
-ON_HOST = ("cpu", "openvino")
+ON_HOST = ("cpu", "openvino", "auto")
 """Providers whose tensors lie in host memory, so that one graph may follow another's; language models run on a CPU."""
 
 

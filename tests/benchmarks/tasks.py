@@ -45,11 +45,12 @@ sys.path.append(str(ROOT / "tests"))
 from checkpoints import clip_tokenizer
 
 from catp.calibration.benchmark.contenders.subject import make_picture
-from catp.calibration.benchmark.machine import Machine, available_cpus, describe_machine, load_average
+from catp.calibration.benchmark.machine import Machine, describe_machine, load_average
 from catp.calibration.benchmark.timing.intervals import Ratio, paired_ratio
 from catp.export.demo.vqa import CHECKPOINT
 from catp.export.nlvr import BlipForNlvr2, BlipNlvr2Config
 from catp.runtime import Pipeline
+from catp.runtime.system.machine import available_cpus
 
 RECORD = ROOT / "tests" / "benchmarks" / "records" / "tasks.json"
 SHARE = 0.2

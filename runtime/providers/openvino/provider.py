@@ -6,7 +6,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -28,7 +28,7 @@ PRECISION_VARIABLE = "CATP_OPENVINO_PRECISION"
 DEVICES = ("CPU", "GPU", "NPU")
 """What OpenVINO calls them; a machine with several has GPU.0, GPU.1, ..."""
 
-_DEFAULTS = {"CPU": "f32", "GPU": "f16", "NPU": "f16"}
+DEFAULT_PRECISIONS: Final[dict[str, Literal["f32", "f16"]]] = {"CPU": "f32", "GPU": "f16", "NPU": "f16"}
 """Precision by device: on a CPU what the graphs were verified in, elsewhere what the hardware multiplies."""
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """Precisions that may be asked for, as OpenVINO lists them among a device's capabilities."""
@@ -192,10 +192,9 @@ class OpenVinoProvider:
         self.version = openvino.__version__.partition("-")[0]
         self._ort = OrtProvider("cpu", threads, verbose)
         given = device or os.environ.get(DEVICE_VARIABLE) or "CPU"
-        self.device = _check_device(name, given.upper(), given)
-        self.precision = _check_precision(
-            name, self.device, (precision or os.environ.get(PRECISION_VARIABLE) or _DEFAULTS[self._kind]).lower()
-        )
+        self.device = check_device(name, given)
+        wanted = precision or os.environ.get(PRECISION_VARIABLE) or DEFAULT_PRECISIONS[self._kind]
+        self.precision = _check_precision(name, self.device, wanted.lower())
         self._options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",  # one call at a time, with all threads
             "INFERENCE_PRECISION_HINT": self.precision,
@@ -275,15 +274,21 @@ def available_devices() -> list[str]:
     return [device for device in shared_core().available_devices if device.partition(".")[0] in DEVICES]
 
 
-def _check_device(name: str, device: str, given: str) -> str:
+def check_device(name: str, given: str) -> str:
+    """A device as OpenVINO calls it; raises UsageError where this machine has none of that name.
+
+    Args:
+        name: of the provider, for the message.
+    """
+    device = given.upper()
     found = available_devices()
     kinds = {found_device.partition(".")[0] for found_device in found}
     if device in DEVICES and device not in found and device in kinds:
         return device  # the first of several
     if device not in found:
         raise UsageError(
-            f"provider {name}: device {given!r}: OpenVINO finds {', '.join(found) or 'none'} on this machine (a GPU or "
-            f"an NPU needs its driver); set {DEVICE_VARIABLE} to one of them"
+            f"provider {name}: device {given[:50]!r}: OpenVINO finds {', '.join(found) or 'none'} on this machine "
+            f"(a GPU or an NPU needs its driver); set {DEVICE_VARIABLE} to one of them"
         )
     return device
 
@@ -291,12 +296,12 @@ def _check_device(name: str, device: str, given: str) -> str:
 def _check_precision(name: str, device: str, precision: str) -> str:
     """Raises UsageError where a device does not multiply in a precision: OpenVINO would take another without a word."""
     found = shared_core().get_property(device, "OPTIMIZATION_CAPABILITIES")
-    default = _DEFAULTS[device.partition(".")[0]]
+    default = DEFAULT_PRECISIONS[device.partition(".")[0]]
     can = [own for own, theirs in _CAPABILITIES.items() if theirs in found or own == default]
     if precision not in can:
         raise UsageError(
-            f"provider {name}: precision {precision!r}: OpenVINO's {device} multiplies in {', '.join(can)} on this "
-            f"machine; set {PRECISION_VARIABLE} to one of them"
+            f"provider {name}: precision {precision[:50]!r}: OpenVINO's {device} multiplies in {', '.join(can)} "
+            f"on this machine; set {PRECISION_VARIABLE} to one of them"
         )
     return precision
 

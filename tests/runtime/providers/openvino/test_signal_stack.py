@@ -34,7 +34,7 @@ os.kill(os.getpid(), signal.SIGUSR1)
 
 def run(argument: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", PROGRAM, argument]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[4])
 
 
 def test_a_signal_is_handled() -> None:
