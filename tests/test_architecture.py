@@ -39,7 +39,7 @@ FLOORS = {
     "calibration": (
         ("data", "plots", "significance", "supported"),
         ("accuracy", "benchmark", "explanation"),
-        ("ratio", "encoder", "retrieval"),
+        ("ratio", "encoder", "retrieval", "placement"),
         ("precision",),
         ("commands",),
     ),
@@ -68,7 +68,7 @@ KEPT_IN = {
         "calibration/benchmark/load/plot.py",
         "calibration/accuracy",
     ),
-    "openvino": ("calibration/benchmark/contenders/openvino",),
+    "openvino": ("runtime/providers/openvino", "calibration/benchmark/contenders/openvino"),
     "onnxruntime": (
         "runtime/providers",
         "export/exporter.py",

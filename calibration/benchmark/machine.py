@@ -11,6 +11,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from catp.runtime.system.machine import available_cpus, cpu_model
+
 LIBRARIES = (
     "catp-exporter", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx",
     "torch", "transformers", "openvino", "nncf",
@@ -35,7 +37,7 @@ class Machine(BaseModel):
 
 def describe_machine() -> Machine:
     return Machine(
-        cpu=_cpu_model(),
+        cpu=cpu_model(),
         cpus=available_cpus(),
         memory_bytes=_memory_bytes(),
         governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
@@ -45,13 +47,6 @@ def describe_machine() -> Machine:
         python=platform.python_version(),
         versions=_versions(),
     )
-
-
-def available_cpus() -> int:
-    """Logical CPUs that this process may use: a container often has fewer than its machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def load_average() -> float | None:
@@ -94,14 +89,6 @@ def available_memory() -> int | None:
         if name == "MemAvailable":
             return 1024 * int(value.split()[0])
     return None
-
-
-def _cpu_model() -> str:
-    for line in (_read("/proc/cpuinfo") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _memory_bytes() -> int | None:

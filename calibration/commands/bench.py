@@ -34,7 +34,7 @@ from catp.calibration.benchmark.costs.cost import Cost, cost_of
 from catp.calibration.benchmark.costs.geometry import Geometry, read_geometry
 from catp.calibration.benchmark.kernel_times import KernelTimes
 from catp.calibration.benchmark.kernels import profile_kernels
-from catp.calibration.benchmark.machine import available_cpus, describe_machine, load_average
+from catp.calibration.benchmark.machine import describe_machine, load_average
 from catp.calibration.benchmark.options import (
     ITERATIONS,
     NEW_TOKENS,
@@ -69,6 +69,7 @@ from catp.runtime.providers import PROVIDERS, open_provider
 from catp.runtime.providers.base import Provider
 from catp.runtime.pruning import num_kept
 from catp.runtime.questions import position_mode
+from catp.runtime.system.machine import available_cpus
 
 INSIDE = "In a vision encoder that prunes"
 

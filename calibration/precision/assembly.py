@@ -34,8 +34,8 @@ def assemble(
 
     Copies, because ONNX's own tools refuse weights that have a second name.
 
-    Returns the manifest, which is written too: it has neither the export's parity, which was another graph's, nor a
-    calibration's result.
+    Returns the manifest, which is written too: neither the export's parity nor placements are in it, which were
+    other graphs', nor a calibration's result.
     """
     manifest = source.manifest
     specs = dict(manifest.graphs)
@@ -43,7 +43,7 @@ def assemble(
         if fragments[name]:
             spec = manifest.graphs[made_from(name)]
             specs[name] = _write(graph, spec, recipes, fragments[name], ranges, folder)
-    new = manifest.model_copy(update={"graphs": specs, "parity": (), "calibration": None})
+    new = manifest.model_copy(update={"graphs": specs, "parity": (), "calibration": None, "placements": ()})
     for file in new.all_files():
         if not (folder / file.path).exists():
             shutil.copyfile(source.file(file), folder / file.path)

@@ -20,6 +20,7 @@ from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, QuestionPrun
 from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings
 from catp.runtime.bundle.image_spec import ImageSpec
 from catp.runtime.bundle.interfaces import check_interfaces
+from catp.runtime.bundle.placements import Placement
 from catp.runtime.bundle.strict import Strict
 from catp.runtime.errors import UsageError
 from catp.runtime.limits import (
@@ -276,6 +277,7 @@ class Manifest(Strict):
     versions: dict[str, str] = Field(description="libraries that wrote the bundle")
     parity: tuple[ParityCheck, ...]
     calibration: CalibrationSpec | None = None
+    placements: tuple[Placement, ...] = Field(default=(), description="providers of the graphs, by machine")
 
     @model_validator(mode="after")
     def _complete(self) -> Manifest:
@@ -296,6 +298,9 @@ class Manifest(Strict):
             raise ValueError("question_pruning: there, and the bundle has no question encoder")
         for stage in chain.stages:
             stage.check(self)
+        placed = {name for placement in self.placements for name in placement.graphs}
+        if unknown := sorted(placed - set(self.graphs)):
+            raise ValueError(f"placements: {unknown[0][:100]!r} is no graph of the bundle")
         if max(self.image.height, self.image.width, self.image.shortest_edge or 0) > ENCODER_SIDE:
             raise ValueError(f"image: {self.image.width} x {self.image.height} pixels, at most {ENCODER_SIDE} a side")
         outputs = {tensor.name: tensor.shape for graph in self.graphs.values() for tensor in graph.outputs}
@@ -308,10 +313,10 @@ class Manifest(Strict):
 
     @model_serializer(mode="wrap")
     def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A bundle without such pruning is one that older programs read, which know no such field."""
+        """A bundle without such pruning or placements is one that older programs read, which know no such field."""
         fields: dict[str, Any] = serialize(self)
-        for name in ("encoder_pruning", "question_pruning", "logit_scale"):
-            if getattr(self, name) is None:
+        for name in ("encoder_pruning", "question_pruning", "logit_scale", "placements"):
+            if getattr(self, name) in (None, ()):
                 fields.pop(name, None)
         return fields
 

@@ -83,6 +83,9 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
     if manifest.calibration:
         for line in _cost(manifest.calibration):
             print_line(line)
+    for placement in manifest.placements:
+        places = ", ".join(f"{graph} by {place.label}" for graph, place in placement.graphs.items())
+        print_line(f"--provider auto on {placement.cpu} with {placement.cpus} CPUs: {places or 'all by cpu'}")
     for name, graph in manifest.graphs.items():
         size = f"{graph.bytes / 1e6:,.1f} MB, {graph.operators:,} operators"
         print_line(f"\n{name}: {graph.precision_label}, {size}")

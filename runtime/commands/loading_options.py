@@ -13,6 +13,7 @@ from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.bundle.footprint import Footprint, check_memory, estimate
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
+from catp.runtime.providers import ON_HOST
 
 MaxMemoryOption = Annotated[
     float | None,
@@ -38,7 +39,7 @@ def check_limit(most: float | None) -> None:
 
 def footprint(manifest: Manifest, provider: str, rows: int, slots: int) -> Footprint:
     """As `estimate`, for a provider by its name."""
-    return estimate(manifest, rows, slots, widens_half=provider == "cpu")
+    return estimate(manifest, rows, slots, widens_half=provider in ON_HOST)
 
 
 def check_bundle(

@@ -25,12 +25,17 @@ class _Entry:
 
 PROVIDERS = {
     "cpu": _Entry("onnx_runtime", "OrtProvider"),
+    "openvino": _Entry("openvino.provider", "OpenVinoProvider"),
+    "auto": _Entry("automatic", "AutomaticProvider"),
     "cuda": _Entry("onnx_runtime", "OrtProvider"),
     "ort-tensorrt": _Entry("onnx_runtime", "OrtProvider"),
     "tensorrt": _Entry("tensorrt", "TensorRTProvider", runs_plans=True),
     "tensorrt-rtx": _Entry("tensorrt", "TensorRTProvider", runs_plans=True),
 }
 """By the name that commands take."""
+
+ON_HOST = ("cpu", "openvino", "auto")
+"""Providers whose tensors lie in host memory, so that one graph may follow another's; language models run on a CPU."""
 
 
 def open_provider(name: str, threads: int | None = None, engines: str | None = None, verbose: bool = False) -> Provider:

@@ -188,9 +188,7 @@ class OrtEngine:
         assert type(source) is OrtTensor and type(target) is OrtTensor  # the value of rows is the whole
         read, written = source.value, target.value
         if self.device == "cpu":
-            view, target_view = _host_memory(read), _host_memory(written)
-            for row, target_row in zip(rows.tolist(), target_rows.tolist()):
-                target_view[target_row, ..., :length, :] = view[row, ..., :length, :]
+            copy_host_rows(source, rows, target, target_rows, length)
             return
         from catp.runtime.providers.cuda import copy_rectangles, wait_for_default_stream
 
@@ -206,9 +204,9 @@ class OrtEngine:
     def upload(self, array: np.ndarray[Any, Any]) -> OrtTensor:
         array = np.ascontiguousarray(array)
         if array.dtype != bfloat16:
-            # On a CPU the value is the array's own memory; elsewhere it is a copy.
-            memory = array if self.device == "cpu" else None
-            return OrtTensor(ort.OrtValue.ortvalue_from_numpy(array, self.device, 0), memory)
+            if self.device == "cpu":
+                return host_tensor(array)
+            return OrtTensor(ort.OrtValue.ortvalue_from_numpy(array, self.device, 0))
         # ONNX Runtime has the type, and takes no array of it: the bits are copied.
         value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, _BFLOAT16, self.device)
         value.update_inplace(array.view(np.uint16))
@@ -216,6 +214,24 @@ class OrtEngine:
 
     def bind(self, inputs: Mapping[str, Value], outputs: Mapping[str, DeviceTensor] | None = None) -> OrtStep:
         return OrtStep(self, inputs, outputs or {})
+
+
+def host_tensor(array: np.ndarray[Any, Any]) -> OrtTensor:
+    """The array as a tensor on the CPU, contiguous, of any type but bfloat16: its own memory, not a copy of it."""
+    return OrtTensor(ort.OrtValue.ortvalue_from_numpy(array, "cpu", 0), array)
+
+
+def copy_host_rows(
+    source: OrtTensor,
+    rows: np.ndarray[Any, Any],
+    target: OrtTensor,
+    target_rows: np.ndarray[Any, Any],
+    length: int,
+) -> None:
+    """As `Engine.copy_rows`, for tensors on the CPU."""
+    view, target_view = _host_memory(source.value), _host_memory(target.value)
+    for row, target_row in zip(rows.tolist(), target_rows.tolist()):
+        target_view[target_row, ..., :length, :] = view[row, ..., :length, :]
 
 
 def _host_memory(value: Any) -> np.ndarray[Any, Any]:

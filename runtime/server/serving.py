@@ -29,8 +29,8 @@ from catp.runtime.server.model.engine import ModelEngine
 from catp.runtime.server.reloading import Reloading
 from catp.runtime.server.settings import ServerSettings
 
-_EVENTS = {"uvicorn": "http", "opentelemetry": "traces"}
-"""Events of the log that are words of libraries, by their loggers."""
+_EVENTS = {"uvicorn": "http", "opentelemetry": "traces", "catp": "provider"}
+"""Events of the log that are words of libraries and of providers, by their loggers."""
 
 _KEEP_ALIVE_SECONDS = 30
 _LAST_WORDS_SECONDS = 2.0

@@ -26,7 +26,8 @@ from catp.calibration.benchmark.load.report import LoadReport, Measured, Server,
 from catp.calibration.benchmark.load.tables import ratio_text
 from catp.calibration.benchmark.load.targets import Target, find_target, started
 from catp.calibration.benchmark.load.workload import Workload
-from catp.calibration.benchmark.machine import available_cpus, describe_machine, load_average
+from catp.calibration.benchmark.machine import describe_machine, load_average
+from catp.runtime.system.machine import available_cpus
 
 RECORD = ROOT / "tests" / "benchmarks" / "records" / "serving.json"
 TOKENS = 32

@@ -29,11 +29,12 @@ from pydantic import BaseModel, ConfigDict
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from catp.calibration.benchmark.contenders.subject import make_picture
-from catp.calibration.benchmark.machine import Machine, available_cpus, describe_machine, load_average
+from catp.calibration.benchmark.machine import Machine, describe_machine, load_average
 from catp.calibration.benchmark.synthetic.checkpoint import save_checkpoint
 from catp.calibration.benchmark.synthetic.sizes import Preset
 from catp.calibration.benchmark.timing.intervals import Ratio, paired_ratio
 from catp.runtime import Pipeline
+from catp.runtime.system.machine import available_cpus
 
 RECORD = ROOT / "tests" / "benchmarks" / "records" / "tasks.json"
 SHARE = 0.2

@@ -38,7 +38,7 @@ _TRANSFORMERS = ("hugging_face", "TransformersSubject", "export,cpu", ("torch", 
 _OPENVINO = (
     "openvino.subject",
     "OpenVinoSubject",
-    "export,cpu,openvino",
+    "export,cpu,nncf",
     ("torch", "transformers", "openvino", "nncf"),
 )
 

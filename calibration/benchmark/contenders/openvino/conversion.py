@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from catp.calibration.benchmark.contenders.openvino.library import import_openvino
-from catp.calibration.benchmark.contenders.openvino.signal_stack import signal_stack_kept
 from catp.runtime.errors import UsageError
+from catp.runtime.providers.openvino.library import import_openvino
+from catp.runtime.providers.openvino.signal_stack import signal_stack_kept
 
 
 @dataclass(frozen=True)

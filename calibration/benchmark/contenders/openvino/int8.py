@@ -20,8 +20,8 @@ from PIL import Image
 
 from catp.calibration.benchmark.contenders.openvino.conversion import Converted
 from catp.calibration.benchmark.contenders.openvino.library import import_nncf
-from catp.calibration.benchmark.contenders.openvino.signal_stack import signal_stack_kept
 from catp.calibration.benchmark.contenders.subject import make_picture
+from catp.runtime.providers.openvino.signal_stack import signal_stack_kept
 
 PICTURES = 16
 """That activations are observed on. They are all alike: NNCF's default of 300 would only take longer."""

@@ -1,18 +1,12 @@
-"""OpenVINO and NNCF, imported so that they keep to themselves."""
+"""NNCF, imported so that it keeps to itself."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-import sys
-from typing import Any, cast
+from typing import Any
 
-
-def import_openvino() -> Any:
-    """The package, without its telemetry: a benchmark must not send anything, least of all while it measures."""
-    # Where this import fails, OpenVINO and NNCF fall back to a stub of their own.
-    cast("dict[str, Any]", sys.modules).setdefault("openvino_telemetry", None)
-    return importlib.import_module("openvino")
+from catp.runtime.providers.openvino.library import import_openvino
 
 
 def import_nncf() -> Any:

@@ -12,10 +12,10 @@ from PIL import Image
 
 from catp.calibration.benchmark.contenders.openvino.conversion import convert_blip2
 from catp.calibration.benchmark.contenders.openvino.int8 import PICTURES, calibration_pictures, quantize
-from catp.calibration.benchmark.contenders.openvino.library import import_openvino
-from catp.calibration.benchmark.contenders.openvino.signal_stack import signal_stack_kept
 from catp.calibration.benchmark.contenders.subject import Case, Timed, TimedInput, make_sample
 from catp.export.checkpoints.loading import load_checkpoint
+from catp.runtime.providers.openvino.library import import_openvino
+from catp.runtime.providers.openvino.signal_stack import signal_stack_kept
 
 
 class OpenVinoSubject:

@@ -9,8 +9,8 @@ from catp.calibration.benchmark.contenders.subject import Case
 from catp.calibration.benchmark.results.report import BenchmarkReport
 from catp.calibration.commands.bench import app
 
-pytest.importorskip("openvino", reason="an extra of its own: pip install '.[openvino]'")
-pytest.importorskip("nncf", reason="an extra of its own: pip install '.[openvino]'")
+pytest.importorskip("openvino", reason="an extra of its own: pip install '.[nncf]'")
+pytest.importorskip("nncf", reason="an extra of its own: pip install '.[nncf]'")
 
 
 @pytest.mark.heavy  # converts the model anew

@@ -18,7 +18,7 @@ from catp.runtime.bundle.chains import LanguageKind
 from catp.runtime.errors import UsageError
 
 pytest.importorskip("openvino", reason="an extra of its own: pip install '.[openvino]'")
-pytest.importorskip("nncf", reason="an extra of its own: pip install '.[openvino]'")
+pytest.importorskip("nncf", reason="an extra of its own: pip install '.[nncf]'")
 from catp.calibration.benchmark.contenders.openvino.scoring import OpenVinoScores
 
 KINDS: dict[str, LanguageKind] = {

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO's sign
 PROGRAM = """
 import faulthandler, gc, os, signal, sys
 from contextlib import nullcontext
-from catp.calibration.benchmark.contenders.openvino.library import import_openvino
-from catp.calibration.benchmark.contenders.openvino.signal_stack import signal_stack_kept
+from catp.runtime.providers.openvino.library import import_openvino
+from catp.runtime.providers.openvino.signal_stack import signal_stack_kept
 faulthandler.enable()
 kept = signal_stack_kept if sys.argv[1] == "kept" else nullcontext
 openvino = import_openvino()
@@ -34,7 +34,7 @@ os.kill(os.getpid(), signal.SIGUSR1)
 
 def run(argument: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", PROGRAM, argument]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[4])
 
 
 def test_a_signal_is_handled() -> None:
