@@ -57,10 +57,10 @@ REASONS = (
 )
 """Words of a refusal, and the note that says them of the model; the first that are found hold."""
 
-ASKED_FOR = {"exported without diagnostics": "g"}
+ASKED_FOR = {"exported without diagnostics": "h"}
 """Words of a refusal that the way a bundle was exported decides, not its family, and the note about that."""
 
-OWN_DATA = {"begun.jsonl": "e", "captions.json": "f"}
+OWN_DATA = {"begun.jsonl": "f", "captions.json": "g"}
 """Data that a command takes where it refuses the demo's, and the note that says why."""
 
 
