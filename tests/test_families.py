@@ -367,15 +367,15 @@ def families(request: pytest.FixtureRequest) -> Callable[[str], Family]:
     return get
 
 
-COMBINED = ("InstructBLIP with Flan-T5", "InstructBLIP on videos, with Vicuna", "InstructBLIP on videos, with Flan-T5")
-"""Families whose parts are also those of others, or differ from them in one thing, such as frames."""
+ALWAYS = ("BLIP-2 with OPT", "BLIP for captions", "CLIP")
+"""Families of every kind of answer, at once; the others are among the heavy tests, as an export each takes long."""
 
 
 @pytest.mark.parametrize(
     "check", [pytest.param(name, marks=pytest.mark.heavy) if CHECKS[name] is inside else name for name in CHECKS]
 )
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=pytest.mark.heavy) if name in COMBINED else name for name in FAMILIES]
+    "family", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.heavy) for name in FAMILIES]
 )
 def test_family(families: Callable[[str], Family], family: str, check: str) -> None:
     found = families(family)
@@ -446,7 +446,7 @@ def own_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-LIGHT = ("BLIP-2 with Flan-T5", "BLIP for captions", "CLIP")
+LIGHT = ("BLIP for captions", "CLIP")
 """Families that a change of what commands take is noticed by at once; of the others, in the heavy tests."""
 
 

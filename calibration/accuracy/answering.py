@@ -200,7 +200,7 @@ class Answerer:
         scores = {
             method: np.stack([random_scores(self._seed, id, tokens) for id in ids])
             if method == RANDOM
-            else votes.outputs[self._outputs[method]][images].reshape(-1, tokens)
+            else votes.outputs[self._outputs[method]][images].reshape(len(ids), -1)
             for method in {setting.method for setting in self._settings}
         }
         cases: list[list[Case]] = [[] for _ in questions]

@@ -29,7 +29,7 @@ from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.bundle.generation_settings import GREEDY
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.language_models.decoder_only import bind_prefill
-from catp.runtime.providers import PROVIDERS, open_provider
+from catp.runtime.providers import ON_HOST, PROVIDERS, open_provider
 from catp.runtime.providers.base import Value, to_host
 
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-python", "polygraphy", "torch")
@@ -42,6 +42,7 @@ LIMITS = {
 }
 """Least share of kept tokens and of whole answers that equal the CPU provider's, since near ties round differently; and
 the largest error of any tensor, relative to its largest value."""
+GPU_PROVIDERS = tuple(name for name in PROVIDERS if name not in ON_HOST)
 BEAMS = GREEDY.override(num_beams=2, min_new_tokens=3)
 COMPARED = ("image_embeds", "kept_embeds", "logits")
 CURRENT_DEVICE = "tensorrt-rtx-current-device"
@@ -79,7 +80,7 @@ def check(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for path in bundle or export_demo(Path(scratch)):
-            for name in (*([] if counts_itself(path) else list(PROVIDERS)[1:]), CURRENT_DEVICE):
+            for name in (*([] if counts_itself(path) else GPU_PROVIDERS), CURRENT_DEVICE):
                 run = {"bundle": path.name, "provider": name, **in_own_process(path, name, questions, iterations)}
                 record["runs"].append(run)
                 typer.echo(f"{run['bundle']} {name}: {run['outcome']}")

@@ -17,6 +17,7 @@ from catp.runtime.providers.cuda import compute_capability
 CHECK = Path(__file__).parent / "check.py"
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(compute_capability() is not None, reason="there is a GPU: run `make gpu-check`")
 def test_without_a_gpu_it_fails_and_says_why(demo_bundle: Path, tmp_path: Path) -> None:
     record = tmp_path / "record.json"

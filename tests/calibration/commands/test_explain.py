@@ -187,7 +187,7 @@ def test_a_bundle_without_diagnostics(demo_bundle: Path, tmp_path: Path) -> None
         (["--ratio", "0.5", "--keep-mass", "0.5"], "give one of them", 2),
         (["--keep-mass", "0"], "0 < mass <= 1", 2),
         (["--positions", "sideways"], "compact", 2),
-        (["--provider", "abacus"], "accepted: cpu, cuda", 2),
+        (["--provider", "abacus"], "accepted: cpu, openvino, auto, cuda", 2),
         (["--prompt", "word " * 400], "at most 224 tokens", 2),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,

@@ -21,6 +21,8 @@ from catp.calibration.significance.mcnemar import mcnemar_exact
 from catp.runtime import EncoderWish, Pipeline
 from catp.runtime.bundle.folder import open_bundle
 
+pytestmark = pytest.mark.heavy  # a bundle that prunes in both places takes half a minute
+
 QUESTIONS, SEED = 14, 5
 SHARES = (0.8, 0.5)
 

@@ -22,6 +22,8 @@ from catp.runtime import EncoderWish, Pipeline
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.providers.base import to_host
 
+pytestmark = pytest.mark.heavy  # a bundle that prunes in both places takes half a minute
+
 SAMPLE = samples()[0]
 QUESTION = ["--image", str(SAMPLE.image), "--prompt", SAMPLE.prompt]
 BLUE, ORANGE = (0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)
@@ -137,7 +139,6 @@ def test_patches_in_one_merged_token_share_its_attention(both_bundle: Path) -> N
     assert trace.survivors.tolist() == [0, 3, 4] and trace.unseen.tolist() == []
 
 
-@pytest.mark.heavy
 def test_merged_tokens_of_a_real_bundle(instructblip_checkpoint: Path, tmp_path: Path) -> None:
     """By the merge "one", what is left over goes to all patches that are no token of their own."""
     bundle = tmp_path / "bundle"

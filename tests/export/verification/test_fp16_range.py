@@ -153,7 +153,7 @@ def source_of(case: Case, request: pytest.FixtureRequest) -> Path:
     return CHECKPOINT if case.checkpoint == "demo" else Path(request.getfixturevalue(case.checkpoint))
 
 
-@pytest.mark.parametrize("name", ["OPT", *heavy(*list(CASES)[1:])])
+@pytest.mark.parametrize("name", heavy(*CASES))
 def test_every_graph_of_every_family(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     case, source = CASES[name], source_of(CASES[name], request)
     folder = scaled(case, source, tmp_path / "beyond", BEYOND)

@@ -13,6 +13,7 @@ from catp.runtime.commands.inspect import app
 from catp.runtime.pruning import describe_default
 
 
+@pytest.mark.heavy
 def test_both_prunings_are_shown_with_the_encoders_work(both_bundle: Path) -> None:
     result = CliRunner().invoke(app, [str(both_bundle)])
     assert result.exit_code == 0, result.output
@@ -32,6 +33,7 @@ def test_both_prunings_are_shown_with_the_encoders_work(both_bundle: Path) -> No
     assert left / of_dense == pytest.approx(0.7, abs=0.02)
 
 
+@pytest.mark.heavy
 def test_the_default_says_what_there_is(both_bundle: Path, demo_bundle: Path, pruned_bundle: Path) -> None:
     votes, work = describe_default(open_bundle(both_bundle).manifest).split("; ")
     assert (

@@ -50,7 +50,7 @@ def test_json_has_one_object_per_pair(demo_bundle: Path) -> None:
         (["--image", str(SAMPLE.image)], "Missing option '--prompt'", 2),
         (["--nonsense", *PAIR], "No such option", 2),
         (["--provider", "cuda", *PAIR], ".[gpu]", 2),
-        (["--provider", "abacus", *PAIR], "accepted: cpu, cuda", 2),
+        (["--provider", "abacus", *PAIR], "accepted: cpu, openvino, auto, cuda", 2),
         ([*PAIR, *PAIR, "--prompt", "one more"], "one prompt per image", 2),
         (["--num-beams", "0", *PAIR], "num_beams 0", 2),
         (["--early-stopping", "soon", *PAIR], "--early-stopping", 2),

@@ -19,6 +19,8 @@ from catp.runtime import Pipeline, UsageError
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.providers.base import to_host
 
+pytestmark = pytest.mark.heavy  # a bundle that prunes in both places takes half a minute
+
 PATCHES = 36
 
 

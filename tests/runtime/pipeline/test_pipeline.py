@@ -186,5 +186,5 @@ def test_several_questions_about_one_image_encode_it_once(
 def test_a_missing_provider_names_the_extra(demo_bundle: Path) -> None:
     with pytest.raises(UsageError, match=r"\.\[gpu\]"):
         Pipeline.load(demo_bundle, provider="cuda")
-    with pytest.raises(UsageError, match="accepted: cpu, cuda"):
+    with pytest.raises(UsageError, match="accepted: cpu, openvino, auto, cuda"):
         Pipeline.load(demo_bundle, provider="abacus")

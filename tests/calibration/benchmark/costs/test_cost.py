@@ -89,6 +89,7 @@ def test_the_workload_decides(demo_bundle: Path) -> None:
     assert "decode" not in single.stages
 
 
+@pytest.mark.heavy
 def test_a_schedule_decides_the_work_of_what_reads_image_tokens(twice_pruned_bundle: Path) -> None:
     bundle = open_bundle(twice_pruned_bundle)
     geometry, workload = read_geometry(bundle), Workload(batch=2, num_kept=16, prompt_tokens=16, new_tokens=10)

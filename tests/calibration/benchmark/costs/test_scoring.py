@@ -106,6 +106,7 @@ def test_blip2_is_counted_as_pytorch_does(retrieval_bundle: Path, retrieval_chec
     assert fewer["match"].flops < found.stages["match"].flops and fewer["text"] == found.stages["text"]
 
 
+@pytest.mark.heavy
 def test_an_encoder_that_prunes_makes_what_reads_it_cheaper(pruned_clip_bundle: Path, clip_bundle: Path) -> None:
     pruned, dense = costs(pruned_clip_bundle).stages, costs(clip_bundle).stages
     assert pruned["vision"].flops < dense["vision"].flops and pruned["image"] == dense["image"]
