@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from catp.runtime import Pipeline
-from catp.runtime.providers import PROVIDERS
+from catp.runtime.providers import ON_HOST, PROVIDERS
 from catp.runtime.providers.cuda import compute_capability
 
 CHECK = Path(__file__).parent / "check.py"
@@ -28,7 +28,7 @@ def test_without_a_gpu_it_fails_and_says_why(demo_bundle: Path, tmp_path: Path) 
     written = json.loads(record.read_text())
     assert written["device"] is None
     runs = written["runs"]
-    assert [run["provider"] for run in runs[:-1]] == [name for name in PROVIDERS if name != "cpu"]
+    assert [run["provider"] for run in runs[:-1]] == [name for name in PROVIDERS if name not in ON_HOST]
     assert runs[-1]["provider"] == "tensorrt-rtx-current-device"
     assert all(run["outcome"].startswith("not available: ") for run in runs)
     assert not any("latency_ms" in run for run in runs)
