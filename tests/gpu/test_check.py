@@ -64,6 +64,7 @@ def test_a_provider_that_agrees_and_ones_that_do_not(check: ModuleType, pipeline
     assert check.relative_error(np.ones(3), np.array([1.0, np.nan, 1.0])) is None
 
 
+@pytest.mark.heavy
 def test_patches_that_an_encoder_keeps_are_compared_whatever_their_order(
     check: ModuleType, twice_pruned_bundle: Path
 ) -> None:

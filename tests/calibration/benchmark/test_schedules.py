@@ -9,6 +9,8 @@ from catp.calibration.benchmark.schedules import find_schedules
 from catp.runtime import EncoderWish, UsageError
 from catp.runtime.bundle.folder import Bundle, open_bundle
 
+pytestmark = pytest.mark.heavy
+
 
 def test_each_share_is_a_schedule_and_without_any_it_is_the_bundles_own(
     twice_pruned_bundle: Path, demo_bundle: Path

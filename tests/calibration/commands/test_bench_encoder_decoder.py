@@ -23,6 +23,8 @@ from catp.calibration.commands.calibrate import app as calibrate
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.errors import UsageError
 
+pytestmark = pytest.mark.heavy
+
 RUNNER = CliRunner()
 
 

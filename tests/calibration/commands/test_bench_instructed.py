@@ -21,6 +21,8 @@ from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.errors import UsageError
 from catp.runtime.providers import open_provider
 
+pytestmark = pytest.mark.heavy
+
 RUNNER = CliRunner()
 
 

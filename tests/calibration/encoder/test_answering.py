@@ -23,6 +23,7 @@ PICTURES = [sample.image for sample in samples()[:2]]
 QUESTIONS = ["what is in the bottom right?", "what color is the circle?", "a", "how many shapes are there?"]
 
 
+@pytest.mark.heavy
 def test_several_ratios_of_one_encoding_answer_as_each_alone(twice_pruned_bundle: Path) -> None:
     pipeline = Pipeline.load(twice_pruned_bundle)
     questions = list(open_data("demo").subset(10, None, 3))

@@ -21,6 +21,8 @@ from catp.runtime import Pipeline
 from catp.runtime.bundle.folder import open_bundle, write_manifest
 from catp.runtime.commands.inspect import app as inspect
 
+pytestmark = pytest.mark.heavy
+
 
 def schedule(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(calibrate, ["schedule", *map(str, arguments)])
@@ -178,7 +180,6 @@ def test_the_best_rule_of_each_pair() -> None:
     assert cheapest([one, one], 0.05) is None  # of two something is chosen: a rule that loses too much is not
 
 
-@pytest.mark.heavy
 def test_the_rule_is_chosen_too(bundle: Path, demo_bundle: Path, tmp_path: Path) -> None:
     by_chance, report = tmp_path / "by-chance", tmp_path / "report.json"
     options = EncoderOptions(rule="random", flops=0.8)
@@ -216,7 +217,6 @@ def test_the_rule_is_chosen_too(bundle: Path, demo_bundle: Path, tmp_path: Path)
     assert code in (0, 1) and "voted for" not in output
 
 
-@pytest.mark.heavy
 def test_votes_that_depend_on_the_question(instructblip_checkpoint: Path, tmp_path: Path) -> None:
     dense, pruned = tmp_path / "dense", tmp_path / "pruned"
     export_bundle(str(instructblip_checkpoint), dense, ratio=0.3)

@@ -23,6 +23,8 @@ from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.commands.inspect import app as inspect_app
 from catp.runtime.providers.base import to_host
 
+pytestmark = pytest.mark.heavy
+
 RUNNER = CliRunner()
 ARGUMENTS = ("--to", "int8", "--decode", "int4", "--for", "cpu", "--questions", "50")
 NEW = 6

@@ -136,6 +136,7 @@ def test_ranges_see_the_bare_text_and_the_kept_tokens(fixture: str, request: pyt
         assert [call["kept_indices"].shape[1] for call in heads] == [bundle.manifest.tokens, 3]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("fixture", BUNDLES)
 def test_int8_bundles_answer_as_before(fixture: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     bundle, output = request.getfixturevalue(fixture), tmp_path / "out"

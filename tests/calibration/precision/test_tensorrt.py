@@ -18,6 +18,8 @@ from catp.runtime.bundle.chains import GRAPHS
 from catp.runtime.bundle.engine_sets import open_set, set_folders
 from catp.runtime.bundle.folder import open_bundle
 
+pytestmark = pytest.mark.heavy
+
 RUNNER = CliRunner()
 FEW = ("--questions", "10", "--no-sensitivity", "--for", "tensorrt")
 CASES = {

@@ -16,6 +16,8 @@ from catp.export.image_encoders.plan import EncoderOptions
 from catp.runtime.bundle.engine_sets import EngineSet, open_set, set_folders
 from catp.runtime.bundle.folder import open_bundle
 
+pytestmark = pytest.mark.heavy
+
 pytest.importorskip("tensorrt_rtx")
 RUNNER = CliRunner()
 GRAPHS = ["vision_encoder", "question_encoder", "answer_decoder"]
@@ -78,7 +80,6 @@ def test_a_vote_reads_what_the_encoder_leaves(twice_pruned_bundle: Path, tmp_pat
     assert not profile.values
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize("arguments", [[], ["--fixed-schedule"]], ids=["schedule as input", "baked in"])
 def test_lower_precisions(precision: str, arguments: list[str], lower: dict[str, Path], tmp_path: Path) -> None:
@@ -100,7 +101,6 @@ def lower(pruned_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return {name: folder / name for name in ("fp16", "int8")}
 
 
-@pytest.mark.heavy
 def test_encoders_that_count_for_themselves(dynamic_bundle: Path, fully_pruned_bundle: Path, tmp_path: Path) -> None:
     """Where TensorRT finds a float input behind a count of tokens, it builds nothing."""
     plan = build(dynamic_bundle, tmp_path / "dynamic", "--dynamic-encoder").plans["vision_encoder"]

@@ -254,6 +254,7 @@ def test_method_none_keeps_every_token(tmp_path: Path, demo_bundle: Path) -> Non
         pipeline.generate([sample.image], [sample.prompt], ratio=0.5)
 
 
+@pytest.mark.heavy
 def test_wrong_graphs_are_never_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = RankPoints.scores
     monkeypatch.setattr(RankPoints, "scores", lambda self, maps: -right(self, maps))  # keeps the worst tokens

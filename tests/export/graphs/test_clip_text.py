@@ -15,6 +15,8 @@ from catp.export.graphs import text_embedding
 from catp.export.graphs.clip_text import FORMER_END, TextEmbedding
 from catp.export.writing.writer import write_graph
 
+pytestmark = pytest.mark.heavy
+
 TEXTS = ["red", "what is it, and where is the other one?", ""]
 
 

@@ -24,6 +24,8 @@ from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.providers import open_provider
 
+pytestmark = pytest.mark.heavy
+
 CASES = [Case(1, "a", 0.0), Case(1, "a", 0.5), Case(1, "b", 0.0)]
 NOTHING = TimedInput([], [], 1)
 

@@ -16,6 +16,8 @@ from catp.export.demo.nlvr.pool import Pool
 from catp.export.demo.nlvr.train import NlvrRecipe, Training, logits, measure, write
 from catp.runtime.bundle.image_spec import ImageSpec
 
+pytestmark = pytest.mark.heavy
+
 MARGIN = 0.07
 """By how much two hundred statements may fall below what was recorded on more of them."""
 
@@ -56,7 +58,6 @@ def test_the_recorded_recipe_is_the_code() -> None:
     assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) < 6e6
 
 
-@pytest.mark.heavy
 def test_the_recipe_runs_and_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = NlvrRecipe(pictures=30, pairs_per_batch=2, statements_per_pair=3, statement_steps=2, joint_steps=1)
     training = Training(recipe, tmp_path / "work")

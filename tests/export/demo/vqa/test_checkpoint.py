@@ -17,6 +17,8 @@ from catp.export.demo.vqa.train import VqaRecipe, measure, train, write
 from catp.export.demo.vqa.untrained import make_processor
 from catp.runtime.inputs.images import load_image
 
+pytestmark = pytest.mark.heavy
+
 BOTH = pytest.mark.parametrize("folder", [CHECKPOINT, DENSE], ids=["madtp", "dense"])
 
 MARGIN = 0.07
@@ -126,7 +128,6 @@ def test_the_twins_have_one_recipe() -> None:
     assert record(CHECKPOINT)["recipe"] == record(DENSE)["recipe"]
 
 
-@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore")
 def test_the_training_script_still_trains_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     sizes = {"images_per_batch": 6, "questions_per_image": 2}
