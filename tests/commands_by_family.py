@@ -97,7 +97,7 @@ def said(app: typer.Typer, *arguments: str, pruning: Any = None) -> str | None:
 
 
 def cell(refusals: dict[str, str | None]) -> str:
-    """Of one command, by what it was given beside the bundle: nothing, or data of its own."""
+    """The cell of one command, by what it was given beside the bundle: nothing, or data of its own."""
     for data, refusal in refusals.items():
         if refusal is None:
             return "yes" if data not in OWN_DATA else f"yes ({OWN_DATA[data]})"

@@ -28,9 +28,9 @@ from catp.runtime.files import check_file_output, write_file
 from catp.runtime.system.machine import available_cpus, cpu_model
 
 QUESTIONS = 32
-"""Whose answers are compared."""
+"""Questions asked: their answers are compared."""
 ROUNDS = 30
-"""Of timing, for each graph."""
+"""Rounds of timing, for each graph."""
 _PRECISIONS = get_args(get_args(Place.model_fields["precision"].annotation)[0])
 
 

@@ -201,6 +201,10 @@ def evaluate_bundle(
     wanted = _parse("ratios", ratios) if ratios is not None else None
     if workers is not None and cluster is None:
         raise UsageError("--workers: only with --cluster; leave it out")
+    if cluster is not None and (encoder_flops is not None or encoder_temperatures is not None):
+        raise UsageError(
+            "--cluster: not with shares or temperatures of a vision encoder, which one process compares; leave one out"
+        )
     if cluster is not None and not is_bundle(source):
         raise UsageError(f"--cluster: {source} is no bundle; give the folder of one, which every machine has")
     if is_captions(data):

@@ -17,7 +17,7 @@ from catp.runtime.pipeline import Pipeline
 from catp.runtime.questions import frames_by_row
 
 MOST_FRAMES = 32
-"""Of a video: each takes a page of its own in the picture."""
+"""Frames of a video that are drawn: each takes a page of its own in the picture."""
 
 
 @dataclass(frozen=True)

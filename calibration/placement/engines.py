@@ -13,7 +13,7 @@ from catp.runtime.providers.automatic import open_place
 from catp.runtime.providers.base import DeviceTensor, Engine, HostMoment, Provider, Step, Value, to_host
 
 Inputs = dict[str, np.ndarray]
-"""Of one call of a graph, by name, in host memory."""
+"""Inputs of one call of a graph, by name, in host memory."""
 
 
 class Loads(Protocol):

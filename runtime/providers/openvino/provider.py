@@ -26,7 +26,7 @@ DEVICE_VARIABLE = "CATP_OPENVINO_DEVICE"
 PRECISION_VARIABLE = "CATP_OPENVINO_PRECISION"
 
 DEVICES = ("CPU", "GPU", "NPU")
-"""What OpenVINO calls them; a machine with several has GPU.0, GPU.1, ..."""
+"""Names that OpenVINO has for kinds of devices; a machine with several has GPU.0, GPU.1, ..."""
 
 DEFAULT_PRECISIONS: Final[dict[str, Literal["f32", "f16"]]] = {"CPU": "f32", "GPU": "f16", "NPU": "f16"}
 """Precision by device: on a CPU what the graphs were verified in, elsewhere what the hardware multiplies."""

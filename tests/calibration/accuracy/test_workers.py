@@ -143,6 +143,8 @@ def test_a_cluster_that_is_not_there_is_refused_at_once(address: str, demo_bundl
 def test_options_that_need_a_cluster_or_a_bundle(demo_bundle: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [str(demo_bundle), "--workers", "2"])
     assert result.exit_code == 2 and "--workers: only with --cluster" in result.stderr
+    result = CliRunner().invoke(app, [str(demo_bundle), "--cluster", "auto", "--encoder-flops", "0.5"])
+    assert result.exit_code == 2 and "--cluster: not with shares" in result.stderr
     result = CliRunner().invoke(app, [str(tmp_path), "--cluster", "auto"])
     assert result.exit_code == 2 and "is no bundle" in result.stderr
 

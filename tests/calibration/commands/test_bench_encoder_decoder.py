@@ -85,7 +85,7 @@ def test_compile_compiles_the_encoder_too(t5_checkpoint: Path, monkeypatch: pyte
 
 
 def test_what_an_int8_bundle_reads(t5_bundle: Path, tmp_path: Path) -> None:
-    """Of quantised graphs: tables of words are looked up, also that of a head which was its own."""
+    """Bytes of quantised graphs: tables of words are looked up, also that of a head which was its own."""
     few = ["--samples", "16", "--questions", "4", "--no-sensitivity", "--max-accuracy-drop", "0.9"]
     arguments = ["--language", "int8", "--for", "cpu", "--min-kept-overlap", "0", "-o", str(tmp_path / "int8"), *few]
     assert RUNNER.invoke(calibrate, ["precision", str(t5_bundle), *arguments]).exit_code == 0

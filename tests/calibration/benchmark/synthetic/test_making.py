@@ -101,7 +101,7 @@ def test_a_caption_model_is_timed_without_query_tokens(tmp_path: Path, monkeypat
 
 @pytest.mark.heavy  # exports a model of its own twice
 def test_a_clip_is_timed_dense_and_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What scores texts, at scaled-down sizes: both bundles in one run, of the same pictures and classes."""
+    """A model that scores texts, at scaled-down sizes: both bundles in one run, of the same pictures and classes."""
     monkeypatch.setattr("catp.calibration.commands.bench.measure_rates", lambda threads: RATES)
     small = ClipSizes(Tower(3, 64, 4, 96), Tower(2, 32, 4, 48), vector=24, vocabulary=600, side=48, patch=8)
     monkeypatch.setitem(sizes.CLIP, "clip-b16", small)

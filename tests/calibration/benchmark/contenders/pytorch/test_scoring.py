@@ -81,7 +81,7 @@ def test_its_scores_are_those_of_the_model(name: str, request: pytest.FixtureReq
 def test_half_precision_and_compiled_parts_say_nearly_the_same(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What torch.compile makes of them is its own affair, and takes a minute."""
+    """The compiler is left out: its graphs are its own affair, and take a minute."""
     kind, checkpoint = KINDS[name], str(request.getfixturevalue(f"{name}_checkpoint"))
     given = asked(Reference(load_checkpoint(checkpoint)), 1)
     case, calls = Case(1, "transformers", 0.0), []
