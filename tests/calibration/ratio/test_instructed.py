@@ -81,14 +81,17 @@ def test_the_command_finds_and_confirms_a_ratio(instructblip_bundle: Path, tmp_p
     lines = []
     for image, key, question in several(20):
         image.save(tmp_path / f"{key}.png")
-        full = pipeline.generate([image], [f"Question: {question} Answer:"], 0.0, num_beams=1)[0].answer
-        lines.append({"image": f"{key}.png", "question": question, "answers": [full]})
+        # Random weights change their answers with any token, on some CPUs more often than on others: both count as right.
+        prompt = [f"Question: {question} Answer:"]
+        full, little = (pipeline.generate([image], prompt, ratio, num_beams=1)[0].answer for ratio in (0.0, 0.05))
+        lines.append({"image": f"{key}.png", "question": question, "answers": [full] * 4 + [little] * 4})
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     arguments = ["ratio", str(bundle), "--data", str(tmp_path / "own.jsonl"), "--ratios", "0.05,0.9", "--json"]
-    result = CliRunner().invoke(app, [*arguments, "--max-accuracy-drop", "0.95"])
+    result = CliRunner().invoke(app, [*arguments, "--max-accuracy-drop", "0.5"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["confirmed"] and found["chosen"]["setting"]["ratio"] == 0.05
+    assert [drop["accuracy"] for drop in found["search"]["drops"]] == [1.0, pytest.approx(0, abs=0.3)]
     assert open_bundle(bundle).manifest.pruning.ratio == 0.05
 
 
