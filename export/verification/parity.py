@@ -22,7 +22,8 @@ from catp.export.verification.judging import check_judgements
 from catp.export.verification.matching import check_matches, check_pairs
 from catp.export.verification.measures import check, relative_error
 from catp.export.verification.reference import ReferenceVotes
-from catp.export.verification.turns import taking_turns
+from catp.export.verification.rehearsal import rehearse
+from catp.export.verification.turns import Turns, take_turns
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.bundle.generation_settings import GREEDY
 from catp.runtime.bundle.manifest import Manifest, ParityCheck, Precision, scores_of
@@ -90,9 +91,13 @@ def _is_worse(found: ParityCheck, other: ParityCheck) -> bool:
 
 def _checks(bundle: Bundle, provider: Provider, precision: Precision, expected: ExpectedImages) -> list[ParityCheck]:
     """Args: `precision`: whose limits hold."""
-    provider = taking_turns(provider, bundle)
+    in_turns = take_turns(bundle)
+    provider = Turns(provider) if in_turns else provider
     limit = RELATIVE_ERROR[precision]
     pipeline = Pipeline(bundle, provider)
+    if in_turns:
+        asked = _groups(bundle.manifest, len(expected.samples))
+        rehearse(pipeline, expected, [group for _, groups in asked for group in groups])
     checks = list(_vision(pipeline, precision, expected, limit))
     if isinstance(expected, ExpectedVotes):
         checks += _qformer(provider.engine(bundle, "qformer_voting"), bundle, expected, limit)
