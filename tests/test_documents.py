@@ -336,7 +336,7 @@ def test_the_tables_of_encoder_pruning_are_the_recorded_reports(script: str, rec
     assert all(part in page for part in parts if part.startswith("MADTP's scores"))
 
 
-@pytest.mark.parametrize(("script", "count"), [("serving.py", 1), ("serving_costs.py", 2)])
+@pytest.mark.parametrize(("script", "count"), [("serving.py", 1), ("serving_costs.py", 3)])
 def test_the_tables_of_servers_are_the_recorded_reports(script: str, count: int) -> None:
     folder = ROOT / "tests" / "benchmarks"
     record = folder / "records" / f"{script.removesuffix('.py').replace('_', '-')}.json"
@@ -447,6 +447,28 @@ def test_the_second_models_table_is_the_recorded_report() -> None:
         for ratio, cell in zip((0.25, 0.5, 0.75, 0.9), cells, strict=True):
             wanted = [scores[method, ratio, positions] for positions in ("original", "compact")]
             assert cell == pytest.approx(wanted, abs=0.051)
+
+
+def test_the_tables_of_two_worlds_are_the_recorded_reports() -> None:
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "two_worlds.py")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    tables, page = [part.strip() for part in printed.split("\n\n")], text_of("docs/accuracy.md")
+    assert len(tables) == 6 and all(part in page for part in tables)
+    folder = ROOT / "export" / "demo" / "fine" / "accuracy" / "methods"
+    reports = {path.stem: AccuracyReport.model_validate_json(path.read_text()) for path in folder.glob("*.json")}
+    assert {name: report.evaluation.data for name, report in reports.items()} == {
+        "scenes": "demo",
+        "easy-vqa": "easy-vqa",
+    }
+    assert {report.evaluation.bundle for report in reports.values()} == {reports["scenes"].evaluation.bundle}
+    assert f"{reports['easy-vqa'].questions:,} questions about {reports['easy-vqa'].images} pictures" in page
+    # A cell, read from the report by hand.
+    score = next(
+        s for s in reports["easy-vqa"].scores if (s.method, s.ratio, s.positions) == ("coverage", 0.75, "compact")
+    )
+    cells = table("docs/accuracy.md", "compact positions | | 0 | 0.25 | 0.5 | 0.75 | 0.9")
+    (row,) = [cells for cells in cells if cells[:2] == ["coverage", "easy-vqa"]]
+    assert float(row[5].split()[0]) == pytest.approx(100 * score.accuracy, abs=0.051)
 
 
 @EXECUTED

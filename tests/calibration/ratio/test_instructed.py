@@ -81,7 +81,7 @@ def test_the_command_finds_and_confirms_a_ratio(instructblip_bundle: Path, tmp_p
     lines = []
     for image, key, question in several(20):
         image.save(tmp_path / f"{key}.png")
-        # Random weights change their answers with any token, on some CPUs more often than on others: both count as right.
+        # Random weights change their answers with any token, on some CPUs more often: both count as right.
         prompt = [f"Question: {question} Answer:"]
         full, little = (pipeline.generate([image], prompt, ratio, num_beams=1)[0].answer for ratio in (0.0, 0.05))
         lines.append({"image": f"{key}.png", "question": question, "answers": [full] * 4 + [little] * 4})
