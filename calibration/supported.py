@@ -35,20 +35,6 @@ def check_answers(bundle: Bundle, command: str) -> None:
         )
 
 
-def check_pictures(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle of a model of videos.
-
-    Raises:
-        UsageError: it is one.
-    """
-    manifest = bundle.manifest
-    if manifest.model.frames is not None:
-        raise UsageError(
-            f"{command}: bundle {bundle.path} is {manifest.model.family}, which is asked about videos; accepted: what "
-            "answers questions about images"
-        )
-
-
 def check_data(bundle: Bundle, data: str, command: str) -> None:
     """Refuse questions for a bundle that answers none, but continues a text about an image.
 
@@ -64,12 +50,3 @@ def check_data(bundle: Bundle, data: str, command: str) -> None:
             f"{command}: bundle {bundle.path} is {manifest.model.family}, which answers no questions; give --data "
             'FILE.jsonl, in which "question" is how a caption begins and "answers" are what may follow'
         )
-
-
-def check_calibrated(bundle: Bundle, command: str) -> None:
-    """Refuse a bundle whose graphs can't be quantised.
-
-    Raises:
-        UsageError: it is asked about videos.
-    """
-    check_pictures(bundle, command)

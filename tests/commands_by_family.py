@@ -37,7 +37,6 @@ WRITE = "CATP_WRITE_TABLES"
 COLUMNS = ("export", "run", "match", "serve", "eval", "explain", "ratio", "schedule", "precision", "bench", "build")
 
 NOTES = {
-    "a": "It is asked about videos. Calibration goes over pictures: for videos it is not made yet.",
     "b": "No query tokens, so nothing votes. Where it answers and its encoder prunes, `catp-explain` draws the patches "
     "that stay.",
     "c": "It scores given texts, and writes none.",
@@ -48,7 +47,6 @@ NOTES = {
     "h": "Of a bundle exported with `--diagnostics`, which has what is drawn among its outputs.",
 }
 REASONS = (
-    ("which is asked about videos", "a"),
     ("votes for no query tokens", "b"),
     ("it scores texts", "c"),
     ("which generates no text", "c"),

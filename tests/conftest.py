@@ -46,6 +46,7 @@ PRUNING_LAYERS = "0,2,4"
 RARE = {
     "bf16_bundle", "odd_diagnostics_bundle", "instructblip_t5_bundle", "video_t5_bundle", "video_bundle",
     "dynamic_bundle", "fully_pruned_bundle", "both_instructblip_bundle", "instructblip_diagnostics_bundle",
+    "both_video_bundle",
 }  # fmt: skip
 """Bundles of what others have too, in another combination: each takes as long as a hundred tests."""
 
@@ -349,6 +350,16 @@ def both_instructblip_bundle(instructblip_checkpoint: Path, shared: Shared) -> P
     return shared(
         "twice-pruned-instructblip-bundle",
         lambda folder: export_bundle(str(instructblip_checkpoint), folder, encoder=options, diagnostics=True),
+    )
+
+
+@pytest.fixture(scope="session")
+def both_video_bundle(video_checkpoint: Path, shared: Shared) -> Path:
+    """InstructBLIP on videos, after an encoder that merges image tokens."""
+    options = EncoderOptions(rule="cls", flops=0.85, merge="nearest")
+    return shared(
+        "twice-pruned-video-bundle",
+        lambda folder: export_bundle(str(video_checkpoint), folder, ratio=0.3, encoder=options, diagnostics=True),
     )
 
 

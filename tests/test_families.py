@@ -400,7 +400,6 @@ def calibrated(family: Family, *data: str) -> tuple[str, str]:
         result = CliRunner().invoke(calibrate_command, [*arguments, "-o", f"{folder}/int8"])
         if result.exit_code == 2:
             reasons = {
-                "which is asked about videos": "no: asked about videos",
                 "answers no questions; give --data": "with data of its own",
             }
             (reason,) = (reason for words, reason in reasons.items() if words in result.stderr)

@@ -49,13 +49,13 @@ def read_images(pipeline: Pipeline, batch: Sequence[VqaExample]) -> tuple[dict[s
         key = question.image_key
         if key not in pixels and key not in errors:
             try:
-                pixels[key] = pipeline.preprocess(_pictures(pipeline.manifest, question))
+                pixels[key] = pipeline.preprocess(pictures_of(pipeline.manifest, question))
             except ImageError as error:
                 errors[key] = str(error)
     return pixels, errors
 
 
-def _pictures(manifest: Manifest, question: VqaExample) -> Sequence[ImageSource]:
+def pictures_of(manifest: Manifest, question: VqaExample) -> Sequence[ImageSource]:
     """One, two, or the frames of a video, for whose model a picture is a video of one frame.
 
     Raises:

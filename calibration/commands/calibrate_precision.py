@@ -25,7 +25,7 @@ from catp.calibration.precision.ranges.statistics import PERCENTILE, RangeMethod
 from catp.calibration.precision.recipe import BLOCK_SIZES, Recipe, make_recipe
 from catp.calibration.precision.report import PrecisionReport
 from catp.calibration.precision.tables import change_table, layer_table, trial_table
-from catp.calibration.supported import check_calibrated, check_data
+from catp.calibration.supported import check_data
 from catp.export.demo import MODEL_ID
 from catp.export.demo.nlvr import MODEL_ID as PAIRS_MODEL_ID
 from catp.runtime.bundle.chains import DECODE_GRAPH, GRAPHS
@@ -150,7 +150,6 @@ def calibrate_precision(
         raise UsageError(f"output {output}: it is the bundle that is read; name another folder")
     with busy("check the bundle"):
         opened = open_bundle(bundle)
-    check_calibrated(opened, "catp-calibrate precision")
     check_data(opened, data, "catp-calibrate precision")
     recipes = fit_to_chain(recipes, opened.manifest, {"--qformer": qformer, "--decode": decode})
     asked = split(_open(opened.manifest, data, images, texts), samples, questions, seed)

@@ -18,7 +18,7 @@ from catp.calibration.placement.engines import Engines
 from catp.calibration.placement.report import PlacementReport
 from catp.calibration.placement.search import Measured, choose, first_calls, time_graph
 from catp.calibration.placement.tables import placement_table
-from catp.calibration.supported import check_data, check_pictures
+from catp.calibration.supported import check_data
 from catp.runtime.bundle.folder import open_bundle, write_manifest
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.bundle.placements import Place, Placement
@@ -67,7 +67,6 @@ def calibrate_provider(
             f"catp-calibrate provider: bundle {bundle} is {manifest.model.family}, which generates no text "
             "whose tokens could be compared; accepted: what answers in words"
         )
-    check_pictures(opened, "catp-calibrate provider")
     check_data(opened, data, "catp-calibrate provider")
     asked = open_data(data).subset(limit, None, seed)
     places = _places(device, precision)

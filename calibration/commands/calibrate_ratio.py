@@ -23,7 +23,7 @@ from catp.calibration.data.halves import Half, half
 from catp.calibration.ratio.layer_weights import LayerWeights, check_layer_points
 from catp.calibration.ratio.report import LearnedWeights, RatioReport, points, search_table
 from catp.calibration.ratio.search import MeasuredHalf, measure
-from catp.calibration.supported import check_pictures, check_votes
+from catp.calibration.supported import check_votes
 from catp.runtime.bundle.folder import write_manifest
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.bundle.publish import check_free
@@ -99,7 +99,6 @@ def calibrate_ratio(
         with busy("load the bundle"):
             pipeline = Pipeline.load(folder, provider)
         check_votes(pipeline.bundle, "catp-calibrate ratio")
-        check_pictures(pipeline.bundle, "catp-calibrate ratio")
         manifest = pipeline.manifest
         own = manifest.pruning.method
         default = [own] if of_bundle else [method for method in score_outputs(manifest) if method != "none"]

@@ -159,7 +159,7 @@ def calibrate_schedule(
     pipeline = pipelines[place]
     with _progress("confirmation", len(asked) // 2) as advance:
         answered = answer_all(half(asked, seed, "confirmation"), compared, asked.metric, batch_size, advance)
-    work = answers_gflops(pipeline, settings, answered.prompt_tokens) if wanted.pairs > 1 else None
+    work = answers_gflops(pipeline, settings, answered) if wanted.pairs > 1 else None
     confirming = make_report(pipeline.manifest, asked, seed, settings, answered, work)
     searched, others = (rules[place].report, [*rules[:place], *rules[place + 1 :]]) if rules else (None, [])
     result = ScheduleReport(**dict(confirming), search=searched, other_rules=_reports(others))

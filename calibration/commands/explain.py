@@ -103,8 +103,11 @@ def explain_bundle(
         found = to_json(explanation) if manifest.model.frames is None else video_to_json(frames)
         print_json_line(json.dumps({**found, "image": str(image), "picture": str(output)}))
     else:
-        if explanation.encoder is not None:
-            print_line(describe_left(explanation.encoder))
+        left = [describe_left(frame.encoder) for frame in frames if frame.encoder is not None]
+        alike = len(set(left)) == 1
+        for place, text in enumerate(left[:1] if alike else left):
+            whose = "of each frame, " if alike else f"of frame {place + 1}, "
+            print_line(f"{whose if len(frames) > 1 else ''}{text}")
         total, kept = count_tokens(frames)
         of_frames = f" of {len(frames)} frames" if len(frames) > 1 else ""
         print_line(f"all {total} query tokens{of_frames}: {explanation.full_answer}")
@@ -135,17 +138,7 @@ def _free(output: Path, overwrite: bool) -> Path:
 
 def to_json(explanation: Explanation) -> dict[str, Any]:
     """The content of the picture, as numbers and text."""
-    manifest, encoder = explanation.manifest, explanation.encoder
-    read = (
-        {}
-        if encoder is None
-        else {
-            "encoder": encoder_to_json(encoder),
-            "unseen_patches": encoder.unseen.tolist(),
-            "kept_attention_to_patches": explanation.heat(explanation.kept).ravel().tolist(),
-            "kept_attention_to_cls": explanation.cls_share(explanation.kept),
-        }
-    )
+    manifest = explanation.manifest
     return {
         "schema_version": 1,
         "model": manifest.model.id,
@@ -161,16 +154,32 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
         "num_kept": len(explanation.kept),
         "kept_indices": explanation.kept.tolist(),
         "token_scores": explanation.scores.tolist(),
-        **read,
+        **read_to_json(explanation),
+    }
+
+
+def read_to_json(explanation: Explanation) -> dict[str, Any]:
+    """The patches that an encoder which prunes left, and what kept tokens read of them; of another encoder nothing."""
+    encoder = explanation.encoder
+    if encoder is None:
+        return {}
+    return {
+        "encoder": encoder_to_json(encoder),
+        "unseen_patches": encoder.unseen.tolist(),
+        "kept_attention_to_patches": explanation.heat(explanation.kept).ravel().tolist(),
+        "kept_attention_to_cls": explanation.cls_share(explanation.kept),
     }
 
 
 def video_to_json(frames: Sequence[Explanation]) -> dict[str, Any]:
-    """The content of the picture of a video: kept indices as catp-run has them, scores and numbers kept by frame."""
+    """The content of the picture of a video: kept indices as catp-run has them, scores, numbers kept and what the
+    encoder left by frame."""
     queries = len(frames[0].scores)
     kept = [frame.frame * queries + index for frame in frames for index in frame.kept.tolist()]
+    read = [read_to_json(frame) for frame in frames]
     return {
         **to_json(frames[0]),
+        **{name: [of_frame[name] for of_frame in read] for name in read[0]},
         "frames": len(frames),
         "num_kept": len(kept),
         "kept_indices": kept,

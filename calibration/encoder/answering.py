@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from catp.calibration.accuracy.answering import in_batches, read_images, read_prompt
+from catp.calibration.accuracy.answering import frames_in, in_batches, read_images, read_prompt
 from catp.calibration.accuracy.asking import USUAL, Asking
 from catp.calibration.accuracy.judging import written
 from catp.calibration.data.dataset import VqaExample
@@ -53,6 +53,7 @@ class Answered:
     skipped: int
     prompt_tokens: float = 0.0  # mean over the questions
     tokens_kept: np.ndarray | None = None  # float64 [S], query tokens, mean over pictures; None: nothing votes
+    frames: float = 1.0  # of a video, mean over the questions
 
     def beside(self, other: Answered) -> Answered:
         """The same questions in the settings of both."""
@@ -68,9 +69,9 @@ class Answered:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question about a picture, ready to be asked."""
+    """One question about a picture or a video, ready to be asked."""
 
-    image: int  # row of the batch's pictures
+    image: int  # row of the batch's pictures, or videos
     text: str  # for a Q-Former that reads it
     token_ids: list[int]
     id: str = ""  # of the question
@@ -100,29 +101,37 @@ def answer_all(
     rows: list[list[float]] = []
     images: list[str] = []
     lengths: list[int] = []
+    frames: list[int] = []
     reasons: list[str] = []
     work = _by_encoder(settings, asking, seed)
     for batch in in_batches(questions, batch_size):
         pixels, errors = read_images(settings[0].pipeline, batch)
-        keys = list(pixels)
-        sound, prompts = [], []
-        for question in batch:
-            token_ids, reason = read_prompt(settings[0].pipeline, question, asking)
-            if reason := errors.get(question.image_key) or reason:
-                reasons.append(reason)
+        reasons += [errors[question.image_key] for question in batch if question.image_key in errors]
+        by_frames: defaultdict[int, list[str]] = defaultdict(list)
+        for key, of_key in pixels.items():
+            by_frames[frames_in(settings[0].pipeline, of_key)].append(key)
+        for count, keys in by_frames.items():
+            sound, prompts = [], []
+            for question in (question for question in batch if question.image_key in keys):
+                token_ids, reason = read_prompt(settings[0].pipeline, question, asking, count)
+                if reason:
+                    reasons.append(reason)
+                    continue
+                sound.append(question)
+                text = asking.prompt(settings[0].pipeline.manifest, question)
+                prompts.append(Prompt(keys.index(question.image_key), text, token_ids, question.id))
+            if not sound:
                 continue
-            sound.append(question)
-            text = asking.prompt(settings[0].pipeline.manifest, question)
-            prompts.append(Prompt(keys.index(question.image_key), text, token_ids, question.id))
-        if sound:
             columns = np.empty((len(sound), len(settings)))
+            together = np.concatenate([pixels[key] for key in keys])
             for of_encoder, places in work:
-                texts = of_encoder.answer(np.concatenate(list(pixels.values())), prompts, batch_size)
+                texts = of_encoder.answer(together, prompts, batch_size, count)
                 for place, column in zip(places, texts):
                     columns[:, place] = [judge(text, question.answers) for text, question in zip(column, sound)]
             rows += columns.tolist()
             images += [question.image_key for question in sound]
             lengths += [len(prompt.token_ids) for prompt in prompts]
+            frames += [count] * len(sound)
         advance(len(batch))
     if not rows:
         why = f"the first: {reasons[0]}" if reasons else "halves share no image: ask about more pictures"
@@ -132,7 +141,13 @@ def answer_all(
         gflops[places], kept[places] = of_encoder.gflops, of_encoder.tokens_kept
     votes = all(asked.pipeline.manifest.vote is not None for asked in settings)
     return Answered(
-        np.array(rows), tuple(images), gflops, len(reasons), float(np.mean(lengths)), kept if votes else None
+        np.array(rows),
+        tuple(images),
+        gflops,
+        len(reasons),
+        float(np.mean(lengths)),
+        kept if votes else None,
+        float(np.mean(frames)),
     )
 
 
@@ -173,7 +188,7 @@ class Work:
         self._seed = seed
         self._wish = wish
         self._amounts = amounts
-        self._kept: list[list[int]] = [[] for _ in amounts]
+        self._kept: list[list[float]] = [[] for _ in amounts]
         self._gflops: list[float] = []
         pruning = pipeline.manifest.encoder_pruning
         # In the dynamic form, pictures of a batch would decide how many tokens each other keeps.
@@ -186,24 +201,32 @@ class Work:
 
     @property
     def tokens_kept(self) -> np.ndarray:
-        """Tokens after the vote by each amount, mean over the pictures so far, float64 [A]."""
+        """Tokens after the vote by each amount, mean over the pictures so far, of videos those of a frame, float64
+        [A]."""
         return np.array([np.mean(kept) if kept else 0.0 for kept in self._kept])
 
-    def answer(self, pixels: np.ndarray, prompts: Sequence[Prompt], batch_size: int) -> list[list[str]]:
+    def answer(
+        self, pixels: np.ndarray, prompts: Sequence[Prompt], batch_size: int, frames: int = 1
+    ) -> list[list[str]]:
         """For each amount, answers in the order of the prompts.
 
         Args:
-            pixels: float32 [B, 3, H, W].
+            pixels: float32 [B * frames, 3, H, W].
+            batch_size: pictures that are encoded at a time, at most, of a longer video all frames; and rows that the
+                language model gets.
+            frames: of each video, which stand one after another; a picture is one.
         """
         pipeline = self._pipeline
         found: list[dict[int, str]] = [{} for _ in self._amounts]
-        for rows, asked in self._calls(len(pixels), prompts, batch_size):
-            texts = [prompts[number].text for number, _ in asked] if pipeline.manifest.reads_instruction else ()
-            encoded = pipeline.encode(pixels[rows], texts, self._wish)
-            self._count(encoded, len(rows))
+        videos = pixels.reshape(-1, frames, *pixels.shape[1:])
+        for rows, asked in self._calls(len(videos), prompts, max(1, batch_size // frames)):
+            texts = [prompts[number].text for number, _ in asked for _ in range(frames)]
+            pictures = videos[rows].reshape(-1, *pixels.shape[1:])
+            encoded = pipeline.encode(pictures, texts if pipeline.manifest.reads_instruction else (), self._wish)
+            self._count(encoded, len(pictures))
             for answers, amount, kept in zip(found, self._amounts, self._kept):
-                for group, pruned in self._prune(encoded, len(rows), amount):
-                    kept += [pruned.kept_indices.shape[1]] * len(group)
+                for group, pruned in self._prune(encoded, len(rows), frames, amount):
+                    kept += [pruned.kept_indices.shape[1] / frames] * len(group)
                     place = {row: number for number, row in enumerate(group)}
                     mine = [(number, place[row]) for number, row in asked if row in place]
                     size = self._asking.rows(batch_size)
@@ -233,13 +256,14 @@ class Work:
             rows = list(range(start, min(start + size, pictures)))
             yield rows, [(n, prompt.image - start) for n, prompt in enumerate(prompts) if prompt.image in rows]
 
-    def _prune(self, encoded: Encoded, images: int, amount: Amount) -> list[tuple[list[int], Pruned]]:
-        """Rows that keep equally many tokens, together."""
+    def _prune(self, encoded: Encoded, images: int, frames: int, amount: Amount) -> list[tuple[list[int], Pruned]]:
+        """Images, or videos of so many frames, that keep equally many tokens, together."""
         vote = self._pipeline.manifest.vote
         mass = vote.keep_mass if amount == Amount() and vote is not None else amount.keep_mass
         if mass is not None:
-            return self._pipeline.image_side.by_mass(encoded, mass)
-        return [(list(range(images)), self._pipeline.prune(encoded, self._pipeline.num_kept(amount.ratio)))]
+            return self._pipeline.image_side.by_mass(encoded, mass, frames)
+        pruned = self._pipeline.prune(encoded, self._pipeline.num_kept(amount.ratio))
+        return [(list(range(images)), pruned.joined(frames, self._pipeline.manifest.tokens))]
 
     def _count(self, encoded: Encoded, pictures: int) -> None:
         spec = self._pipeline.manifest.encoder_pruning
@@ -252,7 +276,9 @@ class Work:
 class PairWork(Work):
     """The same of statements about two images: what is written is true or false, and nothing is left out after it."""
 
-    def answer(self, pixels: np.ndarray, prompts: Sequence[Prompt], batch_size: int) -> list[list[str]]:
+    def answer(
+        self, pixels: np.ndarray, prompts: Sequence[Prompt], batch_size: int, frames: int = 1
+    ) -> list[list[str]]:
         """As `Work.answer`; `pixels` has the two images of each pair one after the other."""
         pairs = len(pixels) // 2
         found: dict[int, str] = {}
@@ -278,9 +304,8 @@ def check_encoder(pipeline: Pipeline, command: str) -> None:
             "it with --encoder-flops"
         )
     pairs = judges_pairs(manifest) and command == "catp-eval"
-    if not (manifest.writes_text or pairs) or manifest.model.frames is not None:
-        does = "is asked about videos" if manifest.writes_text else "generates no text"
+    if not (manifest.writes_text or pairs):
         raise UsageError(
-            f"{command}: bundle {pipeline.bundle.path} is {manifest.model.family}, which {does}; accepted: "
+            f"{command}: bundle {pipeline.bundle.path} is {manifest.model.family}, which generates no text; accepted: "
             "what answers questions about images"
         )

@@ -112,7 +112,7 @@ def search(
         places += range(len(settings), len(settings) + len(more))
         settings += more
         found = found.beside(answered(more))
-    work = answers_gflops(pipeline, settings, found.prompt_tokens) if wanted.pairs > 1 else None
+    work = answers_gflops(pipeline, settings, found) if wanted.pairs > 1 else None
     report = make_report(pipeline.manifest, asked, seed, settings, found, work)
     return Searched(
         report,
@@ -129,13 +129,18 @@ def setting_of(share: float, shape: Shape, ratio: float | None) -> EncoderSettin
     return EncoderSetting(name=f"{share:g}: {shape.name}", kept_tokens=shape.kept_tokens, ratio=ratio)
 
 
-def answers_gflops(pipeline: Pipeline, settings: Sequence[EncoderSetting], prompt_tokens: float) -> list[float]:
-    """Work of an answer to a prompt of that length, up to its first token, in GFLOPs for each setting."""
+def answers_gflops(pipeline: Pipeline, settings: Sequence[EncoderSetting], answered: Answered) -> list[float]:
+    """Work of an answer up to its first token, in GFLOPs for each setting: of a prompt, and a video, of mean length."""
     manifest, geometry = pipeline.manifest, read_geometry(pipeline.bundle)
     default = manifest.vote.ratio if manifest.vote else 0.0
     return [
         answer_gflops(
-            manifest, geometry, one.kept_tokens, default if one.ratio is None else one.ratio, round(prompt_tokens)
+            manifest,
+            geometry,
+            one.kept_tokens,
+            default if one.ratio is None else one.ratio,
+            round(answered.prompt_tokens),
+            max(1, round(answered.frames)),
         )
         for one in settings
     ]

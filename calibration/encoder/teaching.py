@@ -29,6 +29,7 @@ from catp.export.verification.reference import Instructions, Reference
 from catp.runtime.bundle.encoder_pruning import TaughtSpec
 from catp.runtime.errors import CatpError, ImageError, UsageError
 from catp.runtime.inputs.images import load_image
+from catp.runtime.inputs.videos import frames_of
 
 SHOWN = 0.6
 """Share of a picture's patches that are visible around the one that is hidden."""
@@ -127,7 +128,8 @@ def teach(
     """Fit a scorer for every layer of the vision encoder.
 
     Args:
-        examples: questions, each picture of which is looked at once; the question is what an instructed Q-Former reads.
+        examples: questions, each picture of which is looked at once, of a video one frame, as its frames are too alike
+            to say how good a fit is; the question is what an instructed Q-Former reads.
         data: their name, for the record.
         pictures: how many are looked at, at most.
         toggles: patches hidden in each.
@@ -150,7 +152,7 @@ def teach(
     reference, classroom = Reference(checkpoint), _Classroom(model, toggles)
     advance(lessons.pictures)
     with one_part_in_memory(model):
-        for number, (image, question) in enumerate(_pictures(examples, pictures)):
+        for number, (image, question) in enumerate(_pictures(examples, pictures, seed, family.frames is not None)):
             if number < lessons.pictures:
                 continue
             rng = np.random.default_rng([seed, number])
@@ -178,8 +180,12 @@ def teach(
     return TaughtScorer(torch.from_numpy(np.stack([weights[:-1] for weights, _ in fits])).float(), record)
 
 
-def _pictures(examples: Iterable[VqaExample], count: int) -> Iterator[tuple[Image.Image, str]]:
-    """Each picture once, with the first question about it; those that can't be read are left out."""
+def _pictures(examples: Iterable[VqaExample], count: int, seed: int, videos: bool) -> Iterator[tuple[Image.Image, str]]:
+    """Each picture once, with the first question about it; those that can't be read are left out.
+
+    Args:
+        videos: whether examples are about videos, of each of which a frame is drawn by `seed`.
+    """
     seen: set[str] = set()
     for example in examples:
         if len(seen) == count:
@@ -187,8 +193,11 @@ def _pictures(examples: Iterable[VqaExample], count: int) -> Iterator[tuple[Imag
         if example.image_key in seen:
             continue
         try:
-            image = example.image if isinstance(example.image, Image.Image) else load_image(example.image)
-        except ImageError:
+            frames = frames_of(example.image) if videos else (example.image,)
+            # The number beside the seed and the picture's keeps it apart from the draws of its lesson.
+            drawn = frames[np.random.default_rng([seed, len(seen), 1]).integers(len(frames))]
+            image = drawn if isinstance(drawn, Image.Image) else load_image(drawn)
+        except (ImageError, UsageError):  # an empty folder is a matter of what is given
             continue
         seen.add(example.image_key)
         yield image, example.question

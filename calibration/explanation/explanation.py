@@ -140,9 +140,8 @@ def explain_frames(
     if ratio is None and keep_mass is None:
         ratio, keep_mass = manifest.pruning.ratio, manifest.pruning.keep_mass
     maps = votes.outputs[QUERY_ATTENTION]
-    trace = None if pruning is None else trace_encoder(pruning, encoded, encoder)
-    if trace is not None:
-        maps = trace.on_patches(maps)
+    traces = [None if pruning is None else trace_encoder(pruning, encoded, encoder, frame) for frame in range(frames)]
+    maps = np.stack([on if trace is None else trace.on_patches(on) for on, trace in zip(maps, traces)])
     kept = np.array(answer.kept_indices)
     return [
         Explanation(
@@ -158,7 +157,7 @@ def explain_frames(
             maps[frame],
             answer.answer,
             pipeline.detokenize(full.token_ids[0]),
-            trace,
+            traces[frame],
             frame,
         )
         for frame, picture in enumerate(pictures)

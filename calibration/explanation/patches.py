@@ -127,19 +127,20 @@ def check_traceable(pipeline: Pipeline) -> EncoderPruningSpec:
     return spec
 
 
-def trace_encoder(spec: EncoderPruningSpec, encoded: Encoded, encoder: EncoderWish) -> EncoderTrace:
+def trace_encoder(spec: EncoderPruningSpec, encoded: Encoded, encoder: EncoderWish, picture: int = 0) -> EncoderTrace:
     """The way of one image, from the outputs of its vision encoder, diagnostics among them.
 
     Args:
         encoder: what it was asked to keep.
+        picture: row of the batch.
     """
     before, layers = np.arange(spec.sizes.patches), []
     part_of = before.copy()
     for layer in spec.layers:
-        after = to_host(encoded["kept_positions" if layer == spec.layers[-1] else positions_of(layer)])[0]
+        after = to_host(encoded["kept_positions" if layer == spec.layers[-1] else positions_of(layer)])[picture]
         receiver = {}
         if spec.merge == "nearest":
-            into = to_host(encoded[merged_into(layer)])[0]
+            into = to_host(encoded[merged_into(layer)])[picture]
             receiver = {int(patch): int(target) for patch, target in zip(before, into) if patch != target}
             for patch, target in receiver.items():
                 part_of[part_of == patch] = target

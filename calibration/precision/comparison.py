@@ -35,7 +35,7 @@ Advance = Callable[[int], None]
 
 
 class WatchedPipeline(Pipeline):
-    """A pipeline that remembers what was kept of every image it was asked about.
+    """A pipeline that remembers what was kept of every image, or frame of a video, that it was asked about.
 
     Scores of query tokens [B, N], which are no numbers where tokens are none; of a model that compares pictures with
     texts, the tokens kept, int64 [B, k]; and of an encoder that prunes, the patches that leave it, int64 [B, K] with -1
@@ -76,7 +76,7 @@ class BundleAnswers:
     ratios: tuple[float, ...]
     images: tuple[str, ...]  # of each question
     accuracy: np.ndarray  # [questions, ratios]
-    kept: np.ndarray  # int64 [pictures, k], at the last ratio that prunes; -1 where scores were no numbers
+    kept: np.ndarray  # int64 [pictures or frames, k], at the last ratio that prunes; -1 where scores were no numbers
     patches: tuple[np.ndarray, ...] | None = None  # by picture, those that leave an encoder that prunes
     best: np.ndarray | None = None  # int64 [questions, ratios], where none is right: the texts that fit best
 
@@ -183,7 +183,7 @@ def no_answers(before: BundleAnswers) -> BundleAnswers:
 
 
 def kept_overlap(before: BundleAnswers, after: BundleAnswers) -> float:
-    """Mean share of the tokens kept by one that the other keeps too."""
+    """Mean share of the tokens kept by one that the other keeps too, picture by picture, of videos frame by frame."""
     both = [len(np.intersect1d(a, b[b >= 0])) for a, b in zip(before.kept, after.kept, strict=True)]
     return float(np.mean(both)) / before.kept.shape[1]
 

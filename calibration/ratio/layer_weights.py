@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
-from catp.calibration.accuracy.answering import in_batches, read_images, read_prompt, votes_about
+from catp.calibration.accuracy.answering import frames_in, in_batches, read_images, read_prompt, votes_about
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.metrics import JUDGES, Metric
 from catp.runtime.bundle.manifest import LAYER_POINTS, Positions
 from catp.runtime.errors import CatpError, UsageError
-from catp.runtime.image_sides.query_tokens import Votes
+from catp.runtime.image_sides.query_tokens import Pruned, Votes
 from catp.runtime.pipeline import Pipeline
-from catp.runtime.pruning import top_indices
+from catp.runtime.pruning import joined_frames, top_indices
 
 TRIED = (0.0, 0.5, 1.0, 2.0)
 """Weights that are tried for a layer, with the others as they are."""
 
 MOST = 500
 """Questions that weights are learned on: their query tokens are all held in memory."""
+
+MOST_FRAMES = 4 * MOST
+"""Of videos, frames after which no more questions are read, for the same reason."""
 
 
 def check_layer_points(pipeline: Pipeline) -> None:
@@ -37,8 +41,9 @@ class _Case:
     prompt: list[int]
     answers: tuple[str, ...]
     image: str
-    embeds: np.ndarray  # [N, Dl]
-    points: np.ndarray  # [L, N]
+    embeds: np.ndarray  # [F x N, Dl]
+    points: np.ndarray  # [L, F x N]
+    frames: int  # F, of a video; an image is one
 
 
 class LayerWeights:
@@ -48,8 +53,9 @@ class LayerWeights:
     A weight is only changed where that is better, not where it is as good.
 
     Args:
-        questions: of which the first MOST are used; those that can't be asked are left out.
-        kept: how many tokens are kept.
+        questions: of which the first MOST are used, fewer about videos of more than four frames; those that can't be
+            asked are left out.
+        kept: how many tokens are kept, of a video those of each frame.
 
     Raises:
         UsageError: the bundle does not output each layer's points.
@@ -71,7 +77,11 @@ class LayerWeights:
         self._positions = positions
         self._judge = JUDGES[metric]
         self._batch_size = batch_size
-        self._cases = [case for batch in in_batches(islice(questions, MOST), batch_size) for case in self._read(batch)]
+        self._cases: list[_Case] = []
+        for batch in in_batches(islice(questions, MOST), batch_size):
+            self._cases += self._read(batch)
+            if sum(case.frames for case in self._cases) >= MOST_FRAMES:
+                break
         if not self._cases:
             raise CatpError("layer weights: no question could be asked; catp-eval on the same data says why")
 
@@ -102,31 +112,45 @@ class LayerWeights:
 
     def right(self, weights: Sequence[float]) -> np.ndarray:
         """How right each question is answered, [questions], keeping the tokens with the highest weighted points."""
-        found = []
-        for start in range(0, len(self._cases), self._batch_size):
-            part = self._cases[start : start + self._batch_size]
-            scores = np.stack([np.tensordot(np.array(weights), case.points, 1) for case in part])
-            pruned = Votes(np.stack([case.embeds for case in part]), {}).keep(top_indices(scores, self._kept))
-            limit = self._pipeline.manifest.text.max_new_tokens
-            generation = self._pipeline.decode(pruned, [case.prompt for case in part], limit, self._positions)
-            for case, ids in zip(part, generation.token_ids):
-                found.append(self._judge(self._pipeline.detokenize(ids), case.answers))
-        return np.array(found, np.float64)
+        found = np.zeros(len(self._cases))
+        limit = self._pipeline.manifest.text.max_new_tokens
+        alike: defaultdict[int, list[int]] = defaultdict(list)
+        for number, case in enumerate(self._cases):
+            alike[case.frames].append(number)
+        for numbers in alike.values():
+            for start in range(0, len(numbers), self._batch_size):
+                places = numbers[start : start + self._batch_size]
+                part = [self._cases[place] for place in places]
+                prompts = [case.prompt for case in part]
+                generation = self._pipeline.decode(self._keep(part, weights), prompts, limit, self._positions)
+                texts = map(self._pipeline.detokenize, generation.token_ids)
+                found[places] = [self._judge(text, case.answers) for text, case in zip(texts, part)]
+        return found
+
+    def _keep(self, part: Sequence[_Case], weights: Sequence[float]) -> Pruned:
+        """The tokens with the highest weighted points, of each frame alone. Args: part: of equally many frames."""
+        frames, queries = part[0].frames, self._pipeline.manifest.tokens
+        scores = np.stack([np.tensordot(np.array(weights), case.points, 1) for case in part])
+        of_frames = top_indices(scores.reshape(-1, queries), self._kept)
+        embeds = np.stack([case.embeds for case in part])
+        return Votes(embeds, {}, frames).keep(np.stack(joined_frames(list(of_frames), frames, queries)))
 
     def _read(self, batch: list[VqaExample]) -> list[_Case]:
         """Every image once, or every question where votes depend on it; what Answerer skips is skipped here."""
         pixels, errors = read_images(self._pipeline, batch)
-        asked, prompts = [], []
-        for question in batch:
-            ids, unread = read_prompt(self._pipeline, question)
-            if unread is None and question.image_key not in errors:
-                asked.append(question)
-                prompts.append(ids)
-        if not asked:
-            return []
-        votes, rows = votes_about(self._pipeline, asked, pixels, self._batch_size)
-        points = votes.outputs[LAYER_POINTS]
-        return [
-            _Case(ids, question.answers, question.image_key, votes.embeds[row], points[row])
-            for question, ids, row in zip(asked, prompts, rows)
-        ]
+        read: dict[int, _Case] = {}
+        alike: defaultdict[int, list[tuple[int, list[int]]]] = defaultdict(list)
+        for number, question in enumerate(batch):
+            if question.image_key not in errors:
+                frames = frames_in(self._pipeline, pixels[question.image_key])
+                ids, unread = read_prompt(self._pipeline, question, frames=frames)
+                if unread is None:
+                    alike[frames].append((number, ids))
+        for frames, asked in alike.items():
+            questions = [batch[number] for number, _ in asked]
+            votes, rows = votes_about(self._pipeline, questions, pixels, self._batch_size)
+            points = votes.outputs[LAYER_POINTS]
+            for (number, ids), question, row in zip(asked, questions, rows):
+                answers, key = question.answers, question.image_key
+                read[number] = _Case(ids, answers, key, votes.embeds[row], points[row], frames)
+        return [read[number] for number in sorted(read)]

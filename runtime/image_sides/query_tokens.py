@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from catp.runtime.bundle.manifest import LAYER_POINTS
 from catp.runtime.errors import GraphError
 from catp.runtime.providers.base import Value, to_host
 
@@ -92,14 +93,17 @@ class Votes:
     def joined(self, frames: int) -> Votes:
         """Rows of so many frames each, F x N tokens in a row; query token i of frame f becomes f * N + i.
 
-        Of the outputs, scores alone go along.
+        Of the outputs, scores go along, and the points of each layer, which become [B, L, F x N].
         """
         if frames == 1:
             return self
         rows, queries = len(self.embeds) // frames, self.embeds.shape[1]
-        outputs = {
+        outputs: dict[str, np.ndarray] = {
             name: output.reshape(rows, -1) for name, output in self.outputs.items() if output.shape[1:] == (queries,)
         }
+        if (points := self.outputs.get(LAYER_POINTS)) is not None:
+            layers = points.shape[1]
+            outputs[LAYER_POINTS] = points.reshape(rows, frames, layers, -1).swapaxes(1, 2).reshape(rows, layers, -1)
         return Votes(self.embeds.reshape(rows, frames * queries, -1), outputs, frames)
 
     def keep(self, indices: np.ndarray, rows: np.ndarray | None = None) -> Pruned:

@@ -21,7 +21,6 @@ IMAGE = ["--image", str(samples()[0].image), "--prompt", "what is red?"]
     ("app", "fixture", "before", "after", "message"),
     [
         (bench, "video_bundle", [], ["--against", "transformers"], "which no other runtime is timed with"),
-        (calibrate, "video_bundle", ["ratio"], [], "which is asked about videos"),
         (explain, "instructblip_bundle", [], [*IMAGE, "-o", "out.png"], "exported without diagnostics"),
         (explain, "instructblip_bundle", [], [*IMAGE[:2], "-o", "out.png"], "Missing option '--prompt'"),
         (explain, "video_t5_bundle", [], [*IMAGE, "-o", "out.png"], "exported without diagnostics"),

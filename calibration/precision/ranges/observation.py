@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from catp.calibration.accuracy.answering import read_prompt
+from catp.calibration.accuracy.answering import frames_in, pictures_of, read_prompt
 from catp.calibration.accuracy.asking import USUAL
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.fitting import finds_texts, judges_pairs
@@ -97,26 +97,27 @@ def answer_each(
 
     Args:
         start: the first question that is asked.
-        kept: how many query tokens the language model reads, in turns.
+        kept: how many query tokens the language model reads, of a video those of each frame, in turns.
     """
     finds = finds_texts(pipeline.manifest)
     for index, question in enumerate(questions[start:], start):
-        token_ids: list[int] = []
-        if not finds:
-            token_ids, unread = read_prompt(pipeline, question)
-            if unread:
-                continue
         try:
-            pixel_values = pipeline.preprocess(question.images)
+            pixel_values = pipeline.preprocess(pictures_of(pipeline.manifest, question))
         except ImageError:
             continue
-        votes_on = [USUAL.prompt(pipeline.manifest, question)] if pipeline.manifest.reads_instruction else []
+        frames = frames_in(pipeline, pixel_values)
+        token_ids: list[int] = []
+        if not finds:
+            token_ids, unread = read_prompt(pipeline, question, frames=frames)
+            if unread:
+                continue
+        votes_on = [USUAL.prompt(pipeline.manifest, question)] * frames if pipeline.manifest.reads_instruction else []
         encoded = pipeline.encode(pixel_values, votes_on)
         if judges_pairs(pipeline.manifest):
             pipeline.judge_encoded(encoded, [token_ids], [0])
             yield index + 1
             continue
-        pruned = pipeline.prune(encoded, kept[index % len(kept)])
+        pruned = pipeline.prune(encoded, kept[index % len(kept)]).joined(frames, pipeline.manifest.tokens)
         if finds:
             texts, _ = read_as_evaluated(pipeline, [question.question])
             pipeline.matching.score(pipeline.matching.see(encoded, pruned), texts)

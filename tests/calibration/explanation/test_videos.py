@@ -15,12 +15,13 @@ from typer.testing import CliRunner, Result
 
 from catp.calibration.commands.explain import app
 from catp.calibration.explanation.explanation import explain, explain_frames
-from catp.calibration.explanation.picture import HEIGHT, WIDTH, headline
+from catp.calibration.explanation.picture import HEIGHT, WIDTH, headline, height_of
 from catp.export.checkpoints.loading import load_checkpoint
 from catp.export.demo import samples
 from catp.export.verification.reference import Reference
 from catp.runtime import Pipeline, UsageError
 from catp.runtime.inputs.images import load_image
+from catp.runtime.providers.base import to_host
 
 PROMPT = "what is red?"
 PICTURES = [load_image(sample.image) for sample in samples()][:3]
@@ -100,3 +101,29 @@ def test_what_is_no_page_is_refused(video_bundle: Path, tmp_path: Path) -> None:
         explain(pipeline, PICTURES[0], PROMPT, 0.5).kept.tolist()
         == explain_frames(pipeline, PICTURES, PROMPT, 0.5)[0].kept.tolist()
     )
+
+
+def test_each_frame_has_its_own_patches(both_video_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    """Of an encoder that prunes: what is drawn of a frame is what is drawn of a video that has no other."""
+    result = call(both_video_bundle, folder, tmp_path / "a.png", "--ratio", "0.5", "--json")
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    pipeline, kept = Pipeline.load(both_video_bundle), []
+    for frame, picture in enumerate(PICTURES):
+        picture.save(tmp_path / "one.png")
+        alone = json.loads(call(both_video_bundle, tmp_path / "one.png", tmp_path / f"{frame}.png", "--json").stdout)
+        assert found["encoder"][frame] == alone["encoder"][0]
+        assert found["unseen_patches"][frame] == alone["unseen_patches"][0] == []
+        seen = explain(pipeline, picture, PROMPT, 0.5)
+        np.testing.assert_allclose(found["kept_attention_to_patches"][frame], seen.heat(seen.kept).ravel(), atol=1e-5)
+        assert found["kept_attention_to_cls"][frame] == pytest.approx(seen.cls_share(seen.kept), abs=1e-5)
+        kept.append(found["encoder"][frame]["layers"][0]["kept_patches"])
+        # Queries read what the encoder left, which is all that its own output says.
+        encoded = pipeline.encode(pipeline.preprocess([picture]), [PROMPT])
+        assert kept[-1] == sorted(to_host(encoded["kept_positions"])[0].tolist())
+    assert len({tuple(patches) for patches in kept}) == 3
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (WIDTH, 3 * height_of(explain(pipeline, PICTURES[0], PROMPT).encoder))
+    said = call(both_video_bundle, folder, tmp_path / "b.png").stdout.splitlines()
+    assert said[0] == f"of each frame, {len(kept[0])} of 49 patches leave the encoder, which does 85% of its work"
+    assert said[1].startswith("all 72 query tokens of 3 frames: ")

@@ -60,10 +60,3 @@ def test_the_cost_is_what_asking_both_bundles_shows(instructblip_bundle: Path, t
         kept.append(found)
     overlap = np.mean([len(set(before) & set(after)) / 17 for before, after in zip(*kept)])
     assert cost["questions"] == 10 and cost["kept_overlap"] == pytest.approx(overlap) and overlap > 0.5
-
-
-def test_videos_are_refused_by_name(video_bundle: Path, tmp_path: Path) -> None:
-    arguments = ["precision", str(video_bundle), "--to", "int8", "--for", "cpu", "-o", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 2 and "which is asked about videos" in result.stderr
-    assert not any(tmp_path.iterdir())
