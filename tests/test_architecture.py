@@ -38,7 +38,7 @@ FLOORS = {
     ),
     "calibration": (
         ("data", "plots", "significance", "supported"),
-        ("accuracy", "benchmark", "explanation"),
+        ("accuracy", "benchmark", "explanation", "harness"),
         ("ratio", "encoder", "retrieval", "placement"),
         ("precision",),
         ("commands",),
@@ -61,6 +61,7 @@ KEPT_IN = {
     "starlette": ("runtime/server", "runtime/cluster"),
     "uvicorn": ("runtime/server/serving.py",),
     "ray": ("runtime/cluster", "calibration/accuracy/workers.py"),
+    "lmms_eval": ("calibration/harness",),
     "matplotlib": (
         "calibration/plots.py",
         "calibration/explanation",
