@@ -35,7 +35,7 @@ from catp.runtime.bundle.chains import LanguageKind
 
 
 class Reader(torch.nn.Module):
-    """What stands before a decoder, with the projections into the keys and values of its layers."""
+    """The part before a decoder, with the projections into the keys and values of its layers."""
 
     def __init__(self, readers: Sequence[tuple[torch.nn.Module, torch.nn.Module]], width: int) -> None:
         """Args: readers: of each layer, the projections that make keys and values; width: of a head."""

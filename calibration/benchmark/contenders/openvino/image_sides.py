@@ -50,7 +50,7 @@ class InstructedQueries(ProjectedQueries):
 
 
 def outputs_of(module: torch.nn.Module, samples: Sequence[tuple[np.ndarray, ...]]) -> list[Any]:
-    """What PyTorch computes of each sample: an array, or a tuple of arrays."""
+    """An array of each sample, or a tuple of arrays, as PyTorch computes them."""
     found = [module(*(torch.from_numpy(values) for values in sample)) for sample in samples]
     return [
         output.numpy() if isinstance(output, torch.Tensor) else tuple(one.numpy() for one in output) for output in found
