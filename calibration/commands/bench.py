@@ -19,7 +19,7 @@ from catp.calibration.benchmark.contenders.registry import (
     open_bundles,
     open_contender,
 )
-from catp.calibration.benchmark.contenders.runtimes import BLIP_WRITING, ENCODER_DECODER, INSTRUCTED, RUNTIMES
+from catp.calibration.benchmark.contenders.runtimes import RUNTIMES
 from catp.calibration.benchmark.contenders.scoring import (
     CLASSES,
     ScoringSubject,
@@ -129,8 +129,7 @@ def run(
         typer.Option(
             metavar="NAMES",
             help=f"Also time the same weights in: {', '.join(RUNTIMES)}, or folders of other bundles of the same "
-            f"model; separated by commas. With Flan-T5 of these {', '.join(ENCODER_DECODER)}, with InstructBLIP "
-            f"{', '.join(INSTRUCTED)}, with BLIP's answers and captions {', '.join(BLIP_WRITING)}.",
+            "model; separated by commas.",
         ),
     ] = None,
     encoder_flops: Annotated[

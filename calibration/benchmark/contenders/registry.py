@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from catp.calibration.benchmark.contenders.runtimes import ENCODER_DECODER, INSTRUCTED, RUNTIMES
+from catp.calibration.benchmark.contenders.runtimes import RUNTIMES
 from catp.calibration.benchmark.contenders.subject import OURS, Subject
 from catp.calibration.benchmark.costs.geometry import read_geometry
 from catp.calibration.benchmark.options import RATIOS, parse_ratios
-from catp.runtime.bundle.chains import READ_IMAGE_TOKENS, LanguageKind
+from catp.runtime.bundle.chains import LanguageKind
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
@@ -135,29 +135,10 @@ def check_dense(ours: Bundle, dense: Bundle) -> None:
 
 def _check_runs(name: str, manifest: Manifest) -> None:
     """Raises UsageError where a runtime, one of RUNTIMES, is not set up for such a model."""
-    kind, family = manifest.model.language, manifest.model.family
-    others = "and folders of other bundles"
     if manifest.model.frames is not None:
         raise UsageError(
-            f"--against {name}: the bundle is {family}, which no other runtime is timed with; accepted: folders of "
-            "other bundles"
-        )
-    if manifest.reads_instruction and name not in INSTRUCTED:
-        raise UsageError(
-            f"--against {name}: the bundle is {family}, whose Q-Former reads the prompt too, which this runtime is not "
-            f"set up for; accepted: {', '.join(INSTRUCTED)}, {others}"
-        )
-    if kind in READ_IMAGE_TOKENS or not manifest.writes_text:
-        accepted = [other for other, runtime in RUNTIMES.items() if kind in runtime.tasks]
-        if name not in accepted:
-            raise UsageError(
-                f"--against {name}: the bundle is {family}, whose decoder's cross-attention and cache are not "
-                f"converted for this runtime; accepted: {', '.join(accepted)}, {others}"
-            )
-    if kind == "encoder-decoder" and name not in ENCODER_DECODER:
-        raise UsageError(
-            f"--against {name}: the bundle is {family}, whose decoder also reads what its encoder made; this runtime "
-            f"keeps one cache; accepted: {', '.join(ENCODER_DECODER)}, {others}"
+            f"--against {name}: the bundle is {manifest.model.family}, which no other runtime is timed with; accepted: "
+            "folders of other bundles"
         )
 
 
@@ -215,9 +196,7 @@ def open_contender(name: str, checkpoint: str, threads: int, kind: LanguageKind)
         UsageError: its checkpoint can't be loaded, or what it needs is missing.
     """
     runtime = RUNTIMES[name]
-    module, subject, *said = (
-        (*runtime.tasks[kind], kind) if kind in runtime.tasks else (runtime.module, runtime.subject)
-    )
+    module, subject = runtime.tasks[kind]
     opened = getattr(importlib.import_module(f"{__package__}.{module}"), subject)
-    found: Subject = opened(name, checkpoint, threads, *said, **runtime.options)
+    found: Subject = opened(name, checkpoint, threads, kind, **runtime.options)
     return found

@@ -68,6 +68,16 @@ class TimedInput:
     instruction_ids: tuple[int, ...] = ()  # the prompt as a Q-Former reads it; none where none does
 
 
+def check_instruction(instructed: bool, timed_input: TimedInput) -> None:
+    """Raises UsageError where a checkpoint's Q-Former reads the prompt, and the bundle's does not, or the reverse."""
+    if instructed != bool(timed_input.instruction_ids):
+        ours, theirs = ("the prompt", "does not") if instructed else ("no prompt", "does")
+        raise UsageError(
+            f"--checkpoint: its Q-Former reads {ours}, and the bundle's {theirs}; give the folder or Hub id that the "
+            "bundle was exported from"
+        )
+
+
 class Subject(Protocol):
     """A runtime with the model loaded."""
 

@@ -11,8 +11,7 @@ import torch
 from benchmark_reports import RATES
 from typer.testing import CliRunner
 
-from catp.calibration.benchmark.contenders.hugging_face import TransformersSubject
-from catp.calibration.benchmark.contenders.registry import open_bundles
+from catp.calibration.benchmark.contenders.pytorch.query_tokens import QueryTokenAnswers
 from catp.calibration.benchmark.contenders.subject import Case, TimedInput, make_picture
 from catp.calibration.benchmark.costs.base import Workload
 from catp.calibration.benchmark.costs.cost import cost_of
@@ -21,7 +20,6 @@ from catp.calibration.benchmark.results.report import BenchmarkReport
 from catp.calibration.commands.bench import app
 from catp.calibration.commands.calibrate import app as calibrate
 from catp.runtime.bundle.folder import open_bundle
-from catp.runtime.errors import UsageError
 
 pytestmark = pytest.mark.heavy
 
@@ -60,7 +58,7 @@ def test_end_to_end(t5_bundle: Path, t5_checkpoint: Path, monkeypatch: pytest.Mo
 
 
 def test_prefill_of_transformers_holds_the_text_encoder(t5_checkpoint: Path) -> None:
-    subject = TransformersSubject("transformers", str(t5_checkpoint), threads=1)
+    subject = QueryTokenAnswers("transformers", str(t5_checkpoint), 1, "encoder-decoder")
     timed_input = TimedInput([make_picture(np.random.default_rng(0))], [5, 6, 7], new_tokens=3)
     encoder = subject._model.language_model.encoder
     encoder.register_forward_pre_hook(lambda *_: time.sleep(0.2))
@@ -71,7 +69,9 @@ def test_prefill_of_transformers_holds_the_text_encoder(t5_checkpoint: Path) -> 
 
 def test_compile_compiles_the_encoder_too(t5_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timed_input = TimedInput([make_picture(np.random.default_rng(0))], [5, 6, 7], new_tokens=3)
-    wanted = TransformersSubject("transformers", str(t5_checkpoint), threads=1).run(timed_input, Case(1, "x", 0.0))
+    wanted = QueryTokenAnswers("transformers", str(t5_checkpoint), 1, "encoder-decoder").run(
+        timed_input, Case(1, "x", 0.0)
+    )
     compiled: list[str] = []
 
     def compile(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,7 +79,7 @@ def test_compile_compiles_the_encoder_too(t5_checkpoint: Path, monkeypatch: pyte
         return lambda *args, **kwargs: function(*args, **kwargs)
 
     monkeypatch.setattr(torch, "compile", compile)
-    subject = TransformersSubject("compile", str(t5_checkpoint), threads=1, compiled=True)
+    subject = QueryTokenAnswers("compile", str(t5_checkpoint), 1, "encoder-decoder", compiled=True)
     assert "T5Stack" in compiled and "T5ForConditionalGeneration" in compiled
     assert subject.run(timed_input, Case(1, "x", 0.0)).token_ids == wanted.token_ids
 
@@ -98,11 +98,3 @@ def test_what_an_int8_bundle_reads(t5_bundle: Path, tmp_path: Path) -> None:
     caches = (28 + 6) * 2 * 2 * 30 * 4
     assert cost.stages["decode"].bytes == decoder.external_data.size - table + caches
     assert cost.stages["prefill"].integer and cost.stages["decode"].integer
-
-
-@pytest.mark.parametrize("name", ["openvino", "openvino-int8"])
-def test_runtimes_that_were_not_made_for_it_are_refused_by_name(t5_bundle: Path, name: str) -> None:
-    with pytest.raises(
-        UsageError, match=f"--against {name}: .*; accepted: transformers, transformers-bf16, compile, and"
-    ):
-        open_bundles(t5_bundle, {name: None}, (0.0,))

@@ -164,7 +164,6 @@ def test_scores_are_compared_with_those_of_other_bundles(clip_bundle: Path, prun
         ("clip_bundle", "--prompt-tokens 78", "78 prompt tokens: this model's text encoder takes 77; give fewer"),
         ("clip_bundle", "--against {nlvr_bundle}", "its kind of language model is two-images, that of"),
         ("instructblip_bundle", "--prompt-tokens 2", "2 prompt tokens: 2 frame a prompt of the Q-Former; give more"),
-        ("instructblip_bundle", "--against openvino", "accepted: transformers, transformers-bf16, and folders of"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

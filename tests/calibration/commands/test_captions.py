@@ -49,7 +49,6 @@ def data(caption_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             "catp-calibrate precision: bundle {bundle} is BLIP for captions, which answers no questions",
         ),
         (calibrate, ["ratio", "{bundle}"], "votes for no query tokens"),
-        (bench, ["{bundle}", "--against", "openvino"], "are not converted for this runtime; accepted: transformers,"),
         (explain, ["{bundle}", "--image", "a.png", "--prompt", "x"], "votes for no query tokens"),
     ],
 )

@@ -49,7 +49,6 @@ def test_accuracy_is_that_of_the_bare_question(vqa_bundle: Path, tmp_path: Path)
         ),
         (evaluate, ["--positions", "both"], "positions: BLIP for question answering has no query tokens to leave out"),
         (bench, ["--ratios", "0.5"], "which has no query tokens to leave out; leave --ratios out"),
-        (bench, ["--against", "openvino"], "are not converted for this runtime; accepted: transformers,"),
         (explain, ["--image", "a.png", "--prompt", "x"], "votes for no query tokens"),
     ],
 )

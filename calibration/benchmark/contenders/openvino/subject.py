@@ -8,18 +8,33 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from catp.calibration.benchmark.contenders.openvino.conversion import convert_blip2
-from catp.calibration.benchmark.contenders.openvino.int8 import PICTURES, calibration_pictures, quantize
-from catp.calibration.benchmark.contenders.subject import Case, Timed, TimedInput, make_sample
-from catp.export.checkpoints.loading import load_checkpoint
-from catp.runtime.providers.openvino.library import import_openvino
-from catp.runtime.providers.openvino.signal_stack import signal_stack_kept
+from catp.calibration.benchmark.contenders.openvino.compiling import infer, prepare
+from catp.calibration.benchmark.contenders.openvino.encoded import PARTS, EncodedLanguageModel
+from catp.calibration.benchmark.contenders.openvino.image_sides import (
+    InstructedQueries,
+    ProjectedQueries,
+    VisionTower,
+    outputs_of,
+)
+from catp.calibration.benchmark.contenders.openvino.int8 import calibration_pictures, calibration_texts
+from catp.calibration.benchmark.contenders.openvino.prefixed import PrefixedLanguageModel
+from catp.calibration.benchmark.contenders.subject import (
+    Case,
+    Timed,
+    TimedInput,
+    check_instruction,
+    make_sample,
+)
+from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
+from catp.runtime.bundle.chains import READ_IMAGE_TOKENS, LanguageKind
+from catp.runtime.errors import UsageError
 
 
-class OpenVinoSubject:
-    """Three compiled models, greedy, all query tokens; preprocessing by transformers.
+class OpenVinoContender:
+    """A checkpoint's parts, compiled; preprocessing by transformers.
 
     Nothing computes in bfloat16. In INT8 the cache is what the CPU plugin makes of it (8 bits), in FP32 it is float32.
     PyTorch's weights are gone when it is loaded.
@@ -28,78 +43,88 @@ class OpenVinoSubject:
         name: what a report calls it.
         checkpoint: a folder or a Hub id, with safetensors.
         threads: of OpenVINO.
+        kind: of model.
         int8: weights and activations; else all is float32.
 
     Raises:
-        UsageError: the checkpoint can't be loaded, or OpenVINO can't convert it.
+        UsageError: the checkpoint can't be loaded or is of another kind, or OpenVINO can't convert it.
         CatpError: its weights are broken.
     """
 
-    def __init__(self, name: str, checkpoint: str, threads: int, int8: bool = False) -> None:
-        self.name = name
+    def __init__(self, name: str, checkpoint: str, threads: int, kind: LanguageKind, int8: bool = False) -> None:
+        self.name, self._kind, self._threads, self._int8 = name, kind, threads, int8
         loaded = load_checkpoint(checkpoint)
+        if loaded.family.language.kind != kind:
+            raise UsageError(
+                f"--checkpoint {checkpoint}: it is {loaded.family.name}, and the bundle is not; give the folder or Hub "
+                "id that the bundle was exported from"
+            )
         self._processor = loaded.image_processor
-        # Two are examples to convert with, which calibrate nothing.
-        pixel_values = [self._preprocess([picture]) for picture in calibration_pictures(PICTURES if int8 else 2)]
-        converted = convert_blip2(loaded.model, pixel_values)
-        vocabulary = loaded.model.language_model.config.vocab_size
+        if loaded.model._supports_sdpa:  # BLIP's do not
+            loaded.model.set_attn_implementation("sdpa")
+        with torch.no_grad():
+            self.convert(loaded, [self.preprocess([picture]) for picture in calibration_pictures(int8)])
         del loaded
-        if int8:
-            converted = quantize(converted, pixel_values, vocabulary)
-        self._no_prefix = converted.query_embeds[0][:, :0]
-        self._vision, self._qformer, self._language_model = (
-            compile_model(model, threads, int8)
-            for model in (converted.vision, converted.qformer, converted.language_model)
-        )
-        del converted
         gc.collect()  # modules and traces refer to each other, and hold the weights
 
-    def run(self, timed_input: TimedInput, case: Case) -> Timed:
-        clock = [time.perf_counter()]
-        pixel_values = self._preprocess(timed_input.images[: case.batch])
-        clock.append(time.perf_counter())
-        image_embeds = infer(self._vision, [pixel_values])
-        clock.append(time.perf_counter())
-        query_embeds = infer(self._qformer, [image_embeds])
-        clock.append(time.perf_counter())
-        self._language_model.reset_state()
-        tokens, prefill = self._step(np.array([timed_input.prompt_ids] * case.batch), query_embeds)
-        generated, decode = [tokens], []
-        no_prefix = self._no_prefix.repeat(case.batch, axis=0)
-        for _ in range(timed_input.new_tokens - 1):
-            tokens, seconds = self._step(tokens[:, None], no_prefix)
-            generated.append(tokens)
-            decode.append(seconds)
-        token_ids = np.stack(generated, axis=1).tolist()
-        clock.append(time.perf_counter())
-        return make_sample(clock, prefill, decode, token_ids)
+    def convert(self, loaded: Checkpoint, pictures: Sequence[np.ndarray]) -> None:
+        """Make ready what `run` needs. Args: pictures: pixel_values [1,3,H,W] of two at least."""
+        raise NotImplementedError
 
-    def _preprocess(self, images: Sequence[Image.Image]) -> np.ndarray:
+    def prepare(self, module: torch.nn.Module, samples: Sequence[tuple[np.ndarray, ...]]) -> Any:
+        """An infer request of a module without a cache."""
+        return prepare(module, samples, self._threads, self._int8)
+
+    def preprocess(self, images: Sequence[Image.Image]) -> np.ndarray:
         return self._processor(list(images), return_tensors="np").pixel_values
 
-    def _step(self, input_ids: np.ndarray, prefix_embeds: np.ndarray) -> tuple[np.ndarray, float]:
-        """The next tokens [B], and the seconds they took, argmax included."""
-        started = time.perf_counter()
-        rows = np.arange(len(input_ids), dtype=np.int32)
-        logits = infer(self._language_model, {"input_ids": input_ids, "prefix_embeds": prefix_embeds, "beam_idx": rows})
-        tokens = logits.argmax(-1)
-        return tokens, time.perf_counter() - started
 
+class OpenVinoAnswers(OpenVinoContender):
+    """Greedy answers, all query tokens or image tokens kept."""
 
-def compile_model(model: Any, threads: int, int8: bool = False) -> Any:
-    """An infer request on the CPU, made for one question at a time."""
-    options: dict[str, Any] = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the CPU has it
-    }
-    if not int8:
-        options["KV_CACHE_PRECISION"] = "f32"  # the default is u8
-    with signal_stack_kept():
-        return import_openvino().compile_model(model, "CPU", options).create_infer_request()
+    def convert(self, loaded: Checkpoint, pictures: Sequence[np.ndarray]) -> None:
+        model, self._instructed = loaded.model, loaded.family.reads_instruction
+        tower = VisionTower(model)
+        seen = [(pixel_values,) for pixel_values in pictures]
+        features = outputs_of(tower, seen)
+        self._vision, self._qformer = self.prepare(tower, seen), None
+        if self._kind not in READ_IMAGE_TOKENS:
+            read: Sequence[tuple[np.ndarray, ...]] = [(tokens,) for tokens in features]
+            if self._instructed:
+                read = [*zip(features, calibration_texts(loaded.instruction_tokenizer, len(features)))]
+            queries = (InstructedQueries if self._instructed else ProjectedQueries)(model)
+            features = outputs_of(queries, read)
+            self._qformer = self.prepare(queries, read)
+        self._language_model: Any = (
+            EncodedLanguageModel(model, self._kind, features, self._threads, self._int8)
+            if self._kind in PARTS
+            else PrefixedLanguageModel(model, features, self._threads, self._int8)
+        )
 
+    def run(self, timed_input: TimedInput, case: Case) -> Timed:
+        """Answer about the first `case.batch` images, from pictures in memory to token ids in host memory.
 
-def infer(request: Any, inputs: Any) -> np.ndarray:
-    """The first output, valid until the request's next call; nothing is copied."""
-    request.infer(inputs, share_inputs=True, share_outputs=True)
-    return request.get_output_tensor(0).data
+        Raises:
+            UsageError: the checkpoint's Q-Former reads the prompt and the bundle's does not, or the reverse.
+        """
+        check_instruction(self._instructed, timed_input)
+        clock = [time.perf_counter()]
+        pixel_values = self.preprocess(timed_input.images[: case.batch])
+        clock.append(time.perf_counter())
+        features = infer(self._vision, [pixel_values])
+        clock.append(time.perf_counter())
+        if self._qformer is not None:
+            read = [np.array([timed_input.instruction_ids] * case.batch)] if self._instructed else []
+            features = infer(self._qformer, [features, *read])
+        clock.append(time.perf_counter())
+        prompts = np.array([timed_input.prompt_ids] * case.batch)
+        moments = [time.perf_counter()]
+        generated = [self._language_model.begin(prompts, features)]
+        moments.append(time.perf_counter())
+        for _ in range(timed_input.new_tokens - 1):
+            generated.append(self._language_model.go_on(generated[-1]))
+            moments.append(time.perf_counter())
+        prefill, *decode = np.diff(moments).tolist()
+        token_ids = np.stack(generated, axis=1).tolist()
+        clock.append(time.perf_counter())
+        return make_sample(clock, prefill, decode, token_ids, votes=self._qformer is not None)

@@ -1,1 +1,1 @@
-"""PyTorch as a contender: checkpoints that score texts, and BLIPs that write; of NLVR2 the module of this project."""
+"""PyTorch as a contender: checkpoints that write, by `generate()`, and those that score texts."""

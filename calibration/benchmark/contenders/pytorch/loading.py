@@ -6,13 +6,46 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from catp.calibration.benchmark.contenders.hugging_face import check_compiler
 from catp.export.families import family_of
 from catp.runtime.bundle.chains import LanguageKind
 from catp.runtime.errors import CatpError, UsageError
+
+
+class TorchContender:
+    """A checkpoint's model and its image processor.
+
+    Args:
+        name: what a report calls it.
+        checkpoint: a folder or a Hub id, with safetensors.
+        threads: of PyTorch, within an operator. It holds for the whole process.
+        kind: of model.
+        dtype: name of PyTorch's type of weights and activations.
+        compiled: its parts by torch.compile, each when it is first called.
+
+    Raises:
+        UsageError: the checkpoint can't be loaded or is of another kind, or torch.compile doesn't work here.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        checkpoint: str,
+        threads: int,
+        kind: LanguageKind,
+        dtype: str = "float32",
+        compiled: bool = False,
+    ) -> None:
+        self.name, self._kind = name, kind
+        self._dtype = getattr(torch, dtype)
+        self._model, self._processor = load(name, checkpoint, threads, dtype, compiled, kind)
+
+    def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """[B,3,H,W] of the type that the model computes in."""
+        return self._processor(list(images), return_tensors="pt").pixel_values.to(self._dtype)
 
 
 def load(name: str, checkpoint: str, threads: int, dtype: str, compiled: bool, kind: LanguageKind) -> tuple[Any, Any]:
@@ -59,3 +92,15 @@ def compile_parts(model: Any, names: Sequence[str]) -> None:
             part.forward = torch.compile(part.forward)  # not the call: its hooks are not to be compiled
         else:
             setattr(model, name, torch.compile(part))
+
+
+def check_compiler(name: str) -> None:
+    """Compile something small, before anything large is loaded; raises UsageError where that fails."""
+    try:
+        torch.compile(lambda x: torch.sin(x) + 1)(torch.ones(8))
+    except Exception as error:  # there are as many reasons as there are compilers
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"--against {name}: torch.compile doesn't work here ({reason}); it needs a C++ compiler such as g++: "
+            "install one, or leave this contender out"
+        ) from None

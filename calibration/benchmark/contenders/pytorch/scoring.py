@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from catp.calibration.benchmark.contenders.pytorch.loading import compile_parts, load
+from catp.calibration.benchmark.contenders.pytorch.loading import TorchContender, compile_parts
 from catp.calibration.benchmark.contenders.subject import Case, Timed, TimedInput
 from catp.runtime.bundle.chains import LanguageKind
 
@@ -46,20 +46,8 @@ class Scorer:
     shared_texts: bool = False
 
 
-class TextScores:
-    """Scores of every text, all query tokens or image tokens kept.
-
-    Args:
-        name: what a report calls it.
-        checkpoint: a folder or a Hub id, with safetensors.
-        threads: of PyTorch, within an operator. It holds for the whole process.
-        kind: of model.
-        dtype: name of PyTorch's type of weights and activations.
-        compiled: its parts by torch.compile, each when it is first called.
-
-    Raises:
-        UsageError: the checkpoint can't be loaded, or torch.compile doesn't work here.
-    """
+class TextScores(TorchContender):
+    """Scores of every text, all query tokens or image tokens kept."""
 
     def __init__(
         self,
@@ -70,10 +58,8 @@ class TextScores:
         dtype: str = "float32",
         compiled: bool = False,
     ) -> None:
-        self.name = name
+        super().__init__(name, checkpoint, threads, kind, dtype, compiled)
         self._scorer = SCORERS[kind]
-        self._dtype = getattr(torch, dtype)
-        self._model, self._processor = load(name, checkpoint, threads, dtype, compiled, kind)
         if compiled:
             compile_parts(self._model, self._scorer.parts)
 
@@ -83,8 +69,7 @@ class TextScores:
         texts = list(timed_input.texts) * (1 if scorer.shared_texts else case.batch)
         started = time.perf_counter()
         with clock.stage("preprocess"):
-            images = timed_input.images[: scorer.pictures * case.batch]
-            pixel_values = self._processor(images, return_tensors="pt").pixel_values.to(self._dtype)
+            pixel_values = self.preprocess(timed_input.images[: scorer.pictures * case.batch])
         with torch.inference_mode():
             scores = scorer.score(self._model, pixel_values, torch.tensor(texts), clock).tolist()
         total = 1e3 * (time.perf_counter() - started)
