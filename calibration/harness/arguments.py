@@ -50,7 +50,7 @@ class Arguments(BaseModel):
 
     @property
     def encoder(self) -> EncoderWish:
-        """What a vision encoder that prunes keeps."""
+        """The wish of what a vision encoder that prunes keeps."""
         return EncoderWish(flops=self.encoder_flops, temperature=self.encoder_temperature)
 
     @property

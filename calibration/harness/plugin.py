@@ -46,7 +46,7 @@ class Asked:
     draw: int  # which of the draws for this document, where a task asks for several
 
 
-class BundleModel(lmms):  # type: ignore[misc]  # the harness has no types where it is not installed
+class BundleModel(lmms):
     """A bundle behind the harness's interface for models that read pictures and one text.
 
     Args:
