@@ -28,6 +28,7 @@ def copies(demo_bundle: Path, tmp_path: Path) -> list[Path]:
 FEW = ("--limit", 60, "--rounds", 6, "--new-tokens", 2, "--ratios", "0,0.1,0.9", "--max-accuracy-drop", 0.2)
 
 
+@pytest.mark.heavy  # ten seconds
 def test_the_choice_follows_from_the_report_and_a_killed_run_goes_on(copies: list[Path], tmp_path: Path) -> None:
     report, plot, progress = tmp_path / "report.json", tmp_path / "pareto.png", tmp_path / "progress.jsonl"
     files = ("-o", report, "--plot", plot, "--progress", progress)
@@ -51,7 +52,7 @@ def test_the_choice_follows_from_the_report_and_a_killed_run_goes_on(copies: lis
         assert (one.behind is None) == (place == fastest or not one.within)
         if one.speedup is not None:
             assert one.speedup.median == pytest.approx(np.median(ms[0] / ms[place]))
-        dominated = ((medians <= medians[place]) & (accuracy >= accuracy[place]))
+        dominated = (medians <= medians[place]) & (accuracy >= accuracy[place])
         dominated &= (medians < medians[place]) | (accuracy > accuracy[place])
         assert one.on_front == (not dominated.any())
     tied = [p for p in within if (behind := found.candidates[p].behind) is None or behind.interval_95[0] <= 1]  # type: ignore[index]
@@ -78,6 +79,7 @@ def test_the_choice_follows_from_the_report_and_a_killed_run_goes_on(copies: lis
     assert result.exit_code == 2 and "begun with seed 2024, not 1" in " ".join(result.stderr.split())
 
 
+@pytest.mark.heavy
 def test_what_is_answered_is_not_asked_again(copies: list[Path], tmp_path: Path) -> None:
     """A result that was written is believed: here it says that nothing but the second bundle's 0.1 is right."""
     progress, report = tmp_path / "progress.jsonl", tmp_path / "report.json"
@@ -151,7 +153,9 @@ def test_bundles_that_answer_nothing_are_refused(retrieval_bundle: Path) -> None
 
 
 @pytest.mark.heavy  # exports a bundle that prunes in its encoder
-def test_schedules_stand_beside_the_dense_encoder(copies: list[Path], twice_pruned_bundle: Path, tmp_path: Path) -> None:
+def test_schedules_stand_beside_the_dense_encoder(
+    copies: list[Path], twice_pruned_bundle: Path, tmp_path: Path
+) -> None:
     pruned = Path(shutil.copytree(twice_pruned_bundle, tmp_path / "pruned"))
     report = tmp_path / "report.json"
     arguments = ("--limit", 60, "--rounds", 6, "--new-tokens", 2, "--max-accuracy-drop", 0.9, "-o", report)
