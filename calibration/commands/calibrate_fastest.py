@@ -185,7 +185,7 @@ def calibrate_fastest(
 def _load(
     bundles: Mapping[str, Bundle], schedules: Mapping[str, Sequence[Schedule]], provider: str, threads: int
 ) -> dict[str, BundleSubject]:
-    """What is timed, by name. Graphs that bundles have in common are loaded once, for accuracy as well."""
+    """Subjects of the timing, by name. Graphs that bundles have in common are loaded once, for accuracy as well."""
 
     def new_provider() -> Provider:
         return SharedEngines(open_provider(provider, threads))

@@ -88,7 +88,7 @@ class Asker:
 
 
 def _key(triple: Triple) -> Triple:
-    """What its answers depend on: not by which share its schedule was asked for."""
+    """The part that its answers depend on: not the share by which its schedule was asked for."""
     return triple.model_copy(update={"encoder_flops": None})
 
 

@@ -15,7 +15,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Choice:
-    """What is chosen, and what it was chosen among; candidates are numbers."""
+    """The chosen candidate, and those that it was chosen among, as numbers."""
 
     fastest: int
     chosen: int

@@ -35,7 +35,7 @@ class Triple(Strict):
 
     @property
     def encoder(self) -> str:
-        """What its vision encoder does, in words."""
+        """The work of its vision encoder, in words."""
         if self.kept_tokens is None:
             return "dense"
         return "schedule" if self.encoder_flops is None else f"{self.encoder_flops:g}"
