@@ -40,7 +40,7 @@ FLOORS = {
         ("data", "plots", "significance", "supported"),
         ("accuracy", "benchmark", "explanation", "harness"),
         ("ratio", "encoder", "retrieval", "placement"),
-        ("precision",),
+        ("precision", "fastest"),
         ("commands",),
     ),
 }
@@ -68,6 +68,7 @@ KEPT_IN = {
         "calibration/benchmark/results",
         "calibration/benchmark/load/plot.py",
         "calibration/accuracy",
+        "calibration/fastest/plot.py",
     ),
     "openvino": ("runtime/providers/openvino", "calibration/benchmark/contenders/openvino"),
     "onnxruntime": (

@@ -13,15 +13,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from catp.calibration.accuracy.lines import LinesFile
 from catp.calibration.accuracy.settings import Grid
 from catp.calibration.data.dataset import VqaExample
-from catp.calibration.data.errors import DataError
 from catp.calibration.data.metrics import Metric
 from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings
 from catp.runtime.bundle.manifest import Positions
-from catp.runtime.errors import CatpError, UsageError
-
-ELSEWHERE = "name another file, or delete this one"
 
 
 class _Line(BaseModel):
@@ -58,10 +55,11 @@ class Evaluation(_Line):
         found = [name for name, here in self if getattr(other, name) != here]
         if set(found) & {"data", "limit", "fraction", "seed"}:  # which is why the questions are others
             found = [name for name in found if name not in ("metric", "questions", "digest")]
-        return [_in_words(name, getattr(other, name), getattr(self, name)) for name in found]
+        return [in_words(name, getattr(other, name), getattr(self, name)) for name in found]
 
 
-def _in_words(name: str, there: object, here: object) -> str:
+def in_words(name: str, there: object, here: object) -> str:
+    """A field of a first line that differs from a file's."""
     if name in ("bundle", "digest"):  # of two sums nobody learns more than that they differ
         return {"bundle": "another bundle", "digest": "other questions or answers"}[name]
     if isinstance(there, GenerationSettings) and isinstance(here, GenerationSettings):
@@ -77,6 +75,10 @@ class _Header(_Line):
     schema_version: Literal[1] = 1
     evaluation: Evaluation
 
+    def differences(self, other: bytes) -> list[str]:
+        """In words, what another file's evaluation has that this one hasn't."""
+        return self.evaluation.differences(_Header.model_validate_json(other).evaluation)
+
 
 class Prediction(_Line):
     """The answers to one question; the lists follow the settings of the evaluation's grid."""
@@ -91,7 +93,7 @@ class Prediction(_Line):
     error: str | None = None  # why it was not asked; then the lists are empty
 
 
-class PredictionsFile:
+class PredictionsFile(LinesFile):
     """The file of an evaluation, and the predictions in it.
 
     Args:
@@ -103,36 +105,9 @@ class PredictionsFile:
     """
 
     def __init__(self, path: Path, evaluation: Evaluation) -> None:
-        self.path = path
         self.evaluation = evaluation
         self._columns = len(evaluation.grid.settings())
-        line = _Header(evaluation=evaluation).model_dump_json().encode() + b"\n"
-        self._start = len(line)
-        try:
-            with path.open("a+b") as file:
-                file.seek(0)
-                first = file.readline()
-                if first.endswith(b"\n"):
-                    self._check_header(first)
-                    self._start = len(first)
-                elif line.startswith(first):  # new, or killed while the header was written
-                    file.truncate(0)
-                    file.write(line)
-                else:
-                    raise UsageError(f"predictions {path}: not a file that catp-eval wrote; {ELSEWHERE}")
-        except OSError as error:
-            raise CatpError(f"predictions {path}: can't be written ({error.strerror})") from None
-
-    def _check_header(self, line: bytes) -> None:
-        try:
-            found = _Header.model_validate_json(line).evaluation
-        except ValidationError:
-            raise UsageError(
-                f"predictions {self.path}: not a file that this version of catp-eval wrote; {ELSEWHERE}"
-            ) from None
-        differences = self.evaluation.differences(found)
-        if differences:
-            raise UsageError(f"predictions {self.path}: it was begun with {'; '.join(differences)}; {ELSEWHERE}")
+        super().__init__(path, _Header(evaluation=evaluation), "predictions", "catp-eval")
 
     def resume(self, batches: Iterable[Sequence[VqaExample]]) -> tuple[int, Iterator[Sequence[VqaExample]]]:
         """How many questions are answered, and the batches that are left.
@@ -144,65 +119,34 @@ class PredictionsFile:
         """
         remaining = iter(batches)
         lines = self._lines()
-        done, end = 0, self._start
+        done, end = 0, self.start
         left: Iterator[Sequence[VqaExample]] = remaining
         for batch in remaining:
             found = list(islice(lines, len(batch)))
             for number, ((prediction, _), question) in enumerate(zip(found, batch), start=done + 2):
                 if prediction.id != question.id:
-                    raise DataError(
-                        f"{self.path}, line {number}: question {prediction.id!r} where the data has {question.id!r}; "
-                        + ELSEWHERE
-                    )
+                    raise self.wrong(number, f"question {prediction.id!r} where the data has {question.id!r}")
             if len(found) < len(batch):
                 left = chain([batch], remaining)
                 break
             done += len(batch)
             end = found[-1][1]
-        self._truncate(end)
+        self.truncate(end)
         return done, left
-
-    def append(self, predictions: Iterable[Prediction]) -> None:
-        """Write one line each, and have the system take them.
-
-        Raises:
-            CatpError: the disk is full, say; the file can be resumed.
-        """
-        text = "".join(prediction.model_dump_json(exclude_defaults=True) + "\n" for prediction in predictions)
-        try:
-            with self.path.open("ab") as file:
-                file.write(text.encode())
-        except OSError as error:
-            raise CatpError(f"predictions {self.path}: can't be written ({error.strerror})") from None
-
-    def clear(self) -> None:
-        """Leave the header alone."""
-        self._truncate(self._start)
 
     def __iter__(self) -> Iterator[Prediction]:
         return (prediction for prediction, _ in self._lines())
 
     def _lines(self) -> Iterator[tuple[Prediction, int]]:
-        """Each prediction with the place where its line ends; a line without its end was never finished."""
-        end = self._start
-        with self.path.open("rb") as file:
-            file.seek(end)
-            for number, line in enumerate(file, start=2):
-                if not line.endswith(b"\n"):
-                    return
-                end += len(line)
-                yield self._parse(line, number), end
+        """Each prediction with the place where its line ends."""
+        return ((self._parse(line, number), end) for number, line, end in self.whole())
 
     def _parse(self, line: bytes, number: int) -> Prediction:
         try:
             prediction = Prediction.model_validate_json(line)
         except ValidationError:
-            raise DataError(f"{self.path}, line {number}: not a prediction; {ELSEWHERE}") from None
+            raise self.wrong(number, "not a prediction") from None
         expected = 0 if prediction.error else self._columns
         if {len(prediction.answers), len(prediction.num_kept), len(prediction.accuracy)} != {expected}:
-            raise DataError(f"{self.path}, line {number}: not {expected} answers; {ELSEWHERE}")
+            raise self.wrong(number, f"not {expected} answers")
         return prediction
-
-    def _truncate(self, size: int) -> None:
-        with self.path.open("r+b") as file:
-            file.truncate(size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -108,18 +109,36 @@ def _cluster_sums(
     return np.bincount(member, values).astype(np.float64), np.bincount(member).astype(np.float64)
 
 
-def unseen_losses(differences: np.ndarray, images: Sequence[str]) -> float:
-    """The share of images that may lose beyond the share that did: to the upper end of its 95 % Wilson interval.
+def unseen_losses(differences: np.ndarray, images: Sequence[str], z: float = 1.96) -> float:
+    """The share of images that may lose beyond the share that did: to the upper end of its Wilson interval.
 
     A bootstrap knows only losses that it has seen; of few losses, or none, it is far too sure.
 
     Args:
         differences: [n] accuracy with pruning minus without, per question.
         images: [n] the image of each question: one that loses on any question counts as lost.
+        z: of the interval, 95 % by default.
     """
     lost = len({image for image, difference in zip(images, differences) if difference < 0})
     total = len(set(images))
-    return wilson_interval(lost, total)[1] - lost / total
+    return wilson_interval(lost, total, z)[1] - lost / total
+
+
+def lowest_difference(
+    values: np.ndarray, baseline: np.ndarray, images: Sequence[str], seed: int, confidence: float = 0.95
+) -> tuple[MeanDifference, float]:
+    """Mean of values - baseline, and how low it may be: the lower end of its interval, unseen losses included.
+
+    Args:
+        values, baseline: [n] accuracy per question.
+        images: [n] the image of each question.
+        confidence: of the interval. Above 0.95 more is drawn, so that as many resamples lie beyond its ends.
+    """
+    resamples = round(2000 * min(32.0, max(1.0, 0.05 / (1 - confidence))))
+    found = mean_difference(values, baseline, seed, confidence, resamples, clusters=images)
+    # Rounded up: 1.96 at 95 %, as everywhere.
+    z = math.ceil(100 * NormalDist().inv_cdf((1 + confidence) / 2)) / 100
+    return found, min(found.low, found.mean - unseen_losses(values - baseline, images, z))
 
 
 def images_needed(budget: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from catp.calibration.commands.calibrate_fastest import calibrate_fastest
 from catp.calibration.commands.calibrate_precision import calibrate_precision
 from catp.calibration.commands.calibrate_provider import calibrate_provider
 from catp.calibration.commands.calibrate_ratio import calibrate_ratio
@@ -11,12 +12,13 @@ from catp.runtime.commands.console import make_group
 
 app = make_group(
     "Choose a bundle's pruning ratio or encoder schedule, teach a scorer, or make its precision, from data; choose its "
-    "providers on this machine.",
+    "providers, or the fastest of all these, on this machine.",
     {
         "ratio": calibrate_ratio,
         "schedule": calibrate_schedule,
         "scorer": calibrate_scorer,
         "precision": calibrate_precision,
         "provider": calibrate_provider,
+        "fastest": calibrate_fastest,
     },
 )

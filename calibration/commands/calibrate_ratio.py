@@ -20,6 +20,7 @@ from catp.calibration.data import open_data
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.data.halves import Half, half
+from catp.calibration.ratio.default import with_ratio
 from catp.calibration.ratio.layer_weights import LayerWeights, check_layer_points
 from catp.calibration.ratio.report import LearnedWeights, RatioReport, points, search_table
 from catp.calibration.ratio.search import MeasuredHalf, measure
@@ -234,10 +235,7 @@ def _apply(
                 soft_wrap=True,
             )
             return
-        pruning = manifest.pruning.model_copy(
-            update={"ratio": ratio, "keep_mass": None, "positions": setting.positions}
-        )
-        write_manifest(pipeline.bundle.path, manifest.model_copy(update={"vote": pruning}), replaces=manifest)
+        write_manifest(pipeline.bundle.path, with_ratio(manifest, ratio, setting.positions), replaces=manifest)
         console.print(
             f"{escape(source)}: by default it now keeps tokens at ratio {ratio:g}, {setting.positions} positions",
             soft_wrap=True,

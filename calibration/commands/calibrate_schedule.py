@@ -20,6 +20,7 @@ from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.data.halves import half
 from catp.calibration.encoder.answering import Asked, answer_all
 from catp.calibration.encoder.counting import find_schedule
+from catp.calibration.encoder.default import with_schedule
 from catp.calibration.encoder.reference import check_reference, check_votes_alike
 from catp.calibration.encoder.report import (
     EncoderReport,
@@ -30,6 +31,7 @@ from catp.calibration.encoder.report import (
 )
 from catp.calibration.encoder.search import Searched, Wanted, answers_gflops, cheapest, dense_setting, search
 from catp.calibration.encoder.tables import score_table
+from catp.calibration.ratio.default import with_ratio
 from catp.calibration.supported import check_data
 from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, ScheduleConfirmation
 from catp.runtime.bundle.encoder_schedules import even_schedule
@@ -331,11 +333,11 @@ def _few(found: EncoderReport, budget: float) -> str:
     return f"{found.images} pictures can't show that so little is lost: give {2 * needed} or more, for both halves. "
 
 
-def _apply(source: Path, manifest: Manifest, source_text: str, found: EncoderReport, with_ratio: bool) -> None:
+def _apply(source: Path, manifest: Manifest, source_text: str, found: EncoderReport, with_ratio_too: bool) -> None:
     """The schedule in the manifest, and the ratio where that was chosen too."""
     before, after = found.scores[0], found.scores[-1]
-    spec, kept, ratio = manifest.encoder_pruning, after.setting.kept_tokens, after.setting.ratio
-    assert spec is not None and kept is not None
+    kept, ratio = after.setting.kept_tokens, after.setting.ratio
+    assert kept is not None
     of_dense = before.setting.ratio
     confirmed = ScheduleConfirmation(
         data=found.data,
@@ -348,20 +350,12 @@ def _apply(source: Path, manifest: Manifest, source_text: str, found: EncoderRep
         interval_95=after.difference_95,
         ratios=None if of_dense is None or ratio is None else (of_dense, ratio),
     )
-    changed = spec.model_copy(
-        update={
-            "kept_tokens": kept,
-            "gflops_pruned": spec.gflops(kept),
-            "source": f"catp-calibrate schedule: {source_text}",
-            "confirmed": confirmed,
-        }
-    )
-    update: dict[str, object] = {"encoder_pruning": changed}
+    changed = with_schedule(manifest, kept, f"catp-calibrate schedule: {source_text}", confirmed)
     also = ""
-    if with_ratio and manifest.vote is not None:
-        update["vote"] = manifest.vote.model_copy(update={"ratio": ratio, "keep_mass": None})
+    if with_ratio_too and manifest.vote is not None and ratio is not None:
+        changed = with_ratio(changed, ratio, manifest.vote.positions)
         also = f", and query tokens are left out at ratio {ratio:g}"
-    write_manifest(source, manifest.model_copy(update=update), replaces=manifest)
+    write_manifest(source, changed, replaces=manifest)
     console.print(
         f"{escape(str(source))}: by default its vision encoder now keeps {describe_kept(kept)} image tokens, "
         f"{after.share:.0%} of the work{also}",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from pydantic import Field
 
-from catp.calibration.accuracy.statistics import bootstrap_interval, mean_difference, unseen_losses, wilson_interval
+from catp.calibration.accuracy.statistics import bootstrap_interval, lowest_difference, mean_difference, wilson_interval
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.metrics import Metric
 from catp.calibration.encoder.answering import Answered
@@ -190,8 +190,7 @@ def score(
             interval = wilson_interval(float(right.sum()), len(right))
         else:
             interval = bootstrap_interval(right, seed, clusters=answered.images)
-        difference = mean_difference(right, first, seed, clusters=answered.images)
-        low = min(difference.low, difference.mean - unseen_losses(right - first, answered.images))
+        difference, low = lowest_difference(right, first, answered.images, seed)
         work = float(gflops) or gflops_dense
         found.append(
             EncoderScore(

@@ -9,7 +9,7 @@ import numpy as np
 
 from catp.calibration.accuracy.answering import Answerer, in_batches
 from catp.calibration.accuracy.settings import Setting
-from catp.calibration.accuracy.statistics import mean_difference, unseen_losses
+from catp.calibration.accuracy.statistics import lowest_difference
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.metrics import Metric
 from catp.runtime.errors import CatpError
@@ -88,7 +88,6 @@ def measure(
     accuracy = np.array(rows)
     drops = []
     for setting, values in zip(settings, accuracy.T[1:]):
-        found = mean_difference(values, accuracy[:, 0], seed, clusters=images)
-        low = min(found.low, found.mean - unseen_losses(values - accuracy[:, 0], images))
+        found, low = lowest_difference(values, accuracy[:, 0], images, seed)
         drops.append(Drop(setting, len(rows), float(values.mean()), found.mean, low))
     return MeasuredHalf(len(rows), len(set(images)), skipped, float(accuracy[:, 0].mean()), tuple(drops))

@@ -48,11 +48,12 @@ def find_contenders(given: str | None, dense: Path | None = None) -> dict[str, P
         elif path.resolve() not in folders:
             folders.add(path.resolve())
             name = path.name if path.name not in ("", "..") else path.resolve().name
-            found[_free_name(name, {OURS, *RUNTIMES, *found})] = path
+            found[free_name(name, {OURS, *RUNTIMES, *found})] = path
     return found
 
 
-def _free_name(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, with a number behind it where it is taken."""
     candidate, number = name, 2
     while candidate in taken:
         candidate, number = f"{name}-{number}", number + 1

@@ -181,7 +181,7 @@ def make_report(
     results = tuple(_result(case, measured, by_case, best, peers.get(case), setup.pictures) for case in cases)
     rounds = len(measured.yardstick_ms)
     others = None if measured.others_seconds is None else measured.others_seconds / measured.seconds / machine.cpus
-    noise = _noise(results, measured, others)
+    noisy = noise(results, measured, others)
     return BenchmarkReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         bundle=bundles[OURS],
@@ -201,8 +201,8 @@ def make_report(
         speedups=tuple(_speedups(bundles, setup, measured)),
         yardstick_ms=_rounded(measured.yardstick_ms),
         cpu_of_others=others,
-        noisy=bool(noise),
-        notes=(*noise, *_remarks(bundles, setup, results, peers, rounds, load_averages[0], rates), *remarks),
+        noisy=bool(noisy),
+        notes=(*noisy, *_remarks(bundles, setup, results, peers, rounds, load_averages[0], rates), *remarks),
         break_even=break_even,
         kernels=tuple(kernels),
     )
@@ -350,7 +350,13 @@ def _speedups(bundles: Mapping[str, Described], setup: Setup, measured: Measured
     return found
 
 
-def _noise(results: Sequence[Result], measured: Measured, others: float | None) -> list[str]:
+def noise(results: Sequence[Result], measured: Measured, others: float | None) -> list[str]:
+    """Notes on why not to believe what was measured.
+
+    Args:
+        results: whose baseline's spread is looked at.
+        others: share of the CPUs that other processes used meanwhile, of 1; None: unknown.
+    """
     found = []
     if others is not None and others > CROWDED:
         found.append(

@@ -1,0 +1,1 @@
+"""`catp-calibrate fastest`: bundle, encoder schedule and ratio that answer fastest within an accuracy budget."""
