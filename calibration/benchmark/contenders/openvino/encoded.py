@@ -239,11 +239,11 @@ class EncodedLanguageModel:
         return self._step(tokens[:, None])
 
     def _reads(self, prompt_ids: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, ...]:
-        """What the reader reads."""
+        """The reader's inputs."""
         return (prompt_ids, features) if self._reads_prompt else (features,)
 
     def _begins(self, prompt_ids: np.ndarray) -> np.ndarray:
-        """What the decoder begins with: captions go on after their prompt, without the marks that a tokenizer adds."""
+        """The decoder's first tokens: captions go on after their prompt, without the marks that a tokenizer adds."""
         start = np.full((len(prompt_ids), 1), self._start)
         return start if self._reads_prompt else np.concatenate([start, prompt_ids[:, 1:-1]], 1)
 
