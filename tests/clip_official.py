@@ -50,14 +50,14 @@ mlp.c_proj.bias        mlp.fc2.bias
 COPIED = ("visual", "transformer", "token_embedding", "ln_final", "text_projection", "positional_embedding")
 
 
-def tiny_clip(seed: int = 3) -> Any:
+def tiny_clip(seed: int = 3, text_layers: int = 2) -> Any:
     """Heads of 64, as OpenAI's; two and one of them, and weights large enough that each one matters."""
     torch.manual_seed(seed)
     rows = len(clip_tokenizer())
     shared = {"projection_dim": 24, "hidden_act": "quick_gelu"}
     vision = {"hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 2,
               "image_size": 56, "patch_size": 8}  # fmt: skip
-    text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 1,
+    text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": text_layers, "num_attention_heads": 1,
             "vocab_size": rows, "max_position_embeddings": 77, "bos_token_id": rows - 2,
             "eos_token_id": rows - 1, "pad_token_id": rows - 1}  # fmt: skip
     config = CLIPConfig(vision_config=vision | shared, text_config=text | shared, projection_dim=24)
