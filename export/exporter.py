@@ -18,16 +18,19 @@ import transformers
 
 from catp.export.checkpoints.generation_settings import describe_unfollowed, read_settings
 from catp.export.checkpoints.loading import Checkpoint, load_checkpoint
+from catp.export.checkpoints.madtp import WEIGHTS as MADTP_WEIGHTS
 from catp.export.checkpoints.madtp import read_madtp
 from catp.export.checkpoints.residency import one_part_in_memory
 from catp.export.checkpoints.taught import read_taught
 from catp.export.checkpoints.weightless import without_weights
 from catp.export.demo import CHECKPOINT, MODEL_ID, fine, nlvr, vqa
 from catp.export.demo import samples as demo_samples
+from catp.export.encoder_pruning import RULES
 from catp.export.families import Family
-from catp.export.image_encoders.plan import EncoderOptions, plan_pruning, plan_question_pruning
+from catp.export.image_encoders.plan import EncoderOptions, TextEncoderSizes, plan_pruning, plan_text_pruning
 from catp.export.image_encoders.pruned import PrunedEncoder
 from catp.export.language_models.pruned_question_answering import PrunedQuestionAnswering
+from catp.export.language_models.pruned_texts import PRUNED
 from catp.export.verification.emulation import WIDER
 from catp.export.verification.expected import Sample, compute_expected
 from catp.export.verification.parity import check_parity
@@ -129,14 +132,14 @@ def export_bundle(
     with published(output, overwrite) as folder:
         with step(f"load {model}"):
             checkpoint = load_checkpoint(model, revision, None, adapter)
-        pruning = question_pruning = None
+        pruning = text_pruning = None
         if _image_weights(voting) == "patches" and not encoder.any:
             raise UsageError(
                 "--image-weights patches: every token of this encoder is one patch; leave it out, or give "
                 "--encoder-flops"
             )
         if encoder.any:
-            pruning, question_pruning = _prune_encoders(checkpoint, encoder, voting, diagnostics)
+            pruning, text_pruning = _prune_encoders(checkpoint, encoder, voting, diagnostics)
         family = checkpoint.family
         if keep_mass is not None and not family.generates_text:
             raise UsageError(f"keep mass {keep_mass}: texts are scored after equally many tokens each; give a --ratio")
@@ -181,7 +184,8 @@ def export_bundle(
             if family.votes
             else None,
             encoder_pruning=pruning,
-            question_pruning=question_pruning,
+            question_pruning=text_pruning if family.generates_text else None,
+            text_pruning=None if family.generates_text else text_pruning,
             logit_scale=family.logit_scale(checkpoint.model),
             precision=precision,
             image=image,
@@ -219,9 +223,10 @@ def _prune_encoders(
 ) -> tuple[EncoderPruningSpec, QuestionPruningSpec | None]:
     """The pruning inside a checkpoint's encoders, which its family exports from here on."""
     family, config = checkpoint.family, checkpoint.model.config
-    reads_questions = family.language.kind == "question-answering"
-    if options.text_flops is not None and not reads_questions:
-        raise UsageError(f"--text-encoder-flops: {family.name} has no question encoder; leave it out")
+    kind = family.language.kind
+    reads_questions = kind == "question-answering"
+    if options.text_flops is not None and not reads_questions and kind not in PRUNED:
+        raise UsageError(f"--text-encoder-flops: {family.name} has no text encoder that prunes; leave it out")
     madtp = read_madtp(checkpoint.id, config.vision_config.hidden_size, checkpoint.revision)
     layers, width = config.vision_config.num_hidden_layers, config.vision_config.hidden_size
     taught = read_taught(options.scorer or checkpoint.id, layers, width, checkpoint.revision)
@@ -231,14 +236,11 @@ def _prune_encoders(
             "scorer wrote to"
         )
     record = None if taught is None else taught.record
-    if (
-        options.rule or ("madtp" if madtp.space_dict is not None else "")
-    ) == "madtp" and family.language.kind == "contrastive":
-        raise UsageError(
-            "--encoder-pruning madtp: MADTP's CLIP maps tokens in each layer before it looks them up, which no graph "
-            "does; give another rule, such as cls"
-        )
-    spec = plan_pruning(options, config, madtp.space_dict is not None, madtp.temperature, record)
+    where = f"model {checkpoint.id}: {MADTP_WEIGHTS}"
+    # A CLIP without maps was not trained by MADTP's code, whatever dictionary lies beside it.
+    trained = bool(madtp.query_maps) or kind != "contrastive"
+    guidance = madtp.guidance(where, "vision_model", layers, width) if trained else None
+    spec = plan_pruning(options, config, guidance is not None, madtp.temperature, record, kind == "contrastive")
     scorers = None if taught is None else taught.scorers
     if (weights := _image_weights(voting)) == "attention":
         raise UsageError(
@@ -250,13 +252,22 @@ def _prune_encoders(
             f"--image-weights patches: the merge {spec.merge!r} counts none; leave it out, or give --encoder-merge "
             "nearest"
         )
-    encoder = PrunedEncoder(family.image_encoder.side, spec, madtp.space_dict, scorers, diagnostics)
+    encoder = PrunedEncoder(family.image_encoder.side, spec, guidance, scorers, diagnostics)
     family = family.with_encoder(encoder)
     question = None
-    if reads_questions:
-        question = plan_question_pruning(options, spec, config.text_config.num_hidden_layers)
-    if question is not None:
-        family = family.with_language(PrunedQuestionAnswering(question, madtp.space_dict))
+    if reads_questions or kind in PRUNED:
+        text = config.text_config
+        for_text = None
+        if trained and RULES[spec.rule].reads_guidance:
+            for_text = madtp.guidance(where, "text_model", text.num_hidden_layers, text.hidden_size)
+        # CLIP's reads no image, BLIP's for NLVR2 two, each by a query and a projection of its own.
+        reads = {"contrastive": 0, "two-images": 4}.get(kind, 2)
+        sizes = TextEncoderSizes(text.num_hidden_layers, 2 if kind == "contrastive" else 1, reads)
+        question = plan_text_pruning(options, spec, sizes, for_text is not None, reads_questions)
+        if question is not None:
+            family = family.with_language(
+                PrunedQuestionAnswering(question, for_text) if reads_questions else PRUNED[kind](question, for_text)
+            )
     checkpoint.family = family
     return spec, question
 

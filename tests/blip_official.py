@@ -144,10 +144,13 @@ def official_content(model: Any, task: str, temperature: object = 0.75) -> dict[
     return {"model": weights, "epoch": 2, "temperature": temperature}
 
 
-def save_official(path: Path, task: str = "question answering") -> Any:
-    """The model whose weights the file then has."""
+def save_official(path: Path, task: str = "question answering", madtp: bool = True) -> Any:
+    """The model whose weights the file then has; as BLIP's own code saves it, without MADTP's part, if not `madtp`."""
     model = tiny_blip(task)
-    torch.save(official_content(model, task), path)
+    content = official_content(model, task)
+    if not madtp:
+        del content["temperature"], content["model"]["space_dict"]
+    torch.save(content, path)
     return model
 
 

@@ -243,6 +243,8 @@ def evaluate_bundle(
             )
         check_data(pipeline.bundle, data, "catp-eval")
         questions = fitting(pipeline.manifest, questions)
+        if of_texts := pipeline.manifest.question_pruning or pipeline.manifest.text_pruning:
+            console.print(f"text encoder: {escape(of_texts.describe())}", soft_wrap=True)
         pruning = pipeline.manifest.encoder_pruning
         counts = pruning is not None and pruning.form == "dynamic"  # picture by picture: a batch would couple them
         if encoder_flops is not None or encoder_temperatures is not None or counts:

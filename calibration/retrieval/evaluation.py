@@ -45,13 +45,15 @@ def evaluate_retrieval(
     check_rerank(pipeline, rerank)
     ids, most = read_as_evaluated(pipeline, captions.texts)
     vectors = embed_texts(pipeline, ids)
+    spec, of_texts = pipeline.manifest.encoder_pruning, pipeline.manifest.text_pruning
     rows = []
     for setting in settings:
         encoder = EncoderWish(flops=setting.encoder_flops)
         gallery = embed_gallery(pipeline, captions.images, setting.ratio, encoder, rerank > 0, batch, None, advance)
         similarity = similarities(gallery.vectors, vectors)
         found = search(gallery, ids, similarity, max(AT), rerank, advance=advance)
-        rows.append(recall_of(found, captions, setting, seed))
+        work = None if spec is None or spec.form == "dynamic" else spec.gflops(encoder.schedule(spec))
+        rows.append(recall_of(found, captions, setting, seed, work))
     return RecallReport(
         bundle=str(pipeline.bundle.path),
         family=pipeline.manifest.model.family,
@@ -60,6 +62,7 @@ def evaluate_retrieval(
         texts=len(captions.texts),
         rerank=rerank,
         text_tokens=most,
+        text_encoder=None if of_texts is None else of_texts.describe(),
         seed=seed,
         settings=tuple(rows),
     )

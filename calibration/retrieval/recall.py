@@ -35,6 +35,9 @@ class SettingRecall(Strict):
     """Recall of a search in both directions."""
 
     setting: Setting
+    encoder_gflops: float | None = Field(
+        default=None, description="of the vision encoder for one picture, on a schedule; none: it prunes nothing"
+    )
     texts: tuple[Recall, ...] = Field(description="of each image, whether one of its texts is found")
     images: tuple[Recall, ...] = Field(description="of each text, whether its image is found")
 
@@ -55,6 +58,7 @@ class RecallReport(Strict):
     rerank: int = Field(description="how many of the best the matching head read; 0: none")
     text_tokens: int | None = Field(description="of longer texts the first so many were read; none: all")
     seed: int
+    text_encoder: str | None = Field(default=None, description="how its layers prune texts; none: they do not")
     settings: tuple[SettingRecall, ...]
 
 
@@ -68,7 +72,14 @@ def hits(found: Found, captions: Captions) -> tuple[np.ndarray, np.ndarray]:
     return of_images, of_texts
 
 
-def recall_of(found: Found, captions: Captions, setting: Setting, seed: int, at: Sequence[int] = AT) -> SettingRecall:
+def recall_of(
+    found: Found,
+    captions: Captions,
+    setting: Setting,
+    seed: int,
+    encoder_gflops: float | None = None,
+    at: Sequence[int] = AT,
+) -> SettingRecall:
     """Recall both ways. Texts of one picture are found together, so intervals draw pictures, not texts."""
     of_images, of_texts = hits(found, captions)
     texts, images = [], []
@@ -80,4 +91,4 @@ def recall_of(found: Found, captions: Captions, setting: Setting, seed: int, at:
         good = of_texts < count
         interval = bootstrap_interval(good, seed, clusters=captions.image_of)
         images.append(Recall(at=count, share=float(good.mean()), interval_95=interval))
-    return SettingRecall(setting=setting, texts=tuple(texts), images=tuple(images))
+    return SettingRecall(setting=setting, encoder_gflops=encoder_gflops, texts=tuple(texts), images=tuple(images))

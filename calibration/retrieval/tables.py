@@ -12,12 +12,15 @@ def recall_table(report: RecallReport) -> Table:
     """A row for each setting."""
     how = f"the best {report.rerank} re-ranked by the matching head" if report.rerank else "by similarity alone"
     title = f"Recall in %, {report.images:,} images and {report.texts:,} texts of {escape(report.data)}, {how} (95 %)"
-    table = Table(title=title, title_justify="left")
+    caption = None if report.text_encoder is None else f"text encoder: {escape(report.text_encoder)}"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     ratios = any(row.setting.ratio is not None for row in report.settings)
     shares = any(row.setting.encoder_flops is not None for row in report.settings)
     for name, there in (("ratio", ratios), ("encoder", shares)):
         if there:
             table.add_column(name, justify="right")
+    if work := any(row.encoder_gflops is not None for row in report.settings):
+        table.add_column("GFLOPs", justify="right")
     first = report.settings[0]
     for what, side in (("texts", first.texts), ("images", first.images)):
         for recall in side:
@@ -27,6 +30,7 @@ def recall_table(report: RecallReport) -> Table:
         setting = row.setting
         cells = [f"{setting.ratio:g}" if setting.ratio is not None else "default"] if ratios else []
         cells += [f"{setting.encoder_flops:.0%}" if setting.encoder_flops is not None else "default"] if shares else []
+        cells += [f"{row.encoder_gflops:.4g}" if row.encoder_gflops is not None else ""] if work else []
         table.add_row(*cells, *(_cell(recall) for recall in (*row.texts, *row.images)), f"{100 * row.mean:.1f}")
     return table
 

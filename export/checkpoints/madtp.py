@@ -1,7 +1,8 @@
 """MADTP's own files beside a checkpoint's.
 
 `madtp.safetensors` has the guidance, `madtp.json` the temperature. MADTP (arXiv 2403.02991) prunes image tokens inside
-the encoder. It adds one learned matrix to BLIP, `space_dict`, and to CLIP also a map for each block (`q_map`).
+the encoder. It adds one learned matrix to BLIP, `space_dict`, and to CLIP also a map for each block:
+`vision_model.N.q_map.weight` [S, W] and `.bias` [S] for its N-th layer, `text_model.N.q_map.*` likewise.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 from catp.export.checkpoints.reading import reading
 from catp.export.checkpoints.weight_files import find_file
+from catp.export.encoder_pruning.guidance import Guidance, TokenMap
 from catp.runtime.errors import UsageError
 
 WEIGHTS = "madtp.safetensors"
@@ -40,6 +42,44 @@ class Madtp:
     query_maps: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """CLIP's, float32, by the names they have in the file: tokens are mapped before they are multiplied."""
 
+    def guidance(self, where: str, encoder: str, layers: int, width: int) -> Guidance | None:
+        """The guidance of an encoder of that many layers; None: nothing guides it.
+
+        Args:
+            where: the files are, for the message.
+            encoder: "vision_model" or "text_model".
+            width: of its tokens.
+
+        Raises:
+            UsageError: the maps are not those of such an encoder.
+        """
+        if self.space_dict is None:
+            return None
+        if not self.query_maps:
+            return Guidance(self.space_dict) if self.space_dict.shape[1] == width else None
+        entry = self.space_dict.shape[1]
+        maps = []
+        for layer in range(layers):
+            weight, bias = (self.query_maps.get(query_map(encoder, layer, part)) for part in ("weight", "bias"))
+            if weight is None or bias is None or (weight.shape, bias.shape) != ((entry, width), (entry,)):
+                found = "missing" if weight is None or bias is None else f"{list(weight.shape)} and {list(bias.shape)}"
+                raise UsageError(
+                    f"{where}: {query_map(encoder, layer, 'weight')} and bias are {found}; accepted: "
+                    f"[{entry}, {width}] and [{entry}], for each of {layers} layers; {_AGAIN}"
+                )
+            maps.append(TokenMap(weight, bias))
+        return Guidance(self.space_dict, tuple(maps))
+
+
+def query_map(encoder: str, layer: int, part: str) -> str:
+    """The name of a layer's map in the file.
+
+    Args:
+        encoder: "vision_model" or "text_model".
+        part: "weight" or "bias".
+    """
+    return f"{encoder}.{layer}.{_QUERY_MAP}.{part}"
+
 
 def read_madtp(model: str, width: int, revision: str | None = None) -> Madtp:
     """The files of a checkpoint.
@@ -56,7 +96,9 @@ def read_madtp(model: str, width: int, revision: str | None = None) -> Madtp:
     tensors = {} if weights is None else _read_tensors(f"model {model}: {weights.name}", weights)
     space_dict = tensors.pop(SPACE_DICT, None)
     if space_dict is not None:
-        check_space_dict(f"model {model}: {WEIGHTS}", space_dict.shape, width)
+        # Maps bring tokens of any width to the dictionary's.
+        entry = space_dict.shape[-1] if tensors else width
+        check_space_dict(f"model {model}: {WEIGHTS}", space_dict.shape, entry)
     temperature = None if settings is None else _read_temperature(f"model {model}: {settings.name}", settings)
     return Madtp(space_dict, temperature, tensors)
 

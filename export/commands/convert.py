@@ -13,32 +13,35 @@ from catp.runtime.errors import UsageError
 from catp.runtime.system.optional_imports import reason_of
 
 EXAMPLE_TOKENIZER = "Salesforce/blip-vqa-base"
+CLIP_TOKENIZER = "openai/clip-vit-large-patch14-336"
 
 
 def convert_madtp(
-    file: Annotated[Path, typer.Argument(help="The .pth file that MADTP's official code saved: a BLIP.")],
+    file: Annotated[Path, typer.Argument(help="The .pth file that MADTP's or BLIP's official code saved.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the Hugging Face checkpoint.")],
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help=f"BERT's tokenizer, which is not in the file: a local folder or a Hub id ({EXAMPLE_TOKENIZER})."
+            help=f"BERT's tokenizer, which is not in the file: a local folder or a Hub id ({EXAMPLE_TOKENIZER}); "
+            f"of a CLIP its own ({CLIP_TOKENIZER})."
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier conversion.")] = False,
 ) -> None:
-    """Convert a BLIP that was trained with MADTP: for question answering, captions, retrieval or NLVR2.
-
-    Of BLIP's own files those for NLVR2 are taken too, which no Hub has in another form.
+    """Convert a BLIP for question answering, captions, retrieval or NLVR2, or a CLIP, with MADTP's part or without.
 
     The file is unpickled in a process of its own, and no code in it is run. Every weight is accounted for, or nothing
     is written. For example:
 
     catp-convert madtp checkpoint_02.pth --tokenizer Salesforce/blip-vqa-base -o blip-vqa-madtp
+
+    catp-convert blip model_base_vqa_capfilt_large.pth --tokenizer Salesforce/blip-vqa-base -o blip-vqa
     """
     if tokenizer is None:
         raise UsageError(
-            "--tokenizer is missing: BERT's vocabulary is not in a .pth file; give a folder or Hub id with "
-            f"bert-base-uncased's tokenizer, such as {EXAMPLE_TOKENIZER}"
+            "--tokenizer is missing: the vocabulary is not in a .pth file; give a folder or Hub id with "
+            f"bert-base-uncased's tokenizer, such as {EXAMPLE_TOKENIZER}, or of a CLIP its own, such as "
+            f"{CLIP_TOKENIZER}"
         )
     try:
         from catp.export.conversion import madtp
@@ -52,10 +55,10 @@ def convert_madtp(
     pruning = (
         f"space_dict {' x '.join(map(str, found.guidance))}, temperature {found.temperature:g}"
         if found.guidance
-        else "no space_dict, so it is a plain BLIP"
+        else f"no space_dict, so it is a plain {found.task.title[:4]}"
     )
     console.print(
-        f"BLIP for {found.task.kind}: {found.names} of {found.names} weights, images of {vision.image_size} pixels in "
+        f"{found.task.title}: {found.names} of {found.names} weights, images of {vision.image_size} pixels in "
         f"patches of {vision.patch_size}; {pruning}",
         soft_wrap=True,
     )
@@ -64,4 +67,7 @@ def convert_madtp(
     console.print(f"Published {escape(str(output))}", soft_wrap=True)
 
 
-app = make_group("Convert checkpoints of other projects to Hugging Face folders.", {"madtp": convert_madtp})
+app = make_group(
+    "Convert checkpoints of other projects to Hugging Face folders. Both names take the same files.",
+    {"madtp": convert_madtp, "blip": convert_madtp},
+)

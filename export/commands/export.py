@@ -134,7 +134,7 @@ def export(
     text_encoder_flops: Annotated[
         float | None,
         typer.Option(
-            help="Share of the question encoder's work that remains (little is saved). Default: all of it.",
+            help="Share of the text encoder's work that remains (little is saved). Default: all of it.",
             rich_help_panel=ENCODER_PANEL,
         ),
     ] = None,

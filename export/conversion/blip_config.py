@@ -35,7 +35,7 @@ def read_config(where: str, task: Task, shapes: Shapes) -> Any:
     Raises:
         UsageError: a weight that tells a size is missing, or of a shape that a BLIP can't have.
     """
-    sizes = _Sizes(where, shapes)
+    sizes = Sizes(where, shapes)
     positions, width = sizes.of("vision_model.embeddings.position_embedding", "1PW")[1:]
     patch = sizes.of("vision_model.embeddings.patch_embedding.weight", "WCHW")
     side = math.isqrt(positions - 1)
@@ -94,7 +94,7 @@ def _of_two_images(where: str, task: Task, shapes: Shapes, text: dict[str, Any],
     return config
 
 
-class _Sizes:
+class Sizes:
     """Sizes that weights tell."""
 
     def __init__(self, where: str, shapes: Shapes) -> None:

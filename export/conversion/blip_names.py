@@ -10,7 +10,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from catp.export.checkpoints.madtp import SPACE_DICT
 from catp.runtime.errors import UsageError
 
 _VISION = {
@@ -40,12 +39,12 @@ TIED = {
 POSITION_IDS = re.compile(r"text_(encoder|decoder\.bert)\.embeddings\.position_ids")
 """A buffer that counts from 0, and that Hugging Face does not save."""
 
-Kind = Literal["question answering", "captions", "retrieval", "statements about two images"]
+Kind = Literal["question answering", "captions", "retrieval", "statements about two images", "texts and images"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One of the tasks that BLIP is fine-tuned for."""
+    """One of the tasks that BLIP is fine-tuned for; "texts and images" is CLIP's."""
 
     kind: Kind
     architecture: str
@@ -54,8 +53,11 @@ class Task:
     """First parts of the names of its weights, the vision encoder's apart."""
     left_out: tuple[str, ...] = ()
     """First parts of names that only training reads: momentum copies, queues of features, a temperature."""
-    plain: bool = False
-    """Whether a BLIP without MADTP's part is converted too: of the other tasks these are on the Hub, converted."""
+
+    @property
+    def title(self) -> str:
+        """For people: "BLIP for captions"."""
+        return f"{'CLIP' if self.architecture == 'CLIPModel' else 'BLIP'} for {self.kind}"
 
 
 TASKS = (
@@ -70,7 +72,7 @@ TASKS = (
             *("image_queue", "text_queue", "idx_queue", "ptr_queue", "temp"),
         ),
     ),
-    Task("statements about two images", "BlipForNlvr2", ("text_encoder", "cls_head"), plain=True),
+    Task("statements about two images", "BlipForNlvr2", ("text_encoder", "cls_head")),
 )
 
 
@@ -81,12 +83,10 @@ def task_of(where: str, names: Collection[str]) -> Task:
         where: they are, for the message.
 
     Raises:
-        UsageError: none of TASKS, or the checkpoint is not MADTP's.
+        UsageError: none of TASKS.
     """
     firsts = {name.partition(".")[0] for name in names}
     accepted = ", ".join(f"{task.kind} ({task.architecture})" for task in TASKS)
-    if {"visual", "transformer"} & firsts:
-        raise UsageError(f"{where}: it is a CLIP, which is not converted; accepted: BLIP for {accepted}")
     found = {part for part in ("text_encoder", "text_decoder") if part in firsts}
     twinned = any(".crossattention.self0." in name for name in names)
     task = next(
@@ -100,10 +100,8 @@ def task_of(where: str, names: Collection[str]) -> Task:
     if task is None or "visual_encoder" not in firsts:
         raise UsageError(
             f"{where}: its weights' names are those of no BLIP ({', '.join(sorted(firsts)[:5])[:200]}); "
-            f"accepted: {accepted}"
+            f"accepted: BLIP for {accepted}, or a CLIP"
         )
-    if SPACE_DICT not in names and not task.plain:
-        raise UsageError(f"{where}: it has no {SPACE_DICT}, so it is not MADTP's; plain BLIP is on the Hub, converted")
     return task
 
 

@@ -1,6 +1,6 @@
 """Conversion of a checkpoint of MADTP's official code (https://github.com/double125/MADTP) to a Hugging Face folder.
 
-Of the task that has no class there, statements about two images, a plain BLIP is converted too.
+A plain BLIP or CLIP, on which that code is built, is converted likewise: it has no `space_dict`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 import torch
 import transformers
 from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers import GenerationConfig
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils import logging as hf_logging
 
 from catp.export.checkpoints.madtp import SETTINGS, SPACE_DICT, WEIGHTS, check_space_dict, check_temperature
-from catp.export.checkpoints.reading import reading
 from catp.export.conversion.blip_config import Shapes, read_config
 from catp.export.conversion.blip_names import POSITION_IDS, TIED, Kind, Task, is_left_out, rename, task_of
 from catp.export.conversion.blip_tokenizer import ENCODE, load_tokenizer, save_tokenizer
-from catp.export.conversion.listing import listed
+from catp.export.conversion.clip import convert_clip, is_clip
+from catp.export.conversion.clip.folder import TASK as CLIP
 from catp.export.conversion.unpickling import Unpickled, unpickle
+from catp.export.conversion.weights import Values, check_names, check_shapes, write_weights
 from catp.export.nlvr import BlipForNlvr2
 from catp.runtime.bundle.publish import published
 from catp.runtime.errors import CatpError, UsageError
@@ -52,9 +52,9 @@ class Converted:
     left_out: tuple[str, ...]
     """Names that only training reads."""
     guidance: tuple[int, ...] | None
-    """Shape of `space_dict`; None: it is a plain BLIP."""
+    """Shape of `space_dict`; None: it is a plain BLIP or CLIP."""
     temperature: float
-    """0, which prunes nothing, of a plain BLIP."""
+    """0, which prunes nothing, of a plain one."""
 
 
 def convert_madtp(
@@ -63,7 +63,7 @@ def convert_madtp(
     """Convert a `.pth` file; the folder is published in one step.
 
     Args:
-        tokenizer: a local folder or a Hub id with BERT's, which is not in the file.
+        tokenizer: a local folder or a Hub id with BERT's, or of a CLIP with its own, which is not in the file.
         overwrite: replace a folder that an earlier conversion made.
 
     Raises:
@@ -100,9 +100,14 @@ def _convert(where: str, content: Unpickled, folder: Path, tokenizer_source: str
         stored = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (it's no dict)
         shapes = {name: tuple(part.get_shape()) for name, part in stored.items()}
         names = {**{name: name for name in shapes}, **content.aliases}
-        task = task_of(where, names)
         pruned = SPACE_DICT in names
         temperature = check_temperature(where, content.temperature) if pruned else 0.0
+        if is_clip(names):
+            values = Values(where, tensors)
+            config, count, left_out, guidance = convert_clip(where, names, shapes, values, folder, tokenizer_source)
+            _finish(folder, temperature)
+            return Converted(CLIP, config, count, left_out, _shape(guidance), temperature)
+        task = task_of(where, names)
         left_out = tuple(name for name in names if is_left_out(task, name))
         renamed = {name: rename(task, name) for name in names if name != SPACE_DICT and name not in left_out}
         mapped = {new: names[old] for old, new in renamed.items() if new is not None}
@@ -110,27 +115,25 @@ def _convert(where: str, content: Unpickled, folder: Path, tokenizer_source: str
         if pruned:
             check_space_dict(where, shapes[names[SPACE_DICT]], config.vision_config.hidden_size)
         wanted = _shapes_of(task, config)
-        _check_names(where, task, wanted, mapped, [old for old, new in renamed.items() if new is None])
-        _check_shapes(where, wanted, {new: shapes[old] for new, old in mapped.items()})
+        check_names(where, task, wanted, mapped, [old for old, new in renamed.items() if new is None])
+        check_shapes(where, wanted, {new: shapes[old] for new, old in mapped.items()})
         # Before the weights are read: a wrong tokenizer is known at once.
         tokenizer = load_tokenizer(
             tokenizer_source, config.text_config.vocab_size, config.text_config.max_position_embeddings
         )
-        values = _Values(where, tensors)
+        values = Values(where, tensors)
         _check_positions(values, {name: names[name] for name in left_out if POSITION_IDS.fullmatch(name)})
         _check_tied(values, mapped)
         weights = {new: values.weight(old) for new, old in mapped.items() if new not in TIED}
-        _write_weights(folder / SAFE_WEIGHTS_NAME, weights)
+        write_weights(folder / SAFE_WEIGHTS_NAME, weights)
         guidance = values.weight(names[SPACE_DICT]) if pruned else None
         if guidance is not None:
-            _write_weights(folder / WEIGHTS, {SPACE_DICT: guidance.float()})
-    (folder / SETTINGS).write_text(json.dumps({"temperature": temperature}) + "\n")
+            write_weights(folder / WEIGHTS, {SPACE_DICT: guidance.float()})
     _name_tokens(config, tokenizer)
     types = {value.dtype for value in weights.values()}
     config.dtype = types.pop() if len(types) == 1 else torch.float32
     config.save_pretrained(folder)
-    for path in folder.glob("*.safetensors"):  # which safetensors writes for nobody else to read
-        path.chmod((folder / "config.json").stat().st_mode)
+    _finish(folder, temperature)
     side = config.vision_config.image_size
     BlipImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
     # Questions begin with [ENC] in the official code. Texts for retrieval begin with [CLS] where they are compared by
@@ -141,64 +144,35 @@ def _convert(where: str, content: Unpickled, folder: Path, tokenizer_source: str
         text = config.text_config
         ids = {"bos_token_id": text.bos_token_id, "eos_token_id": text.sep_token_id, "pad_token_id": text.pad_token_id}
         GenerationConfig(**ids, **_GENERATION[task.kind]).save_pretrained(folder)
-    shape = None if guidance is None else tuple(guidance.shape)
-    return Converted(task, config, len(wanted), left_out, shape, temperature)
+    return Converted(task, config, len(wanted), left_out, _shape(guidance), temperature)
 
 
-class _Values:
-    """Tensors that are read when they are asked for."""
+def _finish(folder: Path, temperature: float) -> None:
+    """Write the temperature, beside a configuration and weights that are there."""
+    (folder / SETTINGS).write_text(json.dumps({"temperature": temperature}) + "\n")
+    for path in folder.glob("*.safetensors"):  # which safetensors writes for nobody else to read
+        path.chmod((folder / "config.json").stat().st_mode)
 
-    def __init__(self, where: str, tensors: Any) -> None:
-        self.where = where
-        self._tensors = tensors
 
-    def get(self, name: str) -> torch.Tensor:
-        return self._tensors.get_tensor(name)
-
-    def weight(self, name: str) -> torch.Tensor:
-        value = self.get(name)
-        if not value.is_floating_point() or not bool(value.isfinite().all()):
-            raise UsageError(f"{self.where}: {name} has values that are no finite numbers; fetch the file again")
-        return value
+def _shape(guidance: torch.Tensor | None) -> tuple[int, ...] | None:
+    return None if guidance is None else tuple(guidance.shape)
 
 
 def _shapes_of(task: Task, config: Any) -> Shapes:
     """Shapes of the weights of Hugging Face's class, by its names; tied ones are there under each."""
     with torch.device("meta"):
-        model = (BlipForNlvr2 if task.plain else getattr(transformers, task.architecture))(config)
+        model = (getattr(transformers, task.architecture, BlipForNlvr2))(config)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def _check_names(where: str, task: Task, wanted: Shapes, mapped: Mapping[str, str], unknown: list[str]) -> None:
-    """Raises UsageError where a weight of either side has none on the other; each is listed."""
-    unknown = [*unknown, *(mapped[name] for name in mapped if name not in wanted)]
-    missing = [name for name in wanted if name not in mapped]
-    if not missing and not unknown:
-        return
-    said = [f"weights of {task.architecture} are missing: {listed(missing)}"] if missing else []
-    said += [f"it has others: {listed(unknown)}"] if unknown else []
-    raise UsageError(f"{where}: {'; '.join(said)}; accepted: a BLIP for {task.kind} as MADTP's official code saves it")
-
-
-def _check_shapes(where: str, wanted: Shapes, found: Shapes) -> None:
-    wrong = {name: shape for name, shape in found.items() if shape != wanted[name]}
-    if wrong:
-        name = min(wrong)
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise UsageError(
-            f"{where}: sizes contradict each other: {name} is {list(wrong[name])} instead of "
-            f"{list(wanted[name])}{more}; fetch the file again"
-        )
-
-
-def _check_positions(values: _Values, position_ids: Mapping[str, str]) -> None:
+def _check_positions(values: Values, position_ids: Mapping[str, str]) -> None:
     for name, stored in position_ids.items():
         value = values.get(stored).flatten()
         if not torch.equal(value, torch.arange(len(value), dtype=value.dtype)):
             raise UsageError(f"{values.where}: {name} does not count from 0, as Hugging Face's positions do")
 
 
-def _check_tied(values: _Values, mapped: Mapping[str, str]) -> None:
+def _check_tied(values: Values, mapped: Mapping[str, str]) -> None:
     """Hugging Face's class has one weight where two of the official code's names are said to be one."""
     for name, other in TIED.items():
         if name in mapped and not torch.equal(values.weight(mapped[name]), values.weight(mapped[other])):
@@ -210,8 +184,3 @@ def _name_tokens(config: Any, tokenizer: Any) -> None:
     text = config.text_config
     text.bos_token_id, text.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
     text.sep_token_id = text.eos_token_id = tokenizer.sep_token_id
-
-
-def _write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
-    with reading(f"{path.name} can't be written", "free disk space and memory"):
-        save_file(weights, path, metadata={"format": "pt"})

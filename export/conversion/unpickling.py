@@ -43,7 +43,7 @@ def unpickle(file: Path, folder: Path) -> Unpickled:
     """
     if not file.is_file():
         what = "it is a folder" if file.is_dir() else "there is no such file"
-        raise UsageError(f"file {file}: {what}; give a .pth file that the official code of MADTP saved")
+        raise UsageError(f"file {file}: {what}; give a .pth file that the official code of MADTP or BLIP saved")
     ended = _run(file.resolve(), folder.resolve())
     result = _result(folder)
     if ended.returncode or result is None:
@@ -87,7 +87,7 @@ def _error(file: Path, kind: str, cause: str) -> CatpError:
     if kind == "refused":
         return UsageError(
             f"file {file}: {cause}; accepted: a .pth file of MADTP's official code, which has model, epoch and "
-            "temperature (of BLIP's own for NLVR2, model alone)"
+            "temperature, or of BLIP's own, which has a model"
         )
     if kind == "memory":
         return CatpError(f"file {file}: it takes far more memory than its size to read; it is none that training saved")

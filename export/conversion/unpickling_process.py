@@ -43,9 +43,8 @@ def _convert(file: Path, folder: Path) -> dict[str, Any]:
     content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
         raise Refusal(f"it has no model: {_described(content)}")
-    # A BLIP for two images is taken without MADTP's part too.
-    twinned = any(str(name).startswith("cls_head.") for name in content["model"])
-    if "temperature" not in content and not twinned:
+    # A plain BLIP or CLIP has neither.
+    if "temperature" not in content and "space_dict" in content["model"]:
         raise Refusal(f"it has no temperature: {_described(content)}")
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from catp.export.encoder_pruning.guidance import Guidance
 from catp.export.encoder_pruning.rules.random_order import MOST_PATCHES
 from catp.runtime.bundle.encoder_pruning import Rule
 
@@ -21,11 +22,22 @@ class LayerState:
     probabilities: np.ndarray  # [B, H, 1+N, 1+N]
     head_outputs: np.ndarray  # [B, H, 1+N, d]
     keys: np.ndarray  # [B, H, 1+N, d]
-    tokens: np.ndarray  # [B, 1+N, W], the layer's input
+    tokens: np.ndarray  # [B, 1+N, S], the layer's input as the dictionary is asked for it: see `mapped`
     positions: np.ndarray  # int64 [B, N]
     after: np.ndarray | None = None  # [B, 1+N, W], after attention and residual
     depth: float = 0.0  # of the layer: 0 of the first, near 1 of the last
     scorer: np.ndarray | None = None  # [W], this layer's of a taught scorer
+
+
+def mapped(tokens: np.ndarray, guidance: Guidance | None, layer: int) -> np.ndarray:
+    """A layer's tokens [B, L, W] as MADTP looks them up in its dictionary, [B, L, S]: mapped (CLIP), or as they are.
+
+    https://github.com/double125/MADTP, models/utils.py, Query_model.
+    """
+    if guidance is None or guidance.maps is None:
+        return tokens
+    found = guidance.maps[layer]
+    return np.einsum("blw,sw->bls", tokens, found.weight.double().numpy()) + found.bias.double().numpy()
 
 
 def madtp_scores(state: LayerState, space_dict: np.ndarray) -> np.ndarray:

@@ -87,12 +87,12 @@ class Limits:
         self.kept(manifest)  # refuses what the bundle can't do
         pruning = manifest.encoder_pruning
         dynamic = pruning is not None and pruning.form == "dynamic"
-        counts = dynamic or manifest.question_pruning is not None
+        counts = dynamic or manifest.question_pruning is not None or manifest.text_pruning is not None
         if counts and not self.dynamic_encoder:
             what, instead = (
                 ("encoders of this bundle count tokens for themselves (dynamic form)", "export with --encoder-flops")
                 if dynamic
-                else ("question encoder of this bundle prunes", "export without --text-encoder-flops")
+                else ("text encoder of this bundle prunes", "export without --text-encoder-flops")
             )
             raise UsageError(
                 f"the {what}, which TensorRT builds and nobody has executed; give --dynamic-encoder to build it all "

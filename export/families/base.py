@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, GenerationConfig
 from catp.export.graphs import Graph
 from catp.export.image_encoders import ImageEncoder
 from catp.export.language_models import LanguagePart
+from catp.export.language_models.base import StandsIn
 from catp.export.voting.base import VotingMethod
 from catp.runtime.bundle.chains import SCORE_TEXTS
 
@@ -39,9 +40,14 @@ class Family:
         self.image_encoder = image_encoder
         self.language = language
 
-    def standing_in(self, model: Any) -> AbstractContextManager[None]:
+    @contextmanager
+    def standing_in(self, model: Any) -> Iterator[None]:
         """While it lasts, Hugging Face's own methods of `model` prune as the exported graphs do."""
-        return self.image_encoder.standing_in(model)
+        with ExitStack() as both:
+            both.enter_context(self.image_encoder.standing_in(model))
+            if isinstance(self.language, StandsIn):
+                both.enter_context(self.language.standing_in(self.language_model(model)))
+            yield
 
     def with_encoder(self, image_encoder: ImageEncoder) -> Family:
         """The same family with another image encoder."""

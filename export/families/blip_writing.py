@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from transformers import GenerationConfig
@@ -20,11 +18,6 @@ class BlipWriting(Family):
     votes = False
     ends_itself = True
     placeholder = None
-
-    @contextmanager
-    def standing_in(self, model: Any) -> Iterator[None]:
-        with super().standing_in(model), self.language.standing_in(model):  # type: ignore[attr-defined]
-            yield
 
     def language_model(self, model: Any) -> Any:
         """The model itself: its text models lie side by side in it."""

@@ -28,9 +28,13 @@ class TextEmbedding(torch.nn.Module):
         for layer in self.text_model.encoder.layers:
             hidden = layer(hidden, visible)
         hidden = self.text_model.final_layer_norm(hidden)
+        place = self.end(text_ids, text_mask)
+        pooled = hidden.gather(1, place[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
+        return torch.nn.functional.normalize(self.projection(pooled).float(), dim=-1)
+
+    def end(self, text_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
+        """int64 [B]: the place of the token that ends each text, the first of them."""
         end = self.text_model.config.eos_token_id
         # The first of the highest, pads apart: of the ids themselves, or of whether they are the end.
         found = text_ids if end == FORMER_END else (text_ids == end).to(text_ids.dtype)
-        place = (found * text_mask).float().argmax(1)
-        pooled = hidden.gather(1, place[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
-        return torch.nn.functional.normalize(self.projection(pooled).float(), dim=-1)
+        return (found * text_mask).float().argmax(1)

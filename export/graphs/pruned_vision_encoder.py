@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from catp.export.encoder_pruning import ScoringRule, TokenEvidence
+from catp.export.encoder_pruning.guidance import Guidance, LayerGuides
 from catp.export.encoder_pruning.merges import MERGES, Chosen, Tokens
 from catp.export.encoder_pruning.rules.madtp import wanted_tokens
 from catp.export.graphs import Graph, interface_dtype, operators, vit_modules
@@ -32,7 +33,7 @@ class PrunedVisionEncoder(torch.nn.Module):
 
     Args:
         layers: those that prune; none: a dense encoder, with fused attention.
-        guide: `space_dict` float32 [T, W], for a rule that reads it.
+        guidance: MADTP's, for a rule that reads it.
         scorers: float32 [L, W], a row for each layer, likewise.
         image_weights: whether it outputs how many patches were averaged into each token; the merge "nearest" counts.
         diagnostics: whether it outputs the positions that each layer leaves.
@@ -45,7 +46,7 @@ class PrunedVisionEncoder(torch.nn.Module):
         merge: Merge,
         layers: Sequence[int],
         form: Form,
-        guide: torch.Tensor | None,
+        guidance: Guidance | None,
         scorers: torch.Tensor | None = None,
         image_weights: bool = False,
         diagnostics: bool = False,
@@ -55,9 +56,8 @@ class PrunedVisionEncoder(torch.nn.Module):
         self.rule, self.merging, self.layers, self.form = rule, MERGES[merge], tuple(layers), form
         self.image_weights, self.diagnostics = image_weights, diagnostics
         if rule.reads_guidance:
-            assert guide is not None, "checked when the checkpoint was read"
-            # [W, T]: the product with it needs no transposition, and it stays float32 as scores do.
-            self.register_buffer("guide", guide.float().t().contiguous())
+            assert guidance is not None, "checked when the checkpoint was read"
+            self.guides = LayerGuides(guidance, self.layers)
         if rule.reads_scorer:
             assert scorers is not None, "likewise"
             self.register_buffer("scorers", scorers.float().contiguous())
@@ -104,7 +104,7 @@ class PrunedVisionEncoder(torch.nn.Module):
         return LayerKnowledge(
             index,
             len(self.vision_model.encoder.layers),
-            self.get_buffer("guide") if self.rule.reads_guidance else None,
+            self.guides if self.rule.reads_guidance else None,
             self.get_buffer("scorers")[index] if self.rule.reads_scorer else None,
         )
 
@@ -145,7 +145,7 @@ class LayerKnowledge:
 
     index: int  # of the encoder's layers, from 0
     layers: int  # that the encoder has
-    guide: torch.Tensor | None  # float32 [W, T]
+    guides: LayerGuides | None
     scorer: torch.Tensor | None  # float32 [W]
 
 
@@ -201,7 +201,7 @@ class LayerAttention:
             maps=maps,
             cls_row=cls_row,
             head_outputs=outputs,
-            guidance=None if layer.guide is None else before[:, 1:].float() @ layer.guide,
+            guidance=None if layer.guides is None else layer.guides(layer.index, before[:, 1:]),
             scorer=layer.scorer,
             positions=positions,
         )

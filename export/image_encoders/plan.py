@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from catp.export.encoder_pruning import RULES, make_rule
 from catp.export.image_encoders.sizes import pair
 from catp.runtime.bundle.encoder_pruning import (
-    CAN_SKIP,
     HIGHEST,
     LOWEST,
     EncoderPruningSpec,
@@ -20,12 +19,13 @@ from catp.runtime.bundle.encoder_pruning import (
     QuestionPruningSpec,
     TaughtSpec,
     dense_gflops,
+    text_tokens,
 )
 from catp.runtime.bundle.encoder_schedules import CLOSE, even_schedule
 from catp.runtime.errors import UsageError
 
 QUESTION_TOKENS = 16
-"""Length of a usual question, by which a share of the question encoder's work is understood."""
+"""Length of a usual question or caption, by which a share of a text encoder's work is understood."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class EncoderOptions:
     merge: Merge | None = None  # None: the rule's own
     temperature: float | None = None  # None: the checkpoint's
     scorer: str | None = None  # folder or Hub id of a taught scorer; None: the checkpoint's own
-    text_flops: float | None = None  # share of the question encoder's work that remains; None: it prunes nothing
+    text_flops: float | None = None  # share of the text encoder's work that remains; None: it prunes nothing
 
     @property
     def any(self) -> bool:
@@ -109,6 +109,7 @@ def plan_pruning(
     has_dictionary: bool,
     temperature: float | None,
     taught: TaughtSpec | None = None,
+    maps: bool = False,
 ) -> EncoderPruningSpec:
     """The pruning of a checkpoint's encoder, as the manifest has it.
 
@@ -116,6 +117,7 @@ def plan_pruning(
         config: the checkpoint's.
         has_dictionary, temperature: what the checkpoint brings of MADTP's.
         taught: of a scorer, where there is one.
+        maps: whether MADTP maps this family's tokens before it looks them up, as CLIP's.
 
     Raises:
         UsageError: the checkpoint can't be pruned so.
@@ -124,9 +126,11 @@ def plan_pruning(
     name = options.rule or ("madtp" if has_dictionary else "cls" if taught is None else "taught")
     rule = make_rule(name)
     if rule.reads_guidance and not has_dictionary:
+        lacks = "space_dict with a q_map for each layer" if maps else "space_dict"
+        without = ", ".join(other for other in RULES if not RULES[other].reads_guidance)
         raise UsageError(
-            f"--encoder-pruning {name}: the checkpoint has no space_dict, which MADTP trains (madtp.safetensors "
-            f"beside its weights); accepted without: {', '.join(r for r in RULES if not RULES[r].reads_guidance)}"
+            f"--encoder-pruning {name}: the checkpoint has no {lacks}, which MADTP trains (madtp.safetensors beside "
+            f"its weights); accepted without: {without}"
         )
     if rule.reads_scorer and taught is None:
         raise UsageError(
@@ -179,40 +183,55 @@ def _made(spec: EncoderPruningSpec, **values: Any) -> EncoderPruningSpec:
         raise UsageError(f"encoder pruning: {error.errors()[0]['msg']}") from None
 
 
-def plan_question_pruning(options: EncoderOptions, spec: EncoderPruningSpec, layers: int) -> QuestionPruningSpec | None:
-    """The pruning of a question encoder with so many layers beside an image encoder's; None where there is none.
+@dataclass(frozen=True)
+class TextEncoderSizes:
+    """The parts of a text encoder that decide how much of its work depends on a text's tokens."""
 
-    In the dynamic form it prunes as in the paper. A schedule is a fraction of each question's tokens, for these differ
-    in length, and only where it was asked for: at the length of a question little is saved.
+    layers: int
+    fixed: int = 1  # tokens that are never pruned: the first, of a causal one also the one that ends the text
+    reads: int = 2  # products of W x W, beside the MLP's 8, for each token that is left: those of cross-attention
+
+
+def plan_text_pruning(
+    options: EncoderOptions, spec: EncoderPruningSpec, sizes: TextEncoderSizes, guided: bool, counts: bool
+) -> QuestionPruningSpec | None:
+    """The pruning of a text encoder beside an image encoder's; None where there is none.
+
+    In the dynamic form a question encoder prunes as in the paper. A schedule is a fraction of each text's tokens, for
+    these differ in length, and only where it was asked for: at the length of a question little is saved.
+
+    Args:
+        guided: whether MADTP's dictionary can guide it.
+        counts: whether it has a dynamic form.
     """
     if spec.form == "dynamic":
+        if not counts:
+            return None
         return QuestionPruningSpec(rule=spec.rule, form="dynamic", temperature=spec.temperature, source=spec.source)
     share = options.text_flops
     if share is None:
         return None
-    rule = spec.rule if RULES[spec.rule].reads_maps else "self-cls"
-    fraction = min((t / 1000 for t in range(1, 1000)), key=lambda f: abs(_text_share(f, layers) - share))
-    if abs(found := _text_share(fraction, layers) - share) > 2 * CLOSE:
+    usable = RULES[spec.rule].reads_maps and (guided or not RULES[spec.rule].reads_guidance)
+    rule = spec.rule if usable else "self-cls"
+    fraction = min((t / 1000 for t in range(1, 1000)), key=lambda f: abs(text_share(f, sizes) - share))
+    if abs(found := text_share(fraction, sizes) - share) > 2 * CLOSE:
         raise UsageError(
-            f"--text-encoder-flops {share:g}: of a question of {QUESTION_TOKENS} tokens, {share + found:.2f} is the "
-            f"nearest that {layers} layers can leave; give that"
+            f"--text-encoder-flops {share:g}: of a text of {QUESTION_TOKENS} tokens, {share + found:.2f} is the "
+            f"nearest that {sizes.layers} layers can leave; give that"
         )
     return QuestionPruningSpec(rule=rule, form="schedule", fraction=fraction, source=f"--text-encoder-flops {share:g}")
 
 
-def _text_share(fraction: float, layers: int) -> float:
-    """Work that remains of a question of QUESTION_TOKENS, of projections and MLPs, which grow with its tokens.
+def text_share(fraction: float, sizes: TextEncoderSizes) -> float:
+    """Work that remains of a text of QUESTION_TOKENS, of projections and MLPs, which grow with its tokens.
 
-    A layer's self-attention has 4 products of W x W for each token that comes in, its cross-attention 2 and its MLP 8
-    for each one that is left. The keys and values of the image tokens stay, and are not counted.
+    A layer's self-attention has 4 products of W x W for each token that comes in, its cross-attention, if it has one,
+    2 and its MLP 8 for each one that is left. The keys and values of image tokens stay, and are not counted.
     """
-    tokens, work = QUESTION_TOKENS - 1, 0
-    for _ in range(layers):
-        kept = max(1, -(-tokens * round(1000 * fraction) // 1000))
-        left = kept + 1 if kept <= tokens - CAN_SKIP else tokens
-        work += 4 * (1 + tokens) + 10 * (1 + left)
-        tokens = left
-    return work / (14 * QUESTION_TOKENS * layers)
+    later = 8 + sizes.reads
+    rows = text_tokens(QUESTION_TOKENS, sizes.layers, sizes.fixed, round(1000 * fraction))
+    work = sum(4 * tokens + later * left for tokens, left in rows)
+    return work / ((4 + later) * QUESTION_TOKENS * sizes.layers)
 
 
 def _layers(text: str, available: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from catp.export.encoder_pruning import make_rule
+from catp.export.encoder_pruning.guidance import Guidance
 from catp.export.graphs import Graph
 from catp.export.graphs.pruned_vision_encoder import PrunedVisionEncoder, graph
 from catp.export.image_encoders.base import ImageEmbeds
@@ -25,7 +26,7 @@ class PrunedEncoder:
     Args:
         side: see `ImageEncoder.side`.
         spec: as the manifest will have it.
-        space_dict: MADTP's, float32 [T, W], for a rule that reads it.
+        guidance: MADTP's, for a rule that reads it.
         scorers: a taught rule's, float32 [L, W], likewise.
         diagnostics: whether the graph outputs what each layer keeps.
     """
@@ -36,12 +37,12 @@ class PrunedEncoder:
         self,
         side: str,
         spec: EncoderPruningSpec,
-        space_dict: torch.Tensor | None,
+        guidance: Guidance | None,
         scorers: torch.Tensor | None = None,
         diagnostics: bool = False,
     ) -> None:
         self.side, self.spec, self.diagnostics = side, spec, diagnostics
-        self.space_dict, self.scorers = space_dict, scorers
+        self.guidance, self.scorers = guidance, scorers
 
     def set_dtype(self, model: Any, dtype: torch.dtype) -> None:
         set_parameters(model.vision_model, dtype)
@@ -56,7 +57,7 @@ class PrunedEncoder:
             spec.merge,
             spec.layers,
             spec.form,
-            self.space_dict,
+            self.guidance,
             self.scorers,
             image_weights,
             self.diagnostics,
@@ -79,7 +80,7 @@ class PrunedEncoder:
             spec.layers,
             spec.kept_tokens,
             spec.temperature,
-            self.space_dict,
+            self.guidance,
             self.scorers,
         )
 

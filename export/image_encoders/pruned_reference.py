@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from catp.export.encoder_pruning.guidance import Guidance
 from catp.export.encoder_pruning.reference import (
     NEAR_TIE,
     LayerState,
     count_tokens,
+    mapped,
     merging_pairs,
     score_tokens,
     unit_keys,
@@ -44,7 +46,7 @@ def encode(
     layers: Sequence[int],
     kept_tokens: Sequence[int] | None,
     temperature: float | None,
-    space_dict: torch.Tensor | None,
+    guidance: Guidance | None,
     scorers: torch.Tensor | None = None,
 ) -> PrunedEmbeds:
     """Run the encoder.
@@ -68,11 +70,12 @@ def encode(
         if index in layers:
             state = replace(
                 state,
+                tokens=mapped(state.tokens, guidance, index),
                 after=hidden.double().numpy(),
                 depth=index / len(vision_model.encoder.layers),
                 scorer=None if scorers is None else scorers[index].double().numpy(),
             )
-            guide = None if space_dict is None else space_dict.double().numpy()
+            guide = None if guidance is None else guidance.space_dict.double().numpy()
             scores = score_tokens(rule, state, guide)
             if kept_tokens is not None:
                 count = kept_tokens[list(layers).index(index)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -35,6 +36,15 @@ class LanguagePart(Protocol):
 
     def max_positions(self, lm: Any) -> int | None:
         """How many positions it has; None: only distances matter, and there is no end to them."""
+        ...
+
+
+@runtime_checkable
+class StandsIn(Protocol):
+    """A language model that is not as the checkpoint's class computes it."""
+
+    def standing_in(self, lm: Any) -> AbstractContextManager[None]:
+        """While it lasts, Hugging Face's own methods of `lm` see what this language model sees."""
         ...
 
 

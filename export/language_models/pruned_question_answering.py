@@ -10,9 +10,10 @@ import torch
 from transformers import BlipForQuestionAnswering
 
 from catp.export.encoder_pruning import make_rule
+from catp.export.encoder_pruning.guidance import Guidance
 from catp.export.graphs import Graph, answer_decoder
 from catp.export.graphs.pruned_question_encoder import KEPT_QUESTION, PrunedQuestionEncoder, graph
-from catp.export.language_models.pruned_question_reference import encode
+from catp.export.language_models.pruned_text_reference import encode
 from catp.export.language_models.question_answering import QuestionAnswering
 from catp.runtime.bundle.encoder_pruning import QuestionPruningSpec
 
@@ -20,11 +21,11 @@ from catp.runtime.bundle.encoder_pruning import QuestionPruningSpec
 class PrunedQuestionAnswering(QuestionAnswering):
     """As without pruning; the question encoder also says how many tokens of each question are left."""
 
-    def __init__(self, spec: QuestionPruningSpec, space_dict: torch.Tensor | None) -> None:
-        self.spec, self.space_dict = spec, space_dict
+    def __init__(self, spec: QuestionPruningSpec, guidance: Guidance | None) -> None:
+        self.spec, self.guidance = spec, guidance
 
     def graphs(self, lm: BlipForQuestionAnswering) -> Iterator[Graph]:
-        module = PrunedQuestionEncoder(lm, make_rule(self.spec.rule), self.space_dict, self.spec.thousandths)
+        module = PrunedQuestionEncoder(lm, make_rule(self.spec.rule), self.guidance, self.spec.thousandths)
         yield graph(module, lm)
         decoder = answer_decoder.graph(lm.text_decoder)
         decoder.dimension_names = {"question": KEPT_QUESTION}
@@ -35,17 +36,10 @@ class PrunedQuestionAnswering(QuestionAnswering):
         text_encoder: Any = lm.text_encoder
 
         def forward(input_ids: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, ...]:
-            spec = self.spec
-            found = encode(
-                text_encoder,
-                input_ids,
-                encoder_hidden_states,
-                spec.rule,
-                spec.thousandths,
-                spec.temperature,
-                self.space_dict,
-            )
-            return (found,)
+            def read(layer: Any, tokens: torch.Tensor) -> torch.Tensor:
+                return layer.crossattention(tokens, encoder_hidden_states=encoder_hidden_states)[0]
+
+            return (encode(text_encoder, input_ids, read, self.spec, self.guidance),)
 
         text_encoder.forward = forward
         try:

@@ -40,6 +40,9 @@ READ_IMAGE_TOKENS: Final[tuple[LanguageKind, ...]] = (
 SCORE_TEXTS: Final[tuple[LanguageKind, ...]] = ("none", "matching", "contrastive", "two-images")
 """Kinds that score given texts; the others write some."""
 
+PRUNE_TEXTS: Final[tuple[LanguageKind, ...]] = ("matching", "contrastive", "two-images")
+"""Kinds that score texts by a text encoder that may prune a text's tokens."""
+
 DECODE_GRAPH: Final = "language_model_decode"
 """In some calibrated bundles, the graph that takes decode steps in place of language_model, which reads the prompts:
 other weights, the same inputs, outputs and cache."""

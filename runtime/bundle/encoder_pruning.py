@@ -231,12 +231,13 @@ class EncoderPruningSpec(Strict):
 
 
 class QuestionPruningSpec(Strict):
-    """How many tokens of a question each layer of a text encoder keeps; the others become one more."""
+    """How many tokens of a question, or of a text that is scored, each layer of a text encoder keeps; the others become
+    one more."""
 
     rule: Rule
     form: Form
     fraction: float | None = Field(
-        default=None, gt=0, lt=1, description="of a question's tokens, rounded up, by every layer; three decimals"
+        default=None, gt=0, lt=1, description="of a text's tokens, rounded up, by every layer; three decimals"
     )
     temperature: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="default of the dynamic form"
@@ -255,10 +256,37 @@ class QuestionPruningSpec(Strict):
             raise ValueError(f"rule: {self.rule} has no dynamic form, madtp has")
         return self
 
+    def describe(self) -> str:
+        """For people, one line."""
+        if self.fraction is None:
+            return f"{self.rule} in every layer; dynamic form, temperature {self.temperature:g}, from {self.source}"
+        return (
+            f"{self.rule} in every layer keeps {self.fraction:.1%} of a text's tokens, the others into one more; from "
+            f"{self.source}"
+        )
+
     @property
     def thousandths(self) -> int | None:
         """The fraction as a whole number, so that rounding up is the same everywhere."""
         return None if self.fraction is None else round(1000 * self.fraction)
+
+
+def text_tokens(tokens: int, layers: int, fixed: int, thousandths: int) -> list[tuple[int, int]]:
+    """For every layer of a text encoder that prunes, tokens of a text that come in and that are left.
+
+    Args:
+        tokens: of the text.
+        fixed: how many of them are never pruned: the first, of a causal encoder the one that ends the text as well.
+        thousandths: of the others that each layer keeps, rounded up; one more is what the rest of them become.
+    """
+    rows = []
+    for _ in range(layers):
+        others = max(tokens - fixed, 0)
+        kept = max(1, -(-others * thousandths // 1000))
+        left = tokens if kept > others - CAN_SKIP else fixed + kept + 1
+        rows.append((tokens, left))
+        tokens = left
+    return rows
 
 
 def dense_gflops(sizes: EncoderSizes) -> float:

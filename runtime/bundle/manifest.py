@@ -15,7 +15,15 @@ from pydantic import (
     model_validator,
 )
 
-from catp.runtime.bundle.chains import DECODE_GRAPH, SCORE_TEXTS, Chain, LanguageKind, find_chain, made_from
+from catp.runtime.bundle.chains import (
+    DECODE_GRAPH,
+    PRUNE_TEXTS,
+    SCORE_TEXTS,
+    Chain,
+    LanguageKind,
+    find_chain,
+    made_from,
+)
 from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, QuestionPruningSpec
 from catp.runtime.bundle.generation_settings import GREEDY, GenerationSettings
 from catp.runtime.bundle.image_spec import ImageSpec
@@ -265,6 +273,9 @@ class Manifest(Strict):
     vote: PruningSpec | None = Field(default=None, alias="pruning", description="of query tokens")
     encoder_pruning: EncoderPruningSpec | None = Field(default=None, description="of image tokens, in the encoder")
     question_pruning: QuestionPruningSpec | None = Field(default=None, description="of tokens, in the question encoder")
+    text_pruning: QuestionPruningSpec | None = Field(
+        default=None, description="of tokens, in a text encoder that scores texts: a fraction, inside its graphs"
+    )
     logit_scale: float | None = Field(
         default=None, gt=0, le=LOGIT_SCALE, description="of a contrastive model: what zero-shot classes multiply by"
     )
@@ -296,6 +307,10 @@ class Manifest(Strict):
         check_interfaces(self.graphs)
         if self.question_pruning is not None and "question_encoder" not in self.graphs:
             raise ValueError("question_pruning: there, and the bundle has no question encoder")
+        if self.text_pruning is not None and (
+            self.model.language not in PRUNE_TEXTS or self.text_pruning.form != "schedule"
+        ):
+            raise ValueError(f"text_pruning: a fraction; of {', '.join(PRUNE_TEXTS)} models alone")
         for stage in chain.stages:
             stage.check(self)
         placed = {name for placement in self.placements for name in placement.graphs}
@@ -315,7 +330,7 @@ class Manifest(Strict):
     def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A bundle without such pruning or placements is one that older programs read, which know no such field."""
         fields: dict[str, Any] = serialize(self)
-        for name in ("encoder_pruning", "question_pruning", "logit_scale", "placements"):
+        for name in ("encoder_pruning", "question_pruning", "text_pruning", "logit_scale", "placements"):
             if getattr(self, name) in (None, ()):
                 fields.pop(name, None)
         return fields

@@ -73,6 +73,8 @@ def _print(bundle: Bundle, engines: list[dict[str, Any]]) -> None:
     if manifest.encoder_pruning:
         for line in describe_encoder(manifest.encoder_pruning):
             print_line(line)
+    if of_texts := manifest.question_pruning or manifest.text_pruning:
+        print_line(f"text encoder: {of_texts.describe()}")
     if manifest.writes_text:
         print_line(f"answers: {manifest.generation.describe()}, at most {manifest.text.max_new_tokens} tokens")
     else:

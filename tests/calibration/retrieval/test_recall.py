@@ -16,6 +16,7 @@ from catp.calibration.data.errors import DataError
 from catp.calibration.retrieval.recall import AT, Setting, recall_of
 from catp.export.demo import scenes
 from catp.runtime import Pipeline
+from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.retrieval.ranking import Found, Ranking, top
 
 
@@ -120,6 +121,10 @@ def test_each_share_of_the_encoders_work_has_a_row(pruned_clip_bundle: Path, kar
     found = json.loads(result.stdout)
     assert found["images"] == 8
     assert [row["setting"]["encoder_flops"] for row in found["settings"]] == [0.6, 0.45]
+    dense = open_bundle(pruned_clip_bundle).manifest.encoder_pruning.gflops_dense  # type: ignore[union-attr]
+    shares = [row["encoder_gflops"] / dense for row in found["settings"]]
+    assert shares == pytest.approx([0.6, 0.45], abs=0.05) and "GFLOPs" in result.stderr
+    assert found["text_encoder"] is None
 
 
 def test_what_does_not_fit_is_one_line(clip_bundle: Path, demo_bundle: Path, karpathy: Path, tmp_path: Path) -> None:

@@ -28,10 +28,20 @@ def test_a_checkpoint_is_converted_and_described(tmp_path: Path) -> None:
     assert again.exit_code == 2 and "the folder is not empty" in again.stderr
 
 
+def test_blip_s_own_file_is_converted_by_its_own_name(tmp_path: Path) -> None:
+    save_official(tmp_path / "checkpoint.pth", "captions", madtp=False)
+    out, bert = tmp_path / "out", save_bert_tokenizer(tmp_path / "bert")
+    arguments = ["blip", str(tmp_path / "checkpoint.pth"), "-o", str(out), "--tokenizer", str(bert)]
+    result = RUNNER.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stderr.split())
+    assert "BLIP for captions: " in said and "no space_dict, so it is a plain BLIP" in said
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ([], "--tokenizer is missing: BERT's vocabulary is not in a .pth file"),
+        ([], "--tokenizer is missing: the vocabulary is not in a .pth file"),
         (["--tokenizer", "bert"], "there is no such file"),
         (["--tokenizr", "bert"], "No such option"),
     ],

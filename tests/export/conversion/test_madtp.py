@@ -70,10 +70,13 @@ def test_every_weight_of_the_base_size_has_a_name(task: str, names: int) -> None
     assert len(wanted) == names
 
 
+@pytest.mark.parametrize("madtp", [True, False], ids=["madtp", "plain"])
 @pytest.mark.parametrize("task", CLASSES)
-def test_outputs_are_those_of_the_original(task: str, tmp_path: Path, bert: Path) -> None:
-    model = save_official(tmp_path / "checkpoint.pth", task)
+def test_outputs_are_those_of_the_original(task: str, madtp: bool, tmp_path: Path, bert: Path) -> None:
+    model = save_official(tmp_path / "checkpoint.pth", task, madtp)
     found = convert_madtp(tmp_path / "checkpoint.pth", tmp_path / "out", str(bert))
+    assert (found.guidance, found.temperature) == (((7, 128), 0.75) if madtp else (None, 0.0))
+    assert (tmp_path / "out" / "madtp.safetensors").exists() == madtp
     converted, info = CLASSES[task].from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values()) and found.names == len(model.state_dict())
     assert not {".unpickled", ".incomplete"} & {path.name for path in (tmp_path / "out").iterdir()}
@@ -168,10 +171,9 @@ KEY = "text_encoder.encoder.layer.1.attention.self.key.bias"
         (lambda w: w.update({KEY: torch.full((128,), torch.inf)}), f"{KEY} has values that are no finite numbers"),
         (lambda w: w.update({"text_decoder.cls.predictions.decoder.weight": torch.ones(ROWS, 128)}), "differ"),
         (lambda w: w.update({"text_encoder.embeddings.position_ids": torch.ones(1, 24)}), "does not count from 0"),
-        (lambda w: w.pop("space_dict"), "no space_dict, so it is not MADTP's"),
         (lambda w: w.update(space_dict=torch.ones(7, 192)), "192 wide and the vision encoder 128"),
         (lambda w: w.update({"cls_head.0.weight": torch.ones(2, 2)}), "it has others: cls_head.0.weight"),
-        (lambda w: (w.clear(), w.update({"visual.conv1.weight": torch.ones(2)})), "it is a CLIP"),
+        (lambda w: (w.clear(), w.update({"visual.conv1.weight": torch.ones(2)})), "those of no BLIP (visual)"),
         (lambda w: (w.clear(), w.update({"weight": torch.ones(2)})), "those of no BLIP (weight)"),
         (lambda w: w.update({"visual_encoder.pos_embed": torch.ones(1, 16, 128)}), "no square"),
         (lambda w: w.update({KEY: torch.zeros(1).expand(128)}), "larger than what the file holds"),

@@ -169,5 +169,5 @@ def test_a_file_that_lacks_something_is_refused(
 def test_guidance_needs_its_temperature(convert: Callable[[object], Converted]) -> None:
     content = with_guidance(content_of(tiny()))
     del content["temperature"]
-    with pytest.raises(UsageError, match="a number of at least 0"):
+    with pytest.raises(UsageError, match="it has no temperature: its keys are model, epoch"):
         convert(content)

@@ -83,7 +83,10 @@ def test_code_of_a_plain_pickle_is_not_run(tmp_path: Path) -> None:
         ([1, 2], "its content is a list"),
         ({}, "it is empty"),
         ({"model": 1, "temperature": 1}, "it has no model: its keys are model, temperature"),
-        ({"model": SMALL["model"], "epoch": 1}, "it has no temperature: its keys are model, epoch"),
+        (
+            {"model": {**SMALL["model"], "space_dict": torch.ones(2, 2)}, "epoch": 1},
+            "it has no temperature: its keys are model, epoch",
+        ),
         ({**SMALL, "model": {"weight": [1.0]}}, "'weight' in its model is no tensor"),
         ({**SMALL, "model": {"weight": torch.eye(2).to_sparse()}}, "sparse"),
         ({**SMALL, "model": {"weight": torch.zeros(1).expand(1 << 40)}}, "larger than what the file holds"),

@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 from transformers import BlipConfig
 
-from catp.export.image_encoders.plan import EncoderOptions, plan_pruning, plan_question_pruning
+from catp.export.image_encoders.plan import (
+    EncoderOptions,
+    TextEncoderSizes,
+    plan_pruning,
+    plan_text_pruning,
+    text_share,
+)
 from catp.runtime import UsageError
+
+QUESTION = TextEncoderSizes(layers=3)
 
 
 def config(**vision: Any) -> BlipConfig:
@@ -32,15 +40,20 @@ def test_one_without_is_pruned_by_cls() -> None:
 def test_the_dynamic_form_takes_the_temperature_of_the_checkpoint() -> None:
     spec = plan_pruning(EncoderOptions(form="dynamic"), config(), has_dictionary=True, temperature=0.75)
     assert (spec.form, spec.temperature, spec.kept_tokens, spec.source) == ("dynamic", 0.75, None, "checkpoint")
-    question = plan_question_pruning(EncoderOptions(form="dynamic"), spec, 3)
+    question = plan_text_pruning(EncoderOptions(form="dynamic"), spec, QUESTION, guided=True, counts=True)
     assert question is not None and (question.form, question.temperature) == ("dynamic", 0.75)
+    # Texts that are scored stay whole in that form.
+    assert plan_text_pruning(EncoderOptions(form="dynamic"), spec, QUESTION, guided=True, counts=False) is None
 
 
 def test_questions_are_pruned_only_where_it_is_asked_for() -> None:
     spec = plan_pruning(EncoderOptions(flops=0.5), config(), has_dictionary=True, temperature=None)
-    assert plan_question_pruning(EncoderOptions(flops=0.5), spec, 3) is None
-    found = plan_question_pruning(EncoderOptions(flops=0.5, text_flops=0.7), spec, 3)
-    assert found is not None and found.fraction is not None
+    assert plan_text_pruning(EncoderOptions(flops=0.5), spec, QUESTION, guided=True, counts=True) is None
+    asked = EncoderOptions(flops=0.5, text_flops=0.7)
+    found = plan_text_pruning(asked, spec, QUESTION, guided=True, counts=True)
+    assert found is not None and found.fraction is not None and found.rule == "madtp"
+    without = plan_text_pruning(asked, spec, QUESTION, guided=False, counts=True)
+    assert without is not None and without.rule == "self-cls"
     # Of a question of 16 tokens: what comes in, and what is left with the first and the merged one, layer by layer.
     own, work = 15, 0.0
     for _ in range(3):
@@ -49,8 +62,17 @@ def test_questions_are_pruned_only_where_it_is_asked_for() -> None:
         work += (4 * (1 + own) + 10 * (1 + left)) / (14 * 16 * 3)
         own = left
     assert work == pytest.approx(0.7, abs=0.04) and own < 15
-    with pytest.raises(UsageError, match="of a question of 16 tokens"):
-        plan_question_pruning(EncoderOptions(flops=0.5, text_flops=0.01), spec, 3)
+    with pytest.raises(UsageError, match="of a text of 16 tokens"):
+        plan_text_pruning(EncoderOptions(flops=0.5, text_flops=0.01), spec, QUESTION, guided=True, counts=True)
+
+
+def test_the_work_of_a_causal_text_encoder_is_counted_with_both_ends() -> None:
+    # Of 14 words half are kept, and one token of the others; then half of these eight, and one.
+    come_in, left = 2 + 14, 2 + 8
+    first = 4 * come_in + 8 * left
+    second = 4 * left + 8 * (2 + 5)
+    found = text_share(0.5, TextEncoderSizes(layers=2, fixed=2, reads=0))
+    assert found == pytest.approx((first + second) / (2 * 12 * 16))
 
 
 @pytest.mark.parametrize(

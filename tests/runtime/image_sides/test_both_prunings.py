@@ -92,7 +92,7 @@ def test_pictures_of_a_batch_are_what_they_are_alone(pipeline: Pipeline) -> None
         ({"image_weights": "patches"}, EncoderOptions(), "every token of this encoder is one patch"),
         ({"image_weights": "patches"}, EncoderOptions("norm", 0.8, merge="drop"), "the merge 'drop' counts none"),
         ({"image_weights": "attention"}, EncoderOptions("norm", 0.8), "accepted: patches, or leave it out"),
-        ({}, EncoderOptions("norm", 0.8, text_flops=0.7), "has no question encoder; leave it out"),
+        ({}, EncoderOptions("norm", 0.8, text_flops=0.7), "has no text encoder that prunes; leave it out"),
         ({}, EncoderOptions("taught", 0.8), "has no scorer beside its weights"),
         ({}, EncoderOptions("taught", 0.8, scorer=str(CHECKPOINT)), "no taught.safetensors there"),
         ({}, EncoderOptions("cls", 0.8, scorer="nowhere"), "no taught.safetensors there"),

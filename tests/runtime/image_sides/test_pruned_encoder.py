@@ -54,7 +54,8 @@ def pixels(scheduled: Pipeline) -> np.ndarray:
 def reference(
     vision_model: torch.nn.Module, pixels: np.ndarray, madtp: Madtp, kept: tuple[int, ...] | None, tau: float | None
 ) -> PrunedEmbeds:
-    return encode(vision_model, torch.from_numpy(pixels), "madtp", "one", LAYERS, kept, tau, madtp.space_dict)
+    guidance = madtp.guidance("here", "vision_model", 6, 128)
+    return encode(vision_model, torch.from_numpy(pixels), "madtp", "one", LAYERS, kept, tau, guidance)
 
 
 def by_patch(embeds: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from catp.export.checkpoints.loading import load_checkpoint
 from catp.export.demo import samples, scenes
+from catp.export.encoder_pruning.guidance import Guidance
 from catp.export.exporter import export_bundle
 from catp.export.image_encoders.plan import EncoderOptions
 from catp.export.image_encoders.pruned import PrunedEncoder
@@ -145,7 +146,9 @@ def test_inspect_shows_its_graphs(nlvr_bundle: Path) -> None:
 def test_an_encoder_that_prunes_by_a_schedule(
     nlvr_checkpoint: Path, tmp_path: Path, pairs: list[tuple[Any, Any]]
 ) -> None:
-    bundle = export_bundle(str(nlvr_checkpoint), tmp_path / "bundle", encoder=EncoderOptions("cls", 0.6))
+    bundle = export_bundle(
+        str(nlvr_checkpoint), tmp_path / "bundle", encoder=EncoderOptions("cls", 0.6, text_flops=0.6)
+    )
     assert all(check.passed for check in bundle.manifest.parity if not check.advisory)
     pipeline = Pipeline.load(bundle.path)
     together = chances(pipeline.judge(pairs, SAID))
@@ -165,7 +168,7 @@ def test_counts_of_the_two_images_are_coupled_in_the_dynamic_form(
     (copy / "madtp.json").write_text('{"temperature": 4.0}\n')
     bundle = export_bundle(str(copy), tmp_path / "bundle", encoder=EncoderOptions(form="dynamic"))
     assert all(check.passed for check in bundle.manifest.parity if not check.advisory)
-    assert bundle.manifest.question_pruning is None
+    assert bundle.manifest.question_pruning is None and bundle.manifest.text_pruning is None
     pipeline = Pipeline.load(bundle.path)
     differ, fewest = 0, 49
     for pair in pairs:
@@ -178,7 +181,7 @@ def test_counts_of_the_two_images_are_coupled_in_the_dynamic_form(
     loaded = load_checkpoint(str(copy))
     for pair, said in zip(pairs, SAID):
         pixels = loaded.image_processor(list(pair), return_tensors="pt").pixel_values
-        encoder = PrunedEncoder("image-tokens", bundle.manifest.encoder_pruning, guide)  # type: ignore[arg-type]
+        encoder = PrunedEncoder("image-tokens", bundle.manifest.encoder_pruning, Guidance(guide))  # type: ignore[arg-type]
         ids = loaded.tokenizer(said, return_tensors="pt")
         with torch.no_grad(), encoder.standing_in(loaded.model):
             wanted = loaded.model(pixels, ids.input_ids, ids.attention_mask).softmax(-1)[0, 1].item()

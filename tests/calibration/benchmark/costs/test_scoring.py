@@ -14,6 +14,7 @@ from catp.calibration.benchmark.costs.cost import Cost, cost_of
 from catp.calibration.benchmark.costs.geometry import ScoringGeometry, read_geometry
 from catp.calibration.benchmark.costs.scoring import cross_flops, text_flops, twin_flops
 from catp.export.checkpoints.loading import load_checkpoint
+from catp.runtime.bundle.encoder_pruning import QuestionPruningSpec, text_tokens
 from catp.runtime.bundle.folder import open_bundle
 
 TEXT = ScoringGeometry(layers=2, width=4, feed_forward=6, vocabulary=9, positions=8, vector=3, merge_from=1)
@@ -43,11 +44,27 @@ def model_of(checkpoint: Path) -> Any:
 def test_text_by_hand() -> None:
     projections = 4 * (2 * 3 * 4 * 4)
     attention = 2 * (2 * 3 * 3 * 4)
-    assert text_flops(TEXT, 3) == 2 * (projections + attention + 2 * (2 * 3 * 4 * 6))
+    assert text_flops(TEXT, [(3, 3)] * 2) == 2 * (projections + attention + 2 * (2 * 3 * 4 * 6))
     cross = 2 * (2 * 3 * 4 * 4) + 2 * (2 * 5 * 8 * 4) + 2 * (2 * 3 * 5 * 4)
     assert cross_flops(4, 3, 5, 8) == cross
     merge, head = 2 * 3 * 8 * 4, 2 * 4 * 4 + 2 * 4 * 2
-    assert twin_flops(TEXT, 3, 5, 8) == 2 * 2 * cross + merge + head
+    assert twin_flops(TEXT, [(3, 3)] * 2, 5, 8) == 2 * 2 * cross + merge + head
+
+
+def test_a_text_that_is_pruned_by_hand(clip_bundle: Path) -> None:
+    projections, attention = 4 * (2 * 4 * 4), 2 * (2 * 4)
+    mlp = 2 * (2 * 4 * 6)
+    # Seven tokens come in and five are left; of these three.
+    wanted = 7 * projections + 49 * attention + 5 * mlp + 5 * projections + 25 * attention + 3 * mlp
+    assert text_flops(TEXT, [(7, 5), (5, 3)]) == wanted
+    # Of twelve tokens the first and the end stay; of ten words each layer keeps 40 %, rounded up, and one more.
+    assert text_tokens(12, 3, 2, 400) == [(12, 7), (7, 5), (5, 5)]
+    opened = open_bundle(clip_bundle)
+    pruning = QuestionPruningSpec(rule="self-cls", form="schedule", fraction=0.2, source="a test")
+    pruned = opened.manifest.model_copy(update={"text_pruning": pruning})
+    work = Workload(batch=1, num_kept=opened.manifest.tokens, prompt_tokens=TOKENS, new_tokens=0)
+    dense, less = (cost_of(found, read_geometry(opened), work, 0.0).stages for found in (opened.manifest, pruned))
+    assert less["text"].flops < 0.8 * dense["text"].flops and less["image"] == dense["image"]
 
 
 def test_statements_are_counted_as_pytorch_does(nlvr_bundle: Path, nlvr_checkpoint: Path) -> None:
