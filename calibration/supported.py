@@ -12,13 +12,22 @@ def check_votes(bundle: Bundle, command: str) -> None:
     Raises:
         UsageError: nothing votes, or it generates no text.
     """
+    check_voted(bundle, command)
+    check_answers(bundle, command)
+
+
+def check_voted(bundle: Bundle, command: str) -> None:
+    """Refuse a bundle that has no votes to work on.
+
+    Raises:
+        UsageError: nothing votes.
+    """
     manifest = bundle.manifest
     if manifest.vote is None:
         raise UsageError(
             f"{command}: bundle {bundle.path} is {manifest.model.family}, which votes for no query tokens and keeps "
             "every image token; accepted: BLIP-2, InstructBLIP"
         )
-    check_answers(bundle, command)
 
 
 def check_answers(bundle: Bundle, command: str) -> None:

@@ -37,28 +37,28 @@ WRITE = "CATP_WRITE_TABLES"
 COLUMNS = ("export", "run", "match", "serve", "eval", "explain", "ratio", "schedule", "precision", "bench", "build")
 
 NOTES = {
-    "b": "No query tokens, so nothing votes. Where it answers and its encoder prunes, `catp-explain` draws the patches "
-    "that stay.",
-    "c": "It scores given texts, and writes none.",
-    "d": "It writes texts, and scores none.",
-    "e": "It reads two images, and a request to a server brings one.",
-    "f": "It answers no questions: a caption goes on from how it begins. Data of your own has both (`.jsonl`).",
-    "g": "It answers no questions: data are pictures with captions (`.json`).",
-    "h": "Of a bundle exported with `--diagnostics`, which has what is drawn among its outputs.",
+    "a": "No query tokens, so nothing votes. Where it sees one image and its encoder prunes, `catp-explain` draws the "
+    "patches that stay.",
+    "b": "It scores given texts, and writes none.",
+    "c": "It writes texts, and scores none.",
+    "d": "It reads two images, and a request to a server brings one.",
+    "e": "It answers no questions: a caption goes on from how it begins. Data of your own has both (`.jsonl`).",
+    "f": "It answers no questions: data are pictures with captions (`.json`).",
+    "g": "Of a bundle exported with `--diagnostics`, which has what is drawn among its outputs.",
 }
 REASONS = (
-    ("votes for no query tokens", "b"),
-    ("it scores texts", "c"),
-    ("which generates no text", "c"),
-    ("which scores no texts", "d"),
-    ("requests bring one image", "e"),
+    ("votes for no query tokens", "a"),
+    ("it scores texts", "b"),
+    ("which generates no text", "b"),
+    ("which scores no texts", "c"),
+    ("requests bring one image", "d"),
 )
 """Words of a refusal, and the note that says them of the model; the first that are found hold."""
 
-ASKED_FOR = {"exported without diagnostics": "h"}
+ASKED_FOR = {"exported without diagnostics": "g"}
 """Words of a refusal that the way a bundle was exported decides, not its family, and the note about that."""
 
-OWN_DATA = {"begun.jsonl": "f", "captions.json": "g"}
+OWN_DATA = {"begun.jsonl": "e", "captions.json": "f"}
 """Data that a command takes where it refuses the demo's, and the note that says why."""
 
 

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from catp.calibration.accuracy.evaluation import BATCH_SIZE
 from catp.calibration.accuracy.settings import RANDOM, Setting, check_methods, score_outputs
 from catp.calibration.accuracy.statistics import images_needed, mean_difference
-from catp.calibration.commands.source import bundle_folder, is_bundle
+from catp.calibration.commands.source import bundle_folder, check_adapter, is_bundle
 from catp.calibration.data import open_data
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.demo import DEMO_SEED
@@ -47,6 +47,9 @@ def calibrate_ratio(
             "best method and its ratio.",
         ),
     ],
+    adapter: Annotated[
+        str | None, typer.Option(help="Of a MODEL: a LoRA adapter, a local folder or a Hub id, merged into it.")
+    ] = None,
     data: Annotated[str, typer.Option(metavar="demo|FOLDER|JSONL", help="What to ask, as for catp-eval.")] = "demo",
     max_accuracy_drop: Annotated[
         float,
@@ -92,11 +95,12 @@ def calibrate_ratio(
             if of_bundle
             else f"{source}: name the bundle that this checkpoint is exported to with --output"
         )
+    check_adapter(source, adapter)
     check_file_output("--report", report)
     if output is not None:
         check_free(output, overwrite)
     asked = open_data(data).subset(limit, fraction, seed)
-    with bundle_folder(source) as folder:
+    with bundle_folder(source, adapter) as folder:
         with busy("load the bundle"):
             pipeline = Pipeline.load(folder, provider)
         check_votes(pipeline.bundle, "catp-calibrate ratio")
@@ -133,7 +137,7 @@ def calibrate_ratio(
     if json_output:
         print_json_line(json.dumps(found.to_dict()))
     _check(found, advice)
-    _apply(source, pipeline, of_bundle, setting, output, overwrite)
+    _apply(source, adapter, pipeline, of_bundle, setting, output, overwrite)
 
 
 def _check(found: RatioReport, advice: str) -> None:
@@ -221,7 +225,13 @@ def _few(measured: MeasuredHalf, budget: float) -> str:
 
 
 def _apply(
-    source: str, pipeline: Pipeline, of_bundle: bool, setting: Setting, output: Path | None, overwrite: bool
+    source: str,
+    adapter: str | None,
+    pipeline: Pipeline,
+    of_bundle: bool,
+    setting: Setting,
+    output: Path | None,
+    overwrite: bool,
 ) -> None:
     manifest = pipeline.manifest
     ratio = setting.ratio
@@ -247,6 +257,7 @@ def _apply(
     export_bundle(
         source,
         output,
+        adapter=adapter,
         ratio=ratio,
         method=setting.method,
         positions=setting.positions,

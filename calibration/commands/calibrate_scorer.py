@@ -30,6 +30,9 @@ def calibrate_scorer(
     toggles: Annotated[int, typer.Option(min=1, help="Patches that are hidden in each.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of the pictures, and of what is hidden.")] = DEMO_SEED,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="A LoRA adapter, a local folder or a Hub id, merged into the checkpoint.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="An existing folder for it. Default: the checkpoint's own.")
     ] = None,
@@ -64,7 +67,7 @@ def calibrate_scorer(
         raise UsageError(f"catp-calibrate scorer needs {error.name}; pip install '.[export,cpu]'") from None
     asked = open_data(data)
     with busy(f"load {model}"):
-        checkpoint = load_checkpoint(model, revision)
+        checkpoint = load_checkpoint(model, revision, None, adapter)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("pictures", total=pictures)
         # The half that other commands search on: none that confirms has been seen.

@@ -70,6 +70,9 @@ def evaluate_bundle(
             "for this run.",
         ),
     ],
+    adapter: Annotated[
+        str | None, typer.Option(help="Of a MODEL: a LoRA adapter, a local folder or a Hub id, merged into it.")
+    ] = None,
     data: Annotated[
         str,
         typer.Option(
@@ -226,7 +229,7 @@ def evaluate_bundle(
         shares = _parse("encoder flops", encoder_flops) if encoder_flops is not None else (None,)
         settings = [Setting(ratio=ratio, encoder_flops=share) for share in shares for ratio in wanted or (None,)]
         captions = read_captions(Path(data), images).subset(limit, seed)
-        with bundle_folder(source) as folder:
+        with bundle_folder(source, adapter) as folder:
             with busy("load the bundle"):
                 retrieval = Pipeline.load(folder, provider, engines=engines)
             _evaluate_retrieval(retrieval, captions, settings, rerank, seed, batch_size, output, json_output)
@@ -235,7 +238,7 @@ def evaluate_bundle(
         raise UsageError(f"{', '.join(given)}: only with a .json file of pictures and captions as --data")
     questions: DataSet = open_data(data)
     of_bundle = is_bundle(source)
-    with bundle_folder(source) as folder, _open(folder, provider, engines, cluster, workers) as pipeline:
+    with bundle_folder(source, adapter) as folder, _open(folder, provider, engines, cluster, workers) as pipeline:
         if not pipeline.manifest.writes_text and not judges_pairs(pipeline.manifest):
             raise UsageError(
                 f"catp-eval: bundle {pipeline.bundle.path} is {pipeline.manifest.model.family}, which scores texts and "

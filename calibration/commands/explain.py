@@ -10,10 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from catp.calibration.encoder.answering import check_encoder
 from catp.calibration.explanation.explanation import Explanation, explain_frames
 from catp.calibration.explanation.patches import EncoderTrace, PatchExplanation, explain_patches
-from catp.calibration.supported import check_votes
+from catp.calibration.supported import check_voted
 from catp.runtime.bundle.manifest import Positions
 from catp.runtime.commands.console import busy, console, make_app, print_json_line, print_line
 from catp.runtime.errors import UsageError
@@ -51,7 +50,7 @@ def explain_bundle(
         bool, typer.Option("--json", help="Answers, kept indices and scores as one JSON line on standard output.")
     ] = False,
 ) -> None:
-    """Draw which query tokens are kept, where kept and dropped ones look, and both answers.
+    """Draw which query tokens are kept, where kept and dropped ones look, and both answers, or scores of a text.
 
     Of a bundle whose vision encoder prunes: which patches each layer keeps, and where the others went; where query
     tokens are pruned as well, also which of those that are left they read.
@@ -90,10 +89,7 @@ def explain_bundle(
             print_line(f"{seen.trace.share:.0%} of the vision encoder's work: {seen.answer}")
         console.print(f"Wrote {escape(str(output))}", soft_wrap=True)
         return
-    if manifest.encoder_pruning is None:
-        check_votes(pipeline.bundle, "catp-explain")
-    else:  # both answers are of one prompt, which a Q-Former may read as well
-        check_encoder(pipeline, "catp-explain")
+    check_voted(pipeline.bundle, "catp-explain")
     with busy("answer with all query tokens and with those kept"):
         frames = explain_frames(pipeline, image, prompt, ratio, keep_mass, positions, wish)
     with busy("draw"):

@@ -24,14 +24,28 @@ def is_bundle(source: str) -> bool:
     return is_dir(Path(source)) and (Path(source) / MANIFEST_NAME).is_file()
 
 
+def check_adapter(source: str, adapter: str | None) -> None:
+    """Raises UsageError where an adapter is given for a bundle, which has its own inside."""
+    if adapter is not None and is_bundle(source):
+        raise UsageError(
+            f"--adapter {adapter}: {source} is a bundle, whose adapter was merged when it was exported; give the "
+            "checkpoint, or leave --adapter out"
+        )
+
+
 @contextmanager
-def bundle_folder(source: str) -> Iterator[Path]:
+def bundle_folder(source: str, adapter: str | None = None) -> Iterator[Path]:
     """The folder of a bundle: `source` itself, or a temporary export of the checkpoint that it names, with diagnostics.
 
+    Args:
+        adapter: a LoRA adapter that is merged into the checkpoint.
+
     Raises:
-        UsageError: it is neither a bundle nor a checkpoint, or what exports checkpoints is not installed.
+        UsageError: it is neither a bundle nor a checkpoint, what exports checkpoints is not installed, or an adapter is
+            given for a bundle.
         CatpError: the export failed.
     """
+    check_adapter(source, adapter)
     if is_bundle(source):
         yield Path(source)
         return
@@ -56,10 +70,10 @@ def bundle_folder(source: str) -> Iterator[Path]:
         ) from None
     console.print(
         f"Exporting the checkpoint {escape(source)} for this run only. To keep it: "
-        f"catp-export --model {escape(source)} --diagnostics",
+        f"catp-export --model {escape(source)}{f' --adapter {escape(adapter)}' if adapter else ''} --diagnostics",
         soft_wrap=True,
     )
     with tempfile.TemporaryDirectory(prefix="catp-eval-") as folder:
         bundle = Path(folder) / "bundle"
-        export_bundle(source, bundle, diagnostics=True, step=busy)
+        export_bundle(source, bundle, adapter=adapter, diagnostics=True, step=busy)
         yield bundle

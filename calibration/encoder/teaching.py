@@ -147,7 +147,7 @@ def teach(
         )
     config = model.config.vision_config
     layers = config.num_hidden_layers
-    settings = json.dumps([checkpoint.id, checkpoint.revision, data, pictures, toggles, seed])
+    settings = json.dumps([checkpoint.id, checkpoint.revision, checkpoint.adapter, data, pictures, toggles, seed])
     lessons = Lessons.resume(state, settings) or Lessons.none(layers, config.hidden_size)
     reference, classroom = Reference(checkpoint), _Classroom(model, toggles)
     advance(lessons.pictures)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from catp.calibration.explanation.patches import EncoderTrace, check_traceable, patch_size, trace_encoder
+from catp.calibration.explanation.scored import check_scored, score_twice
 from catp.runtime.bundle.manifest import QUERY_ATTENTION, Manifest, Positions
 from catp.runtime.errors import UsageError
 from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
@@ -34,7 +35,7 @@ class Explanation:
     scores: np.ndarray  # float32 [N], by the bundle's method
     kept: np.ndarray  # int64 [k] ascending
     attention: np.ndarray  # float32 [N, 1 + patches]: CLS first, then patches row by row; sums to 1 over them
-    answer: str  # with the kept tokens
+    answer: str  # with the kept tokens; of a bundle that scores texts, how well the prompt fits
     full_answer: str  # with all of them
     encoder: EncoderTrace | None = None  # what a vision encoder that prunes left of the image before; None: all of it
     frame: int = 0  # which one of a video; answers are about all of them
@@ -123,6 +124,8 @@ def explain_frames(
             f"bundle {pipeline.bundle.path}: exported without diagnostics, so it can't show where query tokens look; "
             "export with --diagnostics (catp-export --diagnostics ...)"
         )
+    if not manifest.writes_text:
+        check_scored(pipeline, keep_mass, positions)
     pruning = check_traceable(pipeline) if manifest.encoder_pruning is not None else None
     (sources,) = frames_by_row(manifest, [image])
     if len(sources) > MOST_FRAMES:
@@ -130,19 +133,22 @@ def explain_frames(
     pictures = [load_image(source) for source in sources]
     frames, queries = len(pictures), manifest.pruning.num_query_tokens
     asked: VideoSource = pictures[0] if manifest.model.frames is None else pictures
-    # The answer is asked for as catp-run does, so the picture can't show another one.
-    (answer,) = pipeline.generate([asked], [prompt], ratio, positions, keep_mass=keep_mass, encoder=encoder)
     encoded = pipeline.encode(pipeline.preprocess(pictures), [prompt] * frames, encoder)
     votes = pipeline.votes(encoded)
-    everything = votes.joined(frames).keep(np.arange(frames * queries)[None])
-    prompts, limit = [pipeline.tokenize(prompt)], manifest.text.max_new_tokens
-    full = pipeline.decode(everything, prompts, limit, positions)
+    if manifest.writes_text:
+        # The answer is asked for as catp-run does, so the picture can't show another one.
+        (found,) = pipeline.generate([asked], [prompt], ratio, positions, keep_mass=keep_mass, encoder=encoder)
+        everything = votes.joined(frames).keep(np.arange(frames * queries)[None])
+        prompts, limit = [pipeline.tokenize(prompt)], manifest.text.max_new_tokens
+        full_ids = pipeline.decode(everything, prompts, limit, positions).token_ids[0]
+        answer, full, kept = found.answer, pipeline.detokenize(full_ids), np.array(found.kept_indices)
+    else:
+        answer, full, kept = score_twice(pipeline, pictures[0], prompt, ratio, encoder)
     if ratio is None and keep_mass is None:
         ratio, keep_mass = manifest.pruning.ratio, manifest.pruning.keep_mass
     maps = votes.outputs[QUERY_ATTENTION]
     traces = [None if pruning is None else trace_encoder(pruning, encoded, encoder, frame) for frame in range(frames)]
     maps = np.stack([on if trace is None else trace.on_patches(on) for on, trace in zip(maps, traces)])
-    kept = np.array(answer.kept_indices)
     return [
         Explanation(
             manifest,
@@ -155,8 +161,8 @@ def explain_frames(
             votes.scores[frame],
             kept[kept // queries == frame] % queries,
             maps[frame],
-            answer.answer,
-            pipeline.detokenize(full.token_ids[0]),
+            answer,
+            full,
             traces[frame],
             frame,
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from catp.calibration.explanation.scored import check_scored, say_match
 from catp.runtime.bundle.encoder_pruning import EncoderPruningSpec, merged_into, positions_of
 from catp.runtime.bundle.image_spec import ImageSpec
 from catp.runtime.bundle.manifest import Manifest
@@ -90,13 +91,18 @@ def explain_patches(pipeline: Pipeline, image: ImageSource, prompt: str, encoder
         encoder: what it keeps.
 
     Raises:
-        UsageError: the bundle has no diagnostics, or the encoder can't keep that.
+        UsageError: the bundle has no diagnostics, the encoder can't keep that, or the model reads two images.
         ImageError: the image can't be read.
     """
     manifest = pipeline.manifest
+    if not manifest.writes_text:
+        check_scored(pipeline, None, None)
     spec = check_traceable(pipeline)
     picture = load_image(image)
-    (answer,) = pipeline.generate([picture], [prompt], encoder=encoder)
+    if manifest.writes_text:
+        answer = pipeline.generate([picture], [prompt], encoder=encoder)[0].answer
+    else:
+        answer = say_match(pipeline.match([picture], [prompt], encoder=encoder)[0])
     encoded = pipeline.encode(pipeline.preprocess([picture]), encoder=encoder)
     return PatchExplanation(
         manifest,
@@ -104,7 +110,7 @@ def explain_patches(pipeline: Pipeline, image: ImageSource, prompt: str, encoder
         resize(picture, manifest.image),
         patch_size(manifest.image, spec.sizes.patches),
         trace_encoder(spec, encoded, encoder),
-        answer.answer,
+        answer,
     )
 
 

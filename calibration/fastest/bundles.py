@@ -9,7 +9,7 @@ from pathlib import Path
 
 from catp.calibration.benchmark.contenders.registry import free_name
 from catp.calibration.benchmark.contenders.runtimes import RUNTIMES
-from catp.calibration.supported import check_answers, check_data, check_pictures
+from catp.calibration.supported import check_answers, check_data
 from catp.runtime.bundle.folder import Bundle, open_bundle
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
@@ -37,7 +37,6 @@ def open_side_by_side(folders: Sequence[Path], data: str) -> dict[str, Bundle]:
             raise UsageError(f"bundle {folder}: it is given twice; give each bundle once")
         seen.add(place)
         check_answers(bundle, COMMAND)
-        check_pictures(bundle, COMMAND)
         check_data(bundle, data, COMMAND)
         _check_encoder(bundle, is_first=not found)
         if found:

@@ -34,6 +34,7 @@ class Checkpoint:
     tokenizer: Any
     image_processor: Any
     instruction_tokenizer: Any = None  # the Q-Former's own, where it reads the prompt
+    adapter: str | None = None  # what was merged into it
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -98,7 +99,7 @@ def load_checkpoint(
         known, token = tokenizer.get_vocab(), f"<{family.placeholder.partition('_')[0]}>"
         setattr(loaded.config, family.placeholder, known.get(token, max(known.values()) + 1))
     revision = getattr(config, "_commit_hash", None) or revision
-    checkpoint = Checkpoint(model, revision, family, loaded, tokenizer, image_processor, instruction_tokenizer)
+    checkpoint = Checkpoint(model, revision, family, loaded, tokenizer, image_processor, instruction_tokenizer, adapter)
     _check_vocabulary(checkpoint)
     return checkpoint
 

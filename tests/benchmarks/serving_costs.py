@@ -1,7 +1,7 @@
 """Costs and gains of serving, part by part: `python tests/benchmarks/serving_costs.py`.
 
 - HTTP: the first text and the gap between texts of `catp-serve` beside those of `Pipeline.stream`, demo model, each
-  round a new picture, one client.
+  round a new picture, one client: the standard library's, and httpx, whose own time counts as well.
 - The image cache: the time to the first text that a second question about a picture saves, in terms of vision encoder
   and Q-Former, on the fp32 bundle of middle size that `mid_size.py` makes.
 - Rows that join and leave beside static batches of the same width, on that bundle's language model: Poisson arrivals,
@@ -14,7 +14,9 @@ its tables.
 from __future__ import annotations
 
 import asyncio
+import http.client
 import io
+import json
 import threading
 import time
 from collections import deque
@@ -22,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import numpy as np
 import typer
@@ -29,7 +32,7 @@ from mid_size import ROOT
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from catp.calibration.benchmark.load.client import Sample, ask
+from catp.calibration.benchmark.load.client import PATH, Sample, ask
 from catp.calibration.benchmark.load.targets import Target, started
 from catp.calibration.benchmark.load.workload import Workload
 from catp.calibration.benchmark.machine import Machine, describe_machine, load_average
@@ -60,12 +63,19 @@ class Arrivals(_Strict):
     static_first_ms: float
 
 
+class Http(_Strict):
+    """Milliseconds on top of `Pipeline.stream`."""
+
+    client: str
+    first_ms: MedianDifference
+    gap_ms: MedianDifference
+
+
 class Report(_Strict):
     created_on: Machine
     load_average_before: float | None
     rounds: int
-    http_first_ms: MedianDifference  # on top of Pipeline.stream
-    http_gap_ms: MedianDifference
+    http: tuple[Http, ...]
     saved_by_cache: Ratio  # of vision encoder and Q-Former
     arrivals: tuple[Arrivals, ...]
     requests: int  # at each rate
@@ -89,28 +99,74 @@ def client_of(target: Target) -> Iterator[Callable[[bytes], Sample]]:
         runner.run(client.aclose())
 
 
-def http_costs(bundle: Path, rounds: int) -> tuple[MedianDifference, MedianDifference]:
-    """Milliseconds to the first text, and between two, that HTTP adds to `Pipeline.stream`."""
+class PlainClient:
+    """The least that a client does: the standard library's connection, read line by line."""
+
+    def __init__(self, url: str) -> None:
+        address = urlsplit(url)
+        assert address.hostname is not None
+        self._connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+
+    def send(self, body: bytes) -> list[float]:
+        """Seconds from the request to each piece of text."""
+        began, pieces = time.perf_counter(), []
+        self._connection.request("POST", PATH, body, {"content-type": "application/json"})
+        response = self._connection.getresponse()
+        while line := response.readline():
+            arrived = time.perf_counter()
+            if line.startswith(b"data: {"):
+                choices = json.loads(line[6:])["choices"]
+                if choices and choices[0]["delta"].get("content"):
+                    pieces.append(arrived - began)
+        assert response.status == 200 and pieces, response.status
+        return pieces
+
+
+def http_costs(bundle: Path, rounds: int) -> tuple[Http, ...]:
+    """What HTTP adds to `Pipeline.stream`, by two clients."""
     pipeline = Pipeline.load(bundle)
     workload = Workload("what is in the bottom right?", TOKENS, pipeline.manifest.image.width, 0)
-    firsts: tuple[list[float], list[float]] = [], []
-    gaps: tuple[list[float], list[float]] = [], []
+    # The usual answers are shorter than what is measured.
+    asked = Workload(workload.prompt, TOKENS, workload.image_size, 0, {"min_new_tokens": TOKENS})
+
+    def stream(number: int) -> list[float]:
+        picture = Image.open(io.BytesIO(workload.picture(number)))
+        began = time.perf_counter()
+        answer = pipeline.stream(
+            picture, f"Question: {workload.prompt} Answer:", max_new_tokens=TOKENS, min_new_tokens=TOKENS
+        )
+        return [time.perf_counter() - began for _ in answer]
+
     with started(bundle, "demo", "") as target, client_of(target) as send:
-        for number in range(rounds + 2):
-            # The usual answers are shorter than what is measured; each side sees a picture for the first time.
-            body = Workload(workload.prompt, TOKENS, workload.image_size, 0, {"min_new_tokens": TOKENS})
-            served = send(body.body(target.model, number))
-            picture = Image.open(io.BytesIO(workload.picture(number)))
-            prompt = f"Question: {workload.prompt} Answer:"
-            began, pieces = time.perf_counter(), []
-            for _ in pipeline.stream(picture, prompt, max_new_tokens=TOKENS, min_new_tokens=TOKENS):
-                pieces.append(time.perf_counter())
-            if number >= 2 and served.first_ms is not None:  # the first ones warm up
-                firsts[0].append(served.first_ms)
-                firsts[1].append(1e3 * (pieces[0] - began))
-                gaps[0].append(float(np.median(served.gaps_ms)))
-                gaps[1].append(float(1e3 * np.median(np.diff(pieces))))
-    return median_difference(*firsts, 0), median_difference(*gaps, 0)
+        plain = PlainClient(target.url)
+
+        def by_httpx(number: int) -> list[float]:
+            found = send(asked.body(target.model, number))
+            return [piece - found.began for piece in found.pieces]
+
+        ways = {
+            "http.client": lambda number: plain.send(asked.body(target.model, number)),
+            "httpx": by_httpx,
+            "none": stream,
+        }
+        firsts: dict[str, list[float]] = {name: [] for name in ways}
+        gaps: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(rounds + 2):
+            # Each sees a picture for the first time, and none always comes after the same one.
+            for place, name in enumerate(sorted(ways, key=lambda name: (list(ways).index(name) + turn) % len(ways))):
+                pieces = ways[name](turn * len(ways) + place)
+                if turn >= 2:  # the first ones warm up
+                    firsts[name].append(1e3 * pieces[0])
+                    gaps[name].append(1e3 * float(np.median(np.diff(pieces))))
+    return tuple(
+        Http(
+            client=name,
+            first_ms=median_difference(firsts[name], firsts["none"], 0),
+            gap_ms=median_difference(gaps[name], gaps["none"], 0),
+        )
+        for name in ways
+        if name != "none"
+    )
 
 
 def cache_share(bundle: Path, rounds: int) -> Ratio:
@@ -228,17 +284,19 @@ def compare_arrivals(bundle: Path, rates: Sequence[float], requests: int, rounds
 
 
 def tables(report: Report) -> list[str]:
-    """Markdown: single figures, then the arrivals."""
+    """Markdown: what HTTP adds, what the cache saves, then the arrivals."""
 
     def cell(found: MedianDifference | Ratio, unit: str, factor: float = 1.0) -> str:
         low, high = (factor * value for value in found.interval_95 or (found.median, found.median))
         return f"{factor * found.median:.2f}{unit} ({low:.2f} to {high:.2f})"
 
-    rows = ["| HTTP adds to the first text | between texts | a second question saves, of vision encoder and Q-Former |"]
-    rows += ["|---" * 3 + "|"]
+    rows = ["| client | HTTP adds to the first text | between texts |", "|---" * 3 + "|"]
+    rows += [f"| {one.client} | {cell(one.first_ms, ' ms')} | {cell(one.gap_ms, ' ms')} |" for one in report.http]
     rows += [
-        f"| {cell(report.http_first_ms, ' ms')} | {cell(report.http_gap_ms, ' ms')} | "
-        f"{cell(report.saved_by_cache, ' %', 100)} |",
+        "",
+        "| a second question saves, of vision encoder and Q-Former |",
+        "|---|",
+        f"| {cell(report.saved_by_cache, ' %', 100)} |",
         "",
         "| requests a second | rows that join and leave, ms | static batches, ms |",
         "|---" * 3 + "|",
@@ -259,15 +317,14 @@ def main(
     """Measure what HTTP costs, and what the cache and shared steps save."""
     if record is None:
         load_before = load_average()
-        first, gap = http_costs(demo, rounds)
+        costs = http_costs(demo, rounds)
         saved = cache_share(folder / "fp32" / "bundle", rounds)
         found = compare_arrivals(folder / "fp32" / "bundle", [float(rate) for rate in rates.split(",")], requests, 2)
         report = Report(
             created_on=describe_machine(),
             load_average_before=load_before,
             rounds=rounds,
-            http_first_ms=first,
-            http_gap_ms=gap,
+            http=costs,
             saved_by_cache=saved,
             arrivals=found,
             requests=2 * requests,
