@@ -178,8 +178,8 @@ def test_methods_are_compared_at_every_ratio(diagnostics_bundle: Path) -> None:
 def test_a_checkpoint_is_exported_for_the_run(diagnostics_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exported: list[Path] = []
 
-    def export_bundle(model: str, output: Path, *, diagnostics: bool, step: object) -> None:
-        assert model == str(CHECKPOINT) and diagnostics
+    def export_bundle(model: str, output: Path, *, adapter: str | None, diagnostics: bool, step: object) -> None:
+        assert model == str(CHECKPOINT) and diagnostics and adapter is None
         shutil.copytree(diagnostics_bundle, output)
         exported.append(output)
 

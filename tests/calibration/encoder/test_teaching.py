@@ -93,6 +93,7 @@ def test_a_hidden_patch_is_one_that_is_not_there(checkpoint: Checkpoint) -> None
     np.testing.assert_allclose(features[2], normalised(states[0][0, 1 + hidden]).detach().numpy(), atol=1e-6)
 
 
+@pytest.mark.heavy
 def test_an_interrupted_run_goes_on_to_the_same_scorer(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

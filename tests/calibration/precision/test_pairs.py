@@ -118,6 +118,7 @@ def test_ranges_see_both_images_and_the_bare_statement(nlvr_bundle: Path) -> Non
         np.testing.assert_allclose(call["second_image_embeds"], embeds[1:], atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_layers_of_both_graphs_are_measured(nlvr_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     few = ["--samples", "16", "--questions", "12", "--max-accuracy-drop", "0.9"]

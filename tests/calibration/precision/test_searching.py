@@ -58,6 +58,7 @@ def scores(pipeline: Pipeline, images: list, texts: tuple[str, ...], ratio: floa
     return np.array(found)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("fixture", BUNDLES)
 def test_the_best_texts_are_those_of_each_pair_by_itself(fixture: str, request: pytest.FixtureRequest) -> None:
     bundle, asked = request.getfixturevalue(fixture), list(DemoPictures(9, 4))

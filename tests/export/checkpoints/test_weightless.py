@@ -76,6 +76,7 @@ def test_a_model_is_itself_again() -> None:
     assert before == {name: (parameter, parameter.data_ptr()) for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.heavy
 def test_writing_takes_the_memory_of_one_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """12 matrices of 16 MB, mapped, and cast on their way: one after the other is held in its new type."""
     layers, matrix = 12, 4 * WIDTH**2

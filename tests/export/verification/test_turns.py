@@ -73,7 +73,8 @@ def test_other_inputs_are_other_calls(demo_bundle: Path) -> None:
     ("name", "twice"),
     [
         ("demo", {}),
-        ("t5", {"qformer_voting": 2}),  # what PyTorch's embeddings are voted for, after the text encoder
+        # What PyTorch's embeddings are voted for comes after the text encoder.
+        pytest.param("t5", {"qformer_voting": 2}, marks=pytest.mark.heavy),
         pytest.param("instructblip", {}, marks=pytest.mark.heavy),
         pytest.param("video_t5", {"qformer_voting": 2}, marks=pytest.mark.heavy),
         pytest.param("caption", {}, marks=pytest.mark.heavy),

@@ -84,6 +84,7 @@ def test_bundles_must_be_of_one_size(demo_bundle: Path, tmp_path: Path) -> None:
     assert list(bundles) == list(seconds) == ["catp", "whole"]
 
 
+@pytest.mark.heavy
 def test_a_bundle_is_timed_beside_another(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("catp.calibration.commands.bench.measure_rates", lambda threads: RATES)
     other = variant(demo_bundle, tmp_path / "demo-int8", quantised)
