@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from catp.calibration.data.fitting import writes_captions
 from catp.runtime.bundle.folder import Bundle
 from catp.runtime.errors import UsageError
 
@@ -54,7 +55,7 @@ def check_data(bundle: Bundle, data: str, command: str) -> None:
         UsageError: it is no file of texts with what may follow them.
     """
     manifest = bundle.manifest
-    if manifest.model.language == "captioning" and not data.lower().endswith(".jsonl"):
+    if writes_captions(manifest) and not data.lower().endswith(".jsonl"):
         raise UsageError(
             f"{command}: bundle {bundle.path} is {manifest.model.family}, which answers no questions; give --data "
             'FILE.jsonl, in which "question" is how a caption begins and "answers" are what may follow'

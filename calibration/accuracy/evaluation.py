@@ -8,12 +8,14 @@ from pathlib import Path
 
 from catp.calibration.accuracy.answering import in_batches
 from catp.calibration.accuracy.asking import USUAL, Asking
+from catp.calibration.accuracy.describing import with_cider
 from catp.calibration.accuracy.judging import check_asking
 from catp.calibration.accuracy.predictions import Evaluation, PredictionsFile
 from catp.calibration.accuracy.report import AccuracyReport, make_report
 from catp.calibration.accuracy.settings import Grid, check_methods
 from catp.calibration.accuracy.workers import Work, Workers, make_answerer
 from catp.calibration.data.dataset import DataSet
+from catp.calibration.data.fitting import writes_captions
 from catp.runtime.bundle.manifest import MANIFEST_NAME
 from catp.runtime.errors import CatpError
 from catp.runtime.files import sha256
@@ -101,4 +103,6 @@ def evaluate(
                 f"data {asked.name}: none of {len(asked):,} questions could be asked; the first: "
                 f"{report.skipped_first[0].reason}"
             )
+        if writes_captions(pipeline.manifest):
+            report = with_cider(report, file, asked)
     return report

@@ -43,6 +43,8 @@ class Score(Share):
     keep_mass: float | None
     tokens_kept: float = Field(description="mean over questions; of videos, of a frame")
     by_answer_type: dict[str, Share]
+    cider: float | None = Field(default=None, description="CIDEr-D of captions, a hundred times the mean")
+    cider_interval_95: Interval | None = None
 
 
 class Difference(Tested):

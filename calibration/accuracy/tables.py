@@ -25,6 +25,9 @@ def score_table(report: AccuracyReport) -> Table:
     table.add_column("tokens kept", justify="right")
     for mode in evaluation.positions:
         table.add_column(f"{mode} positions", justify="right")
+    described = report.scores[0].cider is not None  # of captions, which have no positions to choose
+    if described:
+        table.add_column("CIDEr-D", justify="right")
     section = None
     for row in _rows(report):
         first = row[0]
@@ -33,7 +36,8 @@ def score_table(report: AccuracyReport) -> Table:
         section = _amount(first)
         kept = f"{first.tokens_kept:g}" if first.ratio is not None else f"{first.tokens_kept:.1f}"
         method = [_method(report, first)] if several else []
-        table.add_row(*method, _amount(first), kept, *(_accuracy(score) for score in row))
+        cider = [_cider(first)] if described else []
+        table.add_row(*method, _amount(first), kept, *(_accuracy(score) for score in row), *cider)
     return table
 
 
@@ -109,6 +113,12 @@ def _amount(found: Score | Loss | Difference) -> str:
 def _accuracy(share: Share, unit: str = " %") -> str:
     low, high = share.interval_95
     return f"{100 * share.accuracy:.1f}{unit} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _cider(score: Score) -> str:
+    assert score.cider is not None and score.cider_interval_95 is not None
+    low, high = score.cider_interval_95
+    return f"{score.cider:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _difference(found: Difference | Loss | None) -> str:

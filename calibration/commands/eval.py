@@ -23,7 +23,8 @@ from catp.calibration.data import open_data
 from catp.calibration.data.captions import Captions, is_captions, read_captions
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.demo import DEMO_SEED
-from catp.calibration.data.fitting import fitting, judges_pairs
+from catp.calibration.data.described import read_described
+from catp.calibration.data.fitting import fitting, judges_pairs, writes_captions
 from catp.calibration.encoder.answering import Amount
 from catp.calibration.encoder.evaluation import evaluate_encoder
 from catp.calibration.encoder.report import EncoderReport
@@ -33,6 +34,7 @@ from catp.calibration.retrieval.evaluation import RERANK, evaluate_retrieval
 from catp.calibration.retrieval.recall import Setting
 from catp.calibration.retrieval.tables import recall_table
 from catp.calibration.supported import check_data
+from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.bundle.generation_settings import GREEDY, Overrides
 from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.commands.console import busy, console, make_app, make_console, print_json_line
@@ -79,8 +81,8 @@ def evaluate_bundle(
             metavar="demo|FOLDER|JSONL",
             help="What to ask: demo (generated held-out scenes), a folder with VQAv2 as its zip files unpack (or a "
             "questions file in it), a .jsonl file with image, question and answers in each line, NLVR2's file of "
-            "statements for a model of two images, or, of a retrieval model, a .json file with a list of image and "
-            "caption, such as coco_karpathy_test.json.",
+            "statements for a model of two images, or, of a model that compares or writes captions, a .json "
+            "file with a list of image and caption, such as coco_karpathy_test.json.",
         ),
     ] = "demo",
     images: Annotated[
@@ -210,7 +212,8 @@ def evaluate_bundle(
         )
     if cluster is not None and not is_bundle(source):
         raise UsageError(f"--cluster: {source} is no bundle; give the folder of one, which every machine has")
-    if is_captions(data):
+    described = is_captions(data) and is_bundle(source) and writes_captions(open_bundle(Path(source)).manifest)
+    if is_captions(data) and not described:
         unfit = {
             "keep-mass": keep_mass,
             "methods": methods,
@@ -234,9 +237,13 @@ def evaluate_bundle(
                 retrieval = Pipeline.load(folder, provider, engines=engines)
             _evaluate_retrieval(retrieval, captions, settings, rerank, seed, batch_size, output, json_output)
         return
-    if given := [name for name, value in (("--images", images), ("--rerank", rerank)) if value is not None]:
-        raise UsageError(f"{', '.join(given)}: only with a .json file of pictures and captions as --data")
-    questions: DataSet = open_data(data)
+    foreign = {"--images": None if described else images, "--rerank": rerank}
+    if given := [name for name, value in foreign.items() if value is not None]:
+        raise UsageError(
+            f"{', '.join(given)}: only with a .json file of pictures and captions as --data"
+            + (", and a bundle that compares them" if described else "")
+        )
+    questions: DataSet = read_described(Path(data), images) if described else open_data(data)
     of_bundle = is_bundle(source)
     with bundle_folder(source, adapter) as folder, _open(folder, provider, engines, cluster, workers) as pipeline:
         if not pipeline.manifest.writes_text and not judges_pairs(pipeline.manifest):
@@ -244,7 +251,8 @@ def evaluate_bundle(
                 f"catp-eval: bundle {pipeline.bundle.path} is {pipeline.manifest.model.family}, which scores texts and "
                 "answers no questions; give --data FILE.json, a list of image and caption (Karpathy's test splits)"
             )
-        check_data(pipeline.bundle, data, "catp-eval")
+        if not described:
+            check_data(pipeline.bundle, data, "catp-eval")
         questions = fitting(pipeline.manifest, questions)
         if of_texts := pipeline.manifest.question_pruning or pipeline.manifest.text_pruning:
             console.print(f"text encoder: {escape(of_texts.describe())}", soft_wrap=True)
