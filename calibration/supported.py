@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from catp.calibration.data.fitting import writes_captions
 from catp.runtime.bundle.folder import Bundle
+from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.errors import UsageError
 
 
@@ -43,6 +43,11 @@ def check_answers(bundle: Bundle, command: str) -> None:
             f"{command}: bundle {bundle.path} is {manifest.model.family}, which generates no text; accepted: what "
             "answers in words"
         )
+
+
+def writes_captions(manifest: Manifest) -> bool:
+    """Whether a bundle describes pictures, and answers no questions."""
+    return manifest.model.language == "captioning"
 
 
 def check_data(bundle: Bundle, data: str, command: str) -> None:

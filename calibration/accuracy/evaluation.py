@@ -15,7 +15,7 @@ from catp.calibration.accuracy.report import AccuracyReport, make_report
 from catp.calibration.accuracy.settings import Grid, check_methods
 from catp.calibration.accuracy.workers import Work, Workers, make_answerer
 from catp.calibration.data.dataset import DataSet
-from catp.calibration.data.fitting import writes_captions
+from catp.calibration.supported import writes_captions
 from catp.runtime.bundle.manifest import MANIFEST_NAME
 from catp.runtime.errors import CatpError
 from catp.runtime.files import sha256

@@ -24,7 +24,7 @@ from catp.calibration.data.captions import Captions, is_captions, read_captions
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.data.described import read_described
-from catp.calibration.data.fitting import fitting, judges_pairs, writes_captions
+from catp.calibration.data.fitting import fitting, judges_pairs
 from catp.calibration.encoder.answering import Amount
 from catp.calibration.encoder.evaluation import evaluate_encoder
 from catp.calibration.encoder.report import EncoderReport
@@ -33,7 +33,7 @@ from catp.calibration.plots import check_plot
 from catp.calibration.retrieval.evaluation import RERANK, evaluate_retrieval
 from catp.calibration.retrieval.recall import Setting
 from catp.calibration.retrieval.tables import recall_table
-from catp.calibration.supported import check_data
+from catp.calibration.supported import check_data, writes_captions
 from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.bundle.generation_settings import GREEDY, Overrides
 from catp.runtime.bundle.manifest import Manifest, Positions

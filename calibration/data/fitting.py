@@ -14,11 +14,6 @@ def judges_pairs(manifest: Manifest) -> bool:
     return manifest.model.language == "two-images"
 
 
-def writes_captions(manifest: Manifest) -> bool:
-    """Whether a bundle describes pictures, and answers no questions."""
-    return manifest.model.language == "captioning"
-
-
 def finds_texts(manifest: Manifest) -> bool:
     """Whether a bundle compares pictures with texts, as retrieval does."""
     return not manifest.writes_text and not judges_pairs(manifest)

@@ -153,8 +153,9 @@ def test_the_json_says_what_was_measured(pipeline: Pipeline) -> None:
     assert content["evaluation"]["bundle"] == "00" and content["evaluation"]["seed"] == 1
     assert set(content["scores"][0]) == {
         "method", "positions", "ratio", "keep_mass", "tokens_kept", "questions", "accuracy", "interval_95",
-        "by_answer_type",
+        "by_answer_type", "cider", "cider_interval_95",
     }  # fmt: skip
+    assert content["scores"][0]["cider"] is None  # of captions alone
     assert AccuracyReport.model_validate_json(made.model_dump_json()) == made
 
 
