@@ -25,7 +25,7 @@ MOST = 500
 """Questions that weights are learned on: their query tokens are all held in memory."""
 
 MOST_FRAMES = 4 * MOST
-"""Of videos, frames after which no more questions are read, for the same reason."""
+"""Frames of videos after which no more questions are read, for the same reason."""
 
 
 def check_layer_points(pipeline: Pipeline) -> None:

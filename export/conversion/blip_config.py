@@ -37,22 +37,7 @@ def read_config(where: str, task: Task, shapes: Shapes) -> Any:
     """
     sizes = Sizes(where, shapes)
     positions, width = sizes.of("vision_model.embeddings.position_embedding", "1PW")[1:]
-    patch = sizes.of("vision_model.embeddings.patch_embedding.weight", "WCHW")
-    side = math.isqrt(positions - 1)
-    if side * side != positions - 1 or side == 0 or patch[2] != patch[3]:
-        raise UsageError(
-            f"{where}: its {positions - 1} patches of {patch[2]} x {patch[3]} pixels are no square; "
-            "accepted: square images of square patches"
-        )
-    vision = {
-        "hidden_size": width,
-        "intermediate_size": sizes.of("vision_model.encoder.layers.0.mlp.fc1.weight", "IW")[0],
-        "num_hidden_layers": sizes.layers("vision_model.encoder.layers."),
-        "num_attention_heads": sizes.heads("vision encoder", width),
-        "image_size": side * patch[2],
-        "patch_size": patch[2],
-        "layer_norm_eps": 1e-6,
-    }
+    vision = {**sizes.vision(positions, width), "layer_norm_eps": 1e-6}
     stem = "text_encoder." if "text_encoder" in task.parts else "text_decoder.bert."
     rows, width = sizes.of(f"{stem}embeddings.word_embeddings.weight", "VW")
     text = {
@@ -121,9 +106,31 @@ class Sizes:
             raise UsageError(f"{self._where}: of the layers {stem}*, some are missing; fetch the file again")
         return len(found)
 
+    def vision(self, positions: int, width: int) -> dict[str, int]:
+        """The sizes of a ViT, by Hugging Face's names.
+
+        Args:
+            positions: of CLS and patches.
+        """
+        patch = self.of("vision_model.embeddings.patch_embedding.weight", "WCHW")
+        side = math.isqrt(positions - 1)
+        if side * side != positions - 1 or side == 0 or patch[2] != patch[3]:
+            raise UsageError(
+                f"{self._where}: its {positions - 1} patches of {patch[2]} x {patch[3]} pixels are no square; "
+                "accepted: square images of square patches"
+            )
+        return {
+            "hidden_size": width,
+            "intermediate_size": self.of("vision_model.encoder.layers.0.mlp.fc1.weight", "IW")[0],
+            "num_hidden_layers": self.layers("vision_model.encoder.layers."),
+            "num_attention_heads": self.heads("vision encoder", width),
+            "image_size": side * patch[2],
+            "patch_size": patch[2],
+        }
+
     def heads(self, what: str, width: int) -> int:
         if width % _HEAD:
             raise UsageError(
-                f"{self._where}: its {what} is {width} wide; accepted: multiples of {_HEAD}, the width of BLIP's heads"
+                f"{self._where}: its {what} is {width} wide; accepted: multiples of {_HEAD}, the width of its heads"
             )
         return width // _HEAD

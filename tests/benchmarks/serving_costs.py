@@ -123,7 +123,7 @@ class PlainClient:
 
 
 def http_costs(bundle: Path, rounds: int) -> tuple[Http, ...]:
-    """What HTTP adds to `Pipeline.stream`, by two clients."""
+    """Milliseconds that HTTP adds to `Pipeline.stream`, by two clients."""
     pipeline = Pipeline.load(bundle)
     workload = Workload("what is in the bottom right?", TOKENS, pipeline.manifest.image.width, 0)
     # The usual answers are shorter than what is measured.

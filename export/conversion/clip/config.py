@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from transformers import CLIPConfig
 
 from catp.export.conversion.blip_config import Shapes, Sizes
-from catp.runtime.errors import UsageError
 
 
 def read_config(where: str, shapes: Shapes) -> Any:
@@ -25,22 +23,8 @@ def read_config(where: str, shapes: Shapes) -> Any:
     """
     sizes = Sizes(where, shapes)
     positions, width = sizes.of("vision_model.embeddings.position_embedding.weight", "PW")
-    patch = sizes.of("vision_model.embeddings.patch_embedding.weight", "WCHW")
-    side = math.isqrt(positions - 1)
-    if side * side != positions - 1 or side == 0 or patch[2] != patch[3]:
-        raise UsageError(
-            f"{where}: its {positions - 1} patches of {patch[2]} x {patch[3]} pixels are no square; "
-            "accepted: square images of square patches"
-        )
     projected = sizes.of("text_projection.weight", "OW")[0]
-    vision = {
-        "hidden_size": width,
-        "intermediate_size": sizes.of("vision_model.encoder.layers.0.mlp.fc1.weight", "IW")[0],
-        "num_hidden_layers": sizes.layers("vision_model.encoder.layers."),
-        "num_attention_heads": sizes.heads("vision encoder", width),
-        "image_size": side * patch[2],
-        "patch_size": patch[2],
-    }
+    vision = sizes.vision(positions, width)
     rows, width = sizes.of("text_model.embeddings.token_embedding.weight", "VW")
     text = {
         "vocab_size": rows,

@@ -104,7 +104,7 @@ def test_what_is_no_page_is_refused(video_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_each_frame_has_its_own_patches(both_video_bundle: Path, folder: Path, tmp_path: Path) -> None:
-    """Of an encoder that prunes: what is drawn of a frame is what is drawn of a video that has no other."""
+    """With an encoder that prunes, a frame is drawn as a video that has no other frame is."""
     result = call(both_video_bundle, folder, tmp_path / "a.png", "--ratio", "0.5", "--json")
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads(result.stdout)

@@ -16,7 +16,7 @@ from catp.calibration.fastest.triples import Triple
 
 ROUNDS, SEED = 24, 3
 DRIFT = 1 + 0.5 * np.sin(np.arange(ROUNDS))
-"""Of the machine, round by round: far larger than the differences below, and the same for all of a round."""
+"""Noise of the machine, round by round: far larger than the differences below, and the same for all of a round."""
 IMAGES = tuple(str(number) for number in range(400))
 
 

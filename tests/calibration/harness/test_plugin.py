@@ -63,7 +63,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
 
 
 def run(python: Path, folder: Path, *arguments: str) -> str:
-    """What a program prints that has no network."""
+    """The output of a program that has no network."""
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -87,7 +87,7 @@ def found(
     retrieval_bundle: Path,
     video_bundle: Path,
 ) -> dict[str, dict[str, Any]]:
-    """What each run found, all in one process: the harness is imported once."""
+    """The results of each run, all in one process: the harness is imported once."""
     folder, demo = tasks[0].parent, f"bundle={demo_bundle},first_line=true"
     drawn = {"task": "scenes_drawn", "limit": 3}
     kept = {"task": "scenes", "use_cache": str(folder / "answers")}

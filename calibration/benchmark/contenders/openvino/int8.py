@@ -31,7 +31,7 @@ PROMPT_TOKENS = 16
 DECODE_STEPS = 3
 """After each prompt, so that one token over a full cache is observed too."""
 ATTENTION = ("ScaledDotProductAttention",)
-"""What is left alone in a language model."""
+"""Operators that stay as they are in a language model."""
 
 
 def import_nncf() -> Any:

@@ -10,7 +10,6 @@ import torch
 
 from catp.calibration.benchmark.contenders.pytorch.loading import TorchContender
 from catp.calibration.benchmark.contenders.subject import Case, Timed, TimedInput
-from catp.runtime.bundle.chains import LanguageKind
 
 
 class TorchAnswers(TorchContender):
@@ -20,16 +19,7 @@ class TorchAnswers(TorchContender):
     some, and `decoder`. In a contender that compiles, each is compiled when it is first called.
     """
 
-    def __init__(
-        self,
-        name: str,
-        checkpoint: str,
-        threads: int,
-        kind: LanguageKind,
-        dtype: str = "float32",
-        compiled: bool = False,
-    ) -> None:
-        super().__init__(name, checkpoint, threads, kind, dtype, compiled)
+    def prepare(self, compiled: bool) -> None:
         self._began: dict[str, list[float]] = {}
         self._ended: dict[str, list[float]] = {}
         self.forget_end()

@@ -42,6 +42,11 @@ class TorchContender:
         self.name, self._kind = name, kind
         self._dtype = getattr(torch, dtype)
         self._model, self._processor = load(name, checkpoint, threads, dtype, compiled, kind)
+        self.prepare(compiled)
+
+    def prepare(self, compiled: bool) -> None:
+        """Make the loaded model ready to be timed, its parts by torch.compile where `compiled` says so."""
+        raise NotImplementedError
 
     def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """[B,3,H,W] of the type that the model computes in."""

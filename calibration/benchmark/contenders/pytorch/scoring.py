@@ -49,17 +49,8 @@ class Scorer:
 class TextScores(TorchContender):
     """Scores of every text, all query tokens or image tokens kept."""
 
-    def __init__(
-        self,
-        name: str,
-        checkpoint: str,
-        threads: int,
-        kind: LanguageKind,
-        dtype: str = "float32",
-        compiled: bool = False,
-    ) -> None:
-        super().__init__(name, checkpoint, threads, kind, dtype, compiled)
-        self._scorer = SCORERS[kind]
+    def prepare(self, compiled: bool) -> None:
+        self._scorer = SCORERS[self._kind]
         if compiled:
             compile_parts(self._model, self._scorer.parts)
 

@@ -31,7 +31,7 @@ KINDS: dict[str, LanguageKind] = {
 
 
 def asked(tokens: int, seed: int, instructed: bool) -> TimedInput:
-    """Of three pictures; token ids that every one of the tokenizers has."""
+    """Three pictures, and token ids that every one of the tokenizers has."""
     rng = np.random.default_rng(seed)
     prompt = [2, *rng.integers(4, 40, tokens - 2).tolist(), 3]
     return TimedInput([make_picture(rng) for _ in range(3)], prompt, 12, instruction_ids=tuple(prompt) * instructed)
