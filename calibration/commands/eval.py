@@ -18,7 +18,7 @@ from catp.calibration.accuracy.report import AccuracyReport
 from catp.calibration.accuracy.settings import RANDOM, Grid, check_methods, score_outputs
 from catp.calibration.accuracy.tables import difference_table, score_table, type_table
 from catp.calibration.accuracy.workers import Workers, open_workers
-from catp.calibration.commands.source import bundle_folder, is_bundle
+from catp.calibration.commands.source import bundle_folder, describes_pictures, is_bundle
 from catp.calibration.data import open_data
 from catp.calibration.data.captions import Captions, is_captions, read_captions
 from catp.calibration.data.dataset import DataSet
@@ -33,8 +33,7 @@ from catp.calibration.plots import check_plot
 from catp.calibration.retrieval.evaluation import RERANK, evaluate_retrieval
 from catp.calibration.retrieval.recall import Setting
 from catp.calibration.retrieval.tables import recall_table
-from catp.calibration.supported import check_data, writes_captions
-from catp.runtime.bundle.folder import open_bundle
+from catp.calibration.supported import check_data
 from catp.runtime.bundle.generation_settings import GREEDY, Overrides
 from catp.runtime.bundle.manifest import Manifest, Positions
 from catp.runtime.commands.console import busy, console, make_app, make_console, print_json_line
@@ -212,7 +211,7 @@ def evaluate_bundle(
         )
     if cluster is not None and not is_bundle(source):
         raise UsageError(f"--cluster: {source} is no bundle; give the folder of one, which every machine has")
-    described = is_captions(data) and is_bundle(source) and writes_captions(open_bundle(Path(source)).manifest)
+    described = is_captions(data) and describes_pictures(source)
     if is_captions(data) and not described:
         unfit = {
             "keep-mass": keep_mass,

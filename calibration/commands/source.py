@@ -10,9 +10,11 @@ from pathlib import Path
 
 from rich.markup import escape
 
+from catp.calibration.supported import writes_captions
+from catp.runtime.bundle.folder import open_bundle
 from catp.runtime.bundle.manifest import MANIFEST_NAME
 from catp.runtime.commands.console import busy, console
-from catp.runtime.errors import UsageError
+from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.files import is_dir
 from catp.runtime.system.optional_imports import reason_of
 
@@ -22,6 +24,21 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def is_bundle(source: str) -> bool:
     """Whether it is a folder that catp-export wrote, and not a checkpoint."""
     return is_dir(Path(source)) and (Path(source) / MANIFEST_NAME).is_file()
+
+
+def describes_pictures(source: str) -> bool:
+    """Whether a bundle or checkpoint writes captions; what can't be read is not known to."""
+    if is_bundle(source):
+        return writes_captions(open_bundle(Path(source)).manifest)
+    try:
+        from transformers import AutoConfig
+
+        from catp.export.families import family_of
+
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return family_of(config, source).language.kind == "captioning"
+    except (ImportError, OSError, ValueError, CatpError):
+        return False  # the export says what is wrong with it
 
 
 def check_adapter(source: str, adapter: str | None) -> None:

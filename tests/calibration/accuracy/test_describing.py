@@ -60,6 +60,13 @@ def test_the_beginning_is_a_template(caption_bundle: Path, data: tuple[Path, lis
     assert json.loads(output.splitlines()[-1])["evaluation"]["prompt_template"] == template
 
 
+@pytest.mark.heavy
+def test_a_checkpoint_is_exported_for_it(caption_checkpoint: Path, data: tuple[Path, list[str]]) -> None:
+    code, output, errors = ask(caption_checkpoint, "--data", data[0], "--limit", 4, "--json")
+    assert code == 0, errors
+    assert json.loads(output.splitlines()[-1])["scores"][0]["cider"] is not None
+
+
 def test_what_compares_captions_is_asked_for_recall(caption_bundle: Path, data: tuple[Path, list[str]]) -> None:
     code, _, errors = ask(caption_bundle, "--data", data[0], "--rerank", 2)
     assert code == 2 and "--rerank: only with a .json file" in errors and "a bundle that compares them" in errors
