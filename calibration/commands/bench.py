@@ -23,7 +23,6 @@ from catp.calibration.benchmark.contenders.runtimes import RUNTIMES
 from catp.calibration.benchmark.contenders.scoring import (
     CLASSES,
     ScoringSubject,
-    count_pictures,
     count_texts,
     make_scored_input,
 )
@@ -215,7 +214,7 @@ def run(
             prompt_tokens=prompt_tokens,
             new_tokens=_new_tokens(bundles[OURS].manifest, new_tokens, positions),
             texts=count_texts(bundles[OURS].manifest, texts),
-            pictures=count_pictures(bundles[OURS].manifest),
+            pictures=bundles[OURS].manifest.pictures,
             image_size=IMAGE_SIZE,
             seed=seed,
             warmup=warmup,

@@ -378,6 +378,11 @@ class Manifest(Strict):
         return self.model.language not in SCORE_TEXTS
 
     @property
+    def pictures(self) -> int:
+        """Pictures of one request: both that a statement is about, or the frames of a video."""
+        return 2 if self.model.language == "two-images" else self.model.frames or 1
+
+    @property
     def reads_instruction(self) -> bool:
         """Whether the Q-Former reads the prompt too, so that votes depend on it."""
         return any(tensor.name == "instruction_ids" for graph in self.graphs.values() for tensor in graph.inputs)

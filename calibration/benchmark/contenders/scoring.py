@@ -32,11 +32,6 @@ CLASSES = 10
 """Texts of a contrastive model where no number is asked for: classes, the same for all pictures."""
 
 
-def count_pictures(manifest: Manifest) -> int:
-    """Pictures of one request: of a model of videos its frames."""
-    return 2 if manifest.model.language == "two-images" else manifest.model.frames or 1
-
-
 def count_texts(manifest: Manifest, asked: int | None) -> int | None:
     """Texts of one request; None of a bundle that writes text.
 
@@ -77,7 +72,7 @@ def make_scored_input(bundle: Bundle, vocabulary: int, batch: int, tokens: int, 
     special = {text.pad_token_id, *text.eos_token_ids, *marks}
     drawn = [draw_words(rng, tokens - len(marks), vocabulary, special) for _ in range(texts)]
     framed = tuple([*marks[:1], *words, *marks[1:]] for words in drawn)
-    images = [make_picture(rng) for _ in range(count_pictures(manifest) * batch)]
+    images = [make_picture(rng) for _ in range(manifest.pictures * batch)]
     return TimedInput(images, framed[0], 0, framed)
 
 
@@ -98,7 +93,7 @@ class ScoringSubject:
     def run(self, timed_input: TimedInput, case: Case) -> Timed:
         """Score the first `case.batch` requests, from pictures in memory to scores in host memory."""
         pipeline, wish = self.pipeline, self._wishes[case.encoder_flops]
-        images = timed_input.images[: count_pictures(pipeline.manifest) * case.batch]
+        images = timed_input.images[: pipeline.manifest.pictures * case.batch]
         started = time.perf_counter()
         pixel_values = pipeline.preprocess(images)
         stages = {"preprocess": 1e3 * (time.perf_counter() - started)}

@@ -32,7 +32,7 @@ class StageCost(BaseModel):
 class Workload:
     """The workload of a model."""
 
-    batch: int
+    batch: int  # requests, each of which may have several pictures
     num_kept: int  # that the language model reads: of a video those of all frames
     prompt_tokens: int
     new_tokens: int

@@ -63,7 +63,7 @@ def cost_of(
     Args:
         schedule: of an encoder that prunes; None: the bundle's own, if it has one.
     """
-    batch, pictures = workload.batch, workload.batch * (manifest.model.frames or 1)
+    batch, pictures = workload.batch, workload.batch * manifest.pictures
     vision, qformer, language = geometry.vision, geometry.qformer, geometry.language
     graphs = manifest.graphs
     seen, vision_work = vision.tokens, vision_flops(vision)

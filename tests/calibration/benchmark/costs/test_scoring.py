@@ -72,6 +72,9 @@ def test_statements_are_counted_as_pytorch_does(nlvr_bundle: Path, nlvr_checkpoi
     embeds = torch.zeros(1, SEEN, model.config.vision_config.hidden_size)
     found = costs(nlvr_bundle).stages
     assert set(found) == {"vision", "text"}
+    side = model.config.vision_config.image_size
+    pixels = torch.zeros(2, 3, side, side)  # of both pictures
+    assert found["vision"].flops == counted(lambda: model.vision_model(pixels))
     assert found["text"].flops == counted(lambda: model.judge(ids, torch.ones_like(ids), embeds, embeds))
 
 
