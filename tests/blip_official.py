@@ -110,11 +110,16 @@ def _layered(names: dict[str, str], layers: int) -> dict[str, str]:
     }
 
 
-def tiny_blip(task: str, seed: int = 5) -> Any:
-    """Two heads, two layers of each kind, 16 patches; weights large enough that each one matters."""
+def tiny_blip(task: str, seed: int = 5, positions: int = 24, places: float = 0.1) -> Any:
+    """Two heads, two layers of each kind, 16 patches; weights large enough that each one matters.
+
+    Args:
+        positions: tokens of a text at most.
+        places: standard deviation of what tells one patch of one colour from another.
+    """
     torch.manual_seed(seed)
     layers = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.1}
-    text = {**layers, "intermediate_size": 160, "vocab_size": ROWS, "max_position_embeddings": 24}
+    text = {**layers, "intermediate_size": 160, "vocab_size": ROWS, "max_position_embeddings": positions}
     vision = {**layers, "intermediate_size": 192, "image_size": 32, "patch_size": 8, "layer_norm_eps": 1e-6}
     ids = {"bos_token_id": ROWS - 2, "pad_token_id": 0, "sep_token_id": 3, "eos_token_id": 3}
     config = BlipConfig(text_config={**text, **ids}, vision_config=vision, image_text_hidden_size=24)
@@ -122,6 +127,7 @@ def tiny_blip(task: str, seed: int = 5) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.1)
+        model.vision_model.embeddings.position_embedding.mul_(places / 0.1)
     return model
 
 
@@ -132,7 +138,8 @@ def official_content(model: Any, task: str, temperature: object = 0.75) -> dict[
     weights = {official: state[name] for name, official in names.items()}
     for stem in ("text_encoder", "text_decoder.bert"):
         if f"{stem}.embeddings.LayerNorm.bias" in weights:
-            weights[f"{stem}.embeddings.position_ids"] = torch.arange(24).expand((1, -1))
+            positions = model.config.text_config.max_position_embeddings
+            weights[f"{stem}.embeddings.position_ids"] = torch.arange(positions).expand((1, -1))
     if task == "retrieval":
         trained = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
         copies = {name: value for name, value in weights.items() if name.startswith(trained)}
@@ -144,9 +151,13 @@ def official_content(model: Any, task: str, temperature: object = 0.75) -> dict[
     return {"model": weights, "epoch": 2, "temperature": temperature}
 
 
-def save_official(path: Path, task: str = "question answering", madtp: bool = True) -> Any:
-    """The model whose weights the file then has; as BLIP's own code saves it, without MADTP's part, if not `madtp`."""
-    model = tiny_blip(task)
+def save_official(path: Path, task: str = "question answering", madtp: bool = True, **shape: Any) -> Any:
+    """The model whose weights the file then has; as BLIP's own code saves it, without MADTP's part, if not `madtp`.
+
+    Args:
+        shape: of `tiny_blip`.
+    """
+    model = tiny_blip(task, **shape)
     content = official_content(model, task)
     if not madtp:
         del content["temperature"], content["model"]["space_dict"]

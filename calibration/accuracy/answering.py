@@ -12,6 +12,7 @@ from catp.calibration.accuracy.asking import USUAL, Asking
 from catp.calibration.accuracy.choice import kept_tokens, random_scores
 from catp.calibration.accuracy.predictions import Prediction
 from catp.calibration.accuracy.settings import RANDOM, Setting, score_outputs
+from catp.calibration.accuracy.writing import write_answers
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.metrics import JUDGES, Metric
 from catp.runtime.bundle.manifest import Manifest, Positions
@@ -221,26 +222,19 @@ class Answerer:
         images: np.ndarray,
     ) -> dict[Case, str]:
         """The answer to every case, asked once; those that keep equally many tokens go through the model together."""
-        most = self._asking.max_new_tokens
-        limit = self._pipeline.manifest.text.max_new_tokens if most is None else most
         size = self._asking.rows(self._batch_size)
         alike: defaultdict[tuple[Positions, int], list[Case]] = defaultdict(list)
         for case in dict.fromkeys(case for row in cases for case in row):
             alike[case[1], len(case[2])].append(case)
-        answers = {}
+        answers: dict[Case, str] = {}
         for (positions, _), group in alike.items():
             for start in range(0, len(group), size):
                 part = group[start : start + size]
                 rows = [row for row, _, _ in part]
-                generation = self._pipeline.decode(
-                    votes.keep(np.array([kept for _, _, kept in part]), images[rows]),
-                    [prompts[row] for row in rows],
-                    limit,
-                    positions,
-                    self._asking.settings(self._seed, questions[rows[0]].id),
-                )
-                for case, ids in zip(part, generation.token_ids):
-                    answers[case] = self._pipeline.detokenize(ids)
+                pruned = votes.keep(np.array([kept for _, _, kept in part]), images[rows])
+                asked, first = [prompts[row] for row in rows], questions[rows[0]].id
+                texts = write_answers(self._pipeline, pruned, asked, self._asking, self._seed, first, positions)
+                answers.update(zip(part, texts))
         return answers
 
     def _predict(

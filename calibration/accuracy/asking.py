@@ -23,6 +23,7 @@ class Asking:
         template: of prompts, with `{question}` in it once; None: the family's own.
         generation: how tokens are chosen; greedily, whatever the bundle's default is, where nothing is said.
         max_new_tokens: per answer; None: the bundle's default.
+        answers: the likeliest of these is the answer, and none is generated; None: answers are generated.
 
     Raises:
         UsageError: there is no place for the question, or more than one; or no token could be generated.
@@ -31,8 +32,13 @@ class Asking:
     template: str | None = None
     generation: GenerationSettings = GREEDY
     max_new_tokens: int | None = None
+    answers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.answers is not None and (not self.answers or (self.generation, self.max_new_tokens) != (GREEDY, None)):
+            raise UsageError(
+                "answers: they are ranked and none is generated; give at least one, and no settings of generation"
+            )
         if self.template is not None and self.template.count(PLACE) != 1:
             raise UsageError(
                 f"prompt template {self.template!r}: it has {PLACE} {self.template.count(PLACE)} times; give it once, "
@@ -64,6 +70,11 @@ class Asking:
         Every beam is a row of its batch. Drawn answers go alone, so that they don't depend on what else is asked.
         """
         return 1 if self.generation.do_sample else max(1, batch_size // self.generation.num_beams)
+
+    @property
+    def answers_digest(self) -> str | None:
+        """SHA-256 of the given answers in their order; None where answers are generated."""
+        return None if self.answers is None else hashlib.sha256("\n".join(self.answers).encode()).hexdigest()
 
     def settings(self, seed: int, question_id: str) -> GenerationSettings:
         """The settings of a batch whose first question has that id.

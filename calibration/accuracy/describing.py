@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from catp.calibration.accuracy.predictions import Prediction
-from catp.calibration.accuracy.report import AccuracyReport
+from catp.calibration.accuracy.report import AccuracyReport, Interval
 from catp.calibration.accuracy.statistics import bootstrap_interval
 from catp.calibration.data.cider import Cider
 from catp.calibration.data.dataset import VqaExample
@@ -26,11 +26,28 @@ def with_cider(
         predictions: of the report, in the order of `asked`.
     """
     pairs = [(found, question) for found, question in zip(predictions, asked, strict=True) if found.error is None]
-    cider = Cider([question.answers for _, question in pairs])
-    images = [question.image_key for _, question in pairs]
-    scores = []
-    for place, score in enumerate(report.scores):
-        values = PERCENT * cider.scores([found.answers[place] for found, _ in pairs])
-        interval = bootstrap_interval(values, report.evaluation.seed, clusters=images)
-        scores.append(score.model_copy(update={"cider": float(values.mean()), "cider_interval_95": interval}))
+    questions = [question for _, question in pairs]
+    texts = [[found.answers[place] for found, _ in pairs] for place in range(len(report.scores))]
+    scores = [
+        score.model_copy(update={"cider": mean, "cider_interval_95": interval})
+        for score, (mean, interval) in zip(report.scores, caption_scores(questions, texts, report.evaluation.seed))
+    ]
     return report.model_copy(update={"scores": tuple(scores)})
+
+
+def caption_scores(
+    questions: Sequence[VqaExample], texts: Sequence[Sequence[str]], seed: int
+) -> list[tuple[float, Interval]]:
+    """CIDEr-D in each setting, a hundred times the mean, with its interval.
+
+    Args:
+        texts: of each setting, a caption for each question.
+        seed: of the intervals.
+    """
+    cider = Cider([question.answers for question in questions])
+    images = [question.image_key for question in questions]
+    found = []
+    for of_setting in texts:
+        values = PERCENT * cider.scores(of_setting)
+        found.append((float(values.mean()), bootstrap_interval(values, seed, clusters=images)))
+    return found

@@ -81,6 +81,7 @@ def evaluate(
         prompt_template=asking.in_full(pipeline.manifest),
         generation=asking.generation,
         max_new_tokens=asking.max_new_tokens,
+        answers=asking.answers_digest,
     )
     with tempfile.TemporaryDirectory(prefix="catp-eval-") as folder:
         file = PredictionsFile(predictions or Path(folder) / "predictions.jsonl", evaluation)

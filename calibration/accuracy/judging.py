@@ -22,8 +22,12 @@ def check_asking(manifest: Manifest, asking: Asking) -> None:
     """Raises UsageError where more is asked of a bundle that judges statements than they are."""
     if judges_pairs(manifest) and asking != USUAL:
         raise UsageError(
-            f"settings of generation, prompt template: {manifest.model.family} judges statements as they are, and "
-            "generates no text; leave these options out"
+            f"settings of generation, answers, prompt template: {manifest.model.family} judges statements as they "
+            "are, and generates no text; leave these options out"
+        )
+    if asking.answers is not None and manifest.model.language != "question-answering":
+        raise UsageError(
+            f"--answers: answers of {manifest.model.family} can't be ranked; accepted: BLIP for question answering"
         )
 
 

@@ -45,6 +45,7 @@ class Evaluation(_Line):
     prompt_template: str | None = None  # none: not recorded, as before there was a choice
     generation: GenerationSettings = GREEDY  # the seed of what is drawn is the evaluation's
     max_new_tokens: int | None = None  # none: the bundle's
+    answers: str | None = None  # those that are ranked, sha256; none: answers are generated
 
     @property
     def grid(self) -> Grid:
@@ -60,8 +61,9 @@ class Evaluation(_Line):
 
 def in_words(name: str, there: object, here: object) -> str:
     """A field of a first line that differs from a file's."""
-    if name in ("bundle", "digest"):  # of two sums nobody learns more than that they differ
-        return {"bundle": "another bundle", "digest": "other questions or answers"}[name]
+    sums = {"bundle": "another bundle", "digest": "other questions or answers", "answers": "other answers to rank"}
+    if name in sums:  # of two sums nobody learns more than that they differ
+        return sums[name]
     if isinstance(there, GenerationSettings) and isinstance(here, GenerationSettings):
         there, here = there.describe(), here.describe()
     if name == "prompt_template":

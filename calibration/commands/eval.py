@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from catp.calibration.accuracy.asking import Asking
 from catp.calibration.accuracy.evaluation import BATCH_SIZE, evaluate
-from catp.calibration.accuracy.report import AccuracyReport
 from catp.calibration.accuracy.settings import RANDOM, Grid, check_methods, score_outputs
-from catp.calibration.accuracy.tables import difference_table, score_table, type_table
 from catp.calibration.accuracy.workers import Workers, open_workers
-from catp.calibration.commands.source import bundle_folder, describes_pictures, is_bundle
+from catp.calibration.commands.eval_screen import counted, show, wide_console
+from catp.calibration.commands.source import bundle_folder, checkpoint_of, describes_pictures, is_bundle
 from catp.calibration.data import open_data
 from catp.calibration.data.captions import Captions, is_captions, read_captions
 from catp.calibration.data.dataset import DataSet
@@ -36,7 +33,7 @@ from catp.calibration.retrieval.tables import recall_table
 from catp.calibration.supported import check_data
 from catp.runtime.bundle.generation_settings import GREEDY, Overrides
 from catp.runtime.bundle.manifest import Manifest, Positions
-from catp.runtime.commands.console import busy, console, make_app, make_console, print_json_line
+from catp.runtime.commands.console import busy, console, make_app, print_json_line
 from catp.runtime.commands.generation_options import (
     CHOICE_PANEL,
     BeamsOption,
@@ -49,6 +46,7 @@ from catp.runtime.commands.generation_options import (
     TopPOption,
     early,
 )
+from catp.runtime.commands.lists import read_list
 from catp.runtime.errors import UsageError
 from catp.runtime.files import check_file_output, write_file
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
@@ -57,20 +55,23 @@ from catp.runtime.providers import PROVIDERS
 from catp.runtime.questions import position_mode
 
 RATIOS = "0,0.25,0.5,0.75,0.9"
-NAMED = 3
-"""Reasons why questions were skipped that are named."""
-WIDTH = 200
+OWN = "own"
+"""In place of a temperature: the checkpoint's, or the bundle's."""
 
 
 def evaluate_bundle(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
             metavar="BUNDLE|MODEL",
-            help="Folder written by catp-export; or a checkpoint, as a local folder or a Hub id, which is exported "
-            "for this run.",
+            help="Folder written by catp-export; or a checkpoint, which is exported for this run: a local folder, a "
+            "Hub id, or a .pth file of MADTP's or BLIP's official code.",
         ),
     ],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Of a .pth file: a folder or Hub id that has it, as for catp-convert.")
+    ] = None,
     adapter: Annotated[
         str | None, typer.Option(help="Of a MODEL: a LoRA adapter, a local folder or a Hub id, merged into it.")
     ] = None,
@@ -145,19 +146,30 @@ def evaluate_bundle(
     encoder_flops: Annotated[
         str | None,
         typer.Option(
-            help="Of a bundle whose vision encoder prunes: shares of its work, such as 0.8,0.5,0.2. The first one is "
-            "what the others are compared with. Where query tokens are pruned too, each with every ratio."
+            help="Of a bundle whose vision encoder prunes, or of a MODEL: shares of its work, such as 0.8,0.5,0.2. The "
+            "first one is what the others are compared with. Where query tokens are pruned too, each with every ratio."
         ),
     ] = None,
     encoder_temperatures: Annotated[
         str | None,
-        typer.Option(help="The same of the dynamic form: temperatures, such as 0,0.5,1; 0 prunes nothing."),
+        typer.Option(
+            help="The same of the dynamic form: temperatures, such as 0,0.5,1; 0 prunes nothing, own is the "
+            "checkpoint's or the bundle's."
+        ),
     ] = None,
     prompt_template: Annotated[
         str | None,
         typer.Option(
             help='Words around every question: "Question: {question} Short answer:". Default: Question: {question} '
             "Answer: where query tokens are voted for, else the question alone."
+        ),
+    ] = None,
+    answers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXTS|FILE",
+            help="Of BLIP for question answering: the likeliest of these, separated by commas, or of those in a .txt "
+            "or .json file, is the answer, and none is generated.",
         ),
     ] = None,
     max_new_tokens: Annotated[
@@ -200,17 +212,20 @@ def evaluate_bundle(
         "early_stopping": early(early_stopping),
         "min_new_tokens": min_new_tokens,
     }
-    asking = Asking(prompt_template, GREEDY.asked_for(**overrides), max_new_tokens)
+    given_answers = None if answers is None else tuple(read_list("--answers", answers))
+    asking = Asking(prompt_template, GREEDY.asked_for(**overrides), max_new_tokens, given_answers)
+    encoders = _encoder_wishes(encoder_flops, encoder_temperatures)
     masses = _parse("keep mass", keep_mass) if keep_mass is not None else ()
     wanted = _parse("ratios", ratios) if ratios is not None else None
     if workers is not None and cluster is None:
         raise UsageError("--workers: only with --cluster; leave it out")
-    if cluster is not None and (encoder_flops is not None or encoder_temperatures is not None):
+    if cluster is not None and encoders:
         raise UsageError(
             "--cluster: not with shares or temperatures of a vision encoder, which one process compares; leave one out"
         )
     if cluster is not None and not is_bundle(source):
         raise UsageError(f"--cluster: {source} is no bundle; give the folder of one, which every machine has")
+    source = context.with_resource(checkpoint_of(source, tokenizer))
     described = is_captions(data) and describes_pictures(source)
     if is_captions(data) and not described:
         unfit = {
@@ -218,23 +233,26 @@ def evaluate_bundle(
             "methods": methods,
             "positions": positions,
             "fraction": fraction,
-            "encoder-temperatures": encoder_temperatures,
             "predictions": predictions,
             "plot": plot,
             "cluster": cluster,
             "prompt-template": prompt_template,
             "max-new-tokens": max_new_tokens,
+            "answers": answers,
             **{name.removeprefix("do_").replace("_", "-"): value for name, value in overrides.items()},
         }
         if given := [f"--{name}" for name, value in unfit.items() if value is not None]:
             raise UsageError(f"{', '.join(given)}: not with pictures and captions; leave the option out")
-        shares = _parse("encoder flops", encoder_flops) if encoder_flops is not None else (None,)
-        settings = [Setting(ratio=ratio, encoder_flops=share) for share in shares for ratio in wanted or (None,)]
+        settings = [
+            Setting(ratio=ratio, encoder_flops=wish.flops, encoder_temperature=wish.temperature)
+            for wish in encoders or [EncoderWish()]
+            for ratio in wanted or (None,)
+        ]
         captions = read_captions(Path(data), images).subset(limit, seed)
-        with bundle_folder(source, adapter) as folder:
-            with busy("load the bundle"):
-                retrieval = Pipeline.load(folder, provider, engines=engines)
-            _evaluate_retrieval(retrieval, captions, settings, rerank, seed, batch_size, output, json_output)
+        folder = context.with_resource(bundle_folder(source, adapter, *_inside(encoders, encoder_temperatures)))
+        with busy("load the bundle"):
+            retrieval = Pipeline.load(folder, provider, engines=engines)
+        _evaluate_retrieval(retrieval, captions, settings, rerank, seed, batch_size, output, json_output)
         return
     foreign = {"--images": None if described else images, "--rerank": rerank}
     if given := [name for name, value in foreign.items() if value is not None]:
@@ -244,72 +262,67 @@ def evaluate_bundle(
         )
     questions: DataSet = read_described(Path(data), images) if described else open_data(data)
     of_bundle = is_bundle(source)
-    with bundle_folder(source, adapter) as folder, _open(folder, provider, engines, cluster, workers) as pipeline:
-        if not pipeline.manifest.writes_text and not judges_pairs(pipeline.manifest):
+    folder = context.with_resource(bundle_folder(source, adapter, *_inside(encoders, encoder_temperatures)))
+    pipeline = context.with_resource(_open(folder, provider, engines, cluster, workers))
+    if not pipeline.manifest.writes_text and not judges_pairs(pipeline.manifest):
+        raise UsageError(
+            f"catp-eval: bundle {pipeline.bundle.path} is {pipeline.manifest.model.family}, which scores texts and "
+            "answers no questions; give --data FILE.json, a list of image and caption (Karpathy's test splits)"
+        )
+    if not described:
+        check_data(pipeline.bundle, data, "catp-eval")
+    questions = fitting(pipeline.manifest, questions)
+    if of_texts := pipeline.manifest.question_pruning or pipeline.manifest.text_pruning:
+        console.print(f"text encoder: {escape(of_texts.describe())}", soft_wrap=True)
+    pruning = pipeline.manifest.encoder_pruning
+    counts = pruning is not None and pruning.form == "dynamic"  # picture by picture: a batch would couple them
+    if encoders or counts:
+        unfit = {"methods": methods, "positions": positions, "predictions": predictions, "plot": plot}
+        unfit["cluster"] = cluster
+        votes = pipeline.manifest.vote is not None
+        if not votes:
+            unfit = {"ratios": ratios, "keep-mass": keep_mass, **unfit}
+        if given := [f"--{name}" for name, value in unfit.items() if value is not None]:
+            beside = ", which take --ratios and --keep-mass alone beside them" if votes else ""
             raise UsageError(
-                f"catp-eval: bundle {pipeline.bundle.path} is {pipeline.manifest.model.family}, which scores texts and "
-                "answers no questions; give --data FILE.json, a list of image and caption (Karpathy's test splits)"
+                f"{', '.join(given)}: not with shares or temperatures of a vision encoder, nor in its dynamic "
+                f"form{beside}"
             )
-        if not described:
-            check_data(pipeline.bundle, data, "catp-eval")
-        questions = fitting(pipeline.manifest, questions)
-        if of_texts := pipeline.manifest.question_pruning or pipeline.manifest.text_pruning:
-            console.print(f"text encoder: {escape(of_texts.describe())}", soft_wrap=True)
-        pruning = pipeline.manifest.encoder_pruning
-        counts = pruning is not None and pruning.form == "dynamic"  # picture by picture: a batch would couple them
-        if encoder_flops is not None or encoder_temperatures is not None or counts:
-            unfit = {"methods": methods, "positions": positions, "predictions": predictions, "plot": plot}
-            unfit["cluster"] = cluster
-            votes = pipeline.manifest.vote is not None
-            if not votes:
-                unfit = {"ratios": ratios, "keep-mass": keep_mass, **unfit}
-            if given := [f"--{name}" for name, value in unfit.items() if value is not None]:
-                beside = ", which take --ratios and --keep-mass alone beside them" if votes else ""
-                raise UsageError(
-                    f"{', '.join(given)}: not with shares or temperatures of a vision encoder, nor in its dynamic "
-                    f"form{beside}"
-                )
-            amounts = [Amount(ratio) for ratio in wanted or ()] + [Amount(keep_mass=mass) for mass in masses]
-            wishes = []
-            if encoder_flops is not None:
-                wishes += [EncoderWish(flops=share) for share in _parse("encoder flops", encoder_flops)]
-            if encoder_temperatures is not None:
-                temperatures = _parse("encoder temperatures", encoder_temperatures)
-                wishes += [EncoderWish(temperature=temperature) for temperature in temperatures]
-            wishes = wishes or [EncoderWish()]
-            asked = questions.subset(limit, fraction, seed)
-            assert isinstance(pipeline, Pipeline)
-            found = _compare_shares(pipeline, asked, wishes, amounts or [Amount()], seed, batch_size, asking)
-            _wide().print(encoder_table(found))
-            if found.skipped:
-                console.print(f"[yellow]warning:[/] {found.skipped:,} questions could not be asked")
-            if output is not None:
-                write_file(output, lambda file: file.write_text(found.model_dump_json(indent=1) + "\n"))
-            if json_output:
-                print_json_line(found.model_dump_json())
-            return
-        if pipeline.manifest.vote is None:
-            _check_nothing_pruned(pipeline.manifest, wanted, masses, positions)
-        chosen = _choose_methods(pipeline.manifest, methods, alone=of_bundle and data == "demo", all_=not of_bundle)
-        if wanted is None:
-            wanted = (0.0,) if chosen == ("none",) else _parse("ratios", RATIOS)
-        modes = _choose_positions(positions, pipeline.manifest, both=data == "demo")
-        grid = Grid(chosen, wanted, modes, masses)
-        with _counted() as advance:
-            report = evaluate(
-                pipeline,
-                questions,
-                grid,
-                seed=seed,
-                limit=limit,
-                fraction=fraction,
-                batch_size=batch_size,
-                engines=engines,
-                predictions=predictions,
-                asking=asking,
-                advance=advance,
-            )
-    _show(report)
+        amounts = [Amount(ratio) for ratio in wanted or ()] + [Amount(keep_mass=mass) for mass in masses]
+        wishes = encoders or [EncoderWish()]
+        asked = questions.subset(limit, fraction, seed)
+        assert isinstance(pipeline, Pipeline)
+        found = _compare_shares(pipeline, asked, wishes, amounts or [Amount()], seed, batch_size, asking)
+        wide_console().print(encoder_table(found))
+        if found.skipped:
+            console.print(f"[yellow]warning:[/] {found.skipped:,} questions could not be asked")
+        if output is not None:
+            write_file(output, lambda file: file.write_text(found.model_dump_json(indent=1) + "\n"))
+        if json_output:
+            print_json_line(found.model_dump_json())
+        return
+    if pipeline.manifest.vote is None:
+        _check_nothing_pruned(pipeline.manifest, wanted, masses, positions)
+    chosen = _choose_methods(pipeline.manifest, methods, alone=of_bundle and data == "demo", all_=not of_bundle)
+    if wanted is None:
+        wanted = (0.0,) if chosen == ("none",) else _parse("ratios", RATIOS)
+    modes = _choose_positions(positions, pipeline.manifest, both=data == "demo")
+    grid = Grid(chosen, wanted, modes, masses)
+    with counted() as advance:
+        report = evaluate(
+            pipeline,
+            questions,
+            grid,
+            seed=seed,
+            limit=limit,
+            fraction=fraction,
+            batch_size=batch_size,
+            engines=engines,
+            predictions=predictions,
+            asking=asking,
+            advance=advance,
+        )
+    show(report)
     if output is not None:
         write_file(output, lambda file: file.write_text(report.model_dump_json(indent=2) + "\n"))
     if plot is not None:
@@ -347,7 +360,7 @@ def _evaluate_retrieval(
     """Recall on pictures with captions, printed and written."""
     rounds = 1 if rerank == 0 or not pipeline.matching.has_head else 2
     total, done = rounds * len(captions.images) * len(settings), 0
-    with _counted("pictures") as advance:
+    with counted("pictures") as advance:
 
         def more(count: int) -> None:
             nonlocal done
@@ -355,7 +368,7 @@ def _evaluate_retrieval(
             advance(done, total)
 
         found = evaluate_retrieval(pipeline, captions, settings, rerank, seed, batch_size, more)
-    _wide().print(recall_table(found))
+    wide_console().print(recall_table(found))
     if output is not None:
         write_file(output, lambda file: file.write_text(found.model_dump_json(indent=1) + "\n"))
     if json_output:
@@ -371,7 +384,7 @@ def _compare_shares(
     batch_size: int,
     asking: Asking,
 ) -> EncoderReport:
-    with _counted() as advance:
+    with counted() as advance:
         done = 0
 
         def more(count: int) -> None:
@@ -387,6 +400,32 @@ def _check_outputs(predictions: Path | None, output: Path | None, plot: Path | N
     for option, path in (("--predictions", predictions), ("--output", output)):
         check_file_output(option, path)
     check_plot(plot)
+
+
+def _encoder_wishes(shares: str | None, temperatures: str | None) -> list[EncoderWish]:
+    """The encoder's settings that are compared, in their order; none where nothing was asked for.
+
+    Raises:
+        UsageError: both are given, or one is no list of numbers.
+    """
+    if shares is not None and temperatures is not None:
+        raise UsageError(
+            "--encoder-flops, --encoder-temperatures: an encoder keeps tokens by a schedule or counts them; give one"
+        )
+    if shares is not None:
+        return [EncoderWish(flops=share) for share in _parse("encoder flops", shares)]
+    if temperatures is None:
+        return []
+    given = list(dict.fromkeys(part.strip() for part in temperatures.split(",")))
+    return [
+        EncoderWish() if part == OWN else EncoderWish(temperature=_parse("encoder temperatures", part)[0])
+        for part in given
+    ]
+
+
+def _inside(wishes: Sequence[EncoderWish], temperatures: str | None) -> tuple[float | None, bool]:
+    """The pruning inside an encoder that is exported for this run: its first share, and whether it counts tokens."""
+    return wishes[0].flops if wishes else None, temperatures is not None
 
 
 def _parse(name: str, text: str) -> tuple[float, ...]:
@@ -422,49 +461,6 @@ def _choose_positions(choice: str | None, manifest: Manifest, both: bool) -> tup
         both = both and manifest.vote is not None
         return every if both else (position_mode(manifest, None),)
     return tuple(mode for mode in every if choice in (mode, "both"))
-
-
-@contextmanager
-def _counted(what: str = "questions") -> Iterator[Callable[[int, int], None]]:
-    """A bar for people who wait; what it yields is called with the number of questions done, and of all."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-
-        def advance(done: int, total: int) -> None:
-            if not progress.task_ids:
-                # What an earlier run did says nothing about the speed of this one.
-                progress.add_task(what, total=total, completed=done)
-            else:
-                progress.update(progress.task_ids[0], completed=done)
-
-        yield advance
-
-
-def _wide() -> Console:
-    """A console for tables: a file has no width that rows would have to be folded to."""
-    return console if console.is_terminal else make_console(width=WIDTH)
-
-
-def _show(report: AccuracyReport) -> None:
-    wide = _wide()
-    for table in (score_table(report), type_table(report), difference_table(report)):
-        if table is not None:
-            wide.print(table)
-    if report.skipped:
-        reasons = list(dict.fromkeys(skipped.reason for skipped in report.skipped_first))
-        more = ", ..." if len(reasons) > NAMED else ""
-        console.print(
-            f"[yellow]warning:[/] {report.skipped:,} of {report.evaluation.questions:,} questions could not be asked "
-            f"and count nowhere: {escape('; '.join(reasons[:NAMED]))}{more}",
-            soft_wrap=True,
-        )
 
 
 app = make_app(evaluate_bundle)

@@ -1,4 +1,4 @@
-"""The source of a command: a bundle, or a checkpoint that is exported for the occasion."""
+"""The source of a command: a bundle, or a checkpoint or official file that is exported for the occasion."""
 
 from __future__ import annotations
 
@@ -19,6 +19,51 @@ from catp.runtime.files import is_dir
 from catp.runtime.system.optional_imports import reason_of
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+OFFICIAL = (".pth", ".pt")
+"""Ends of the names of files that BLIP's and MADTP's official code saves."""
+
+
+@contextmanager
+def checkpoint_of(source: str, tokenizer: str | None) -> Iterator[str]:
+    """The source itself, or a temporary folder with the checkpoint that catp-convert makes of an official file.
+
+    Args:
+        tokenizer: of such a file, as catp-convert takes it.
+
+    Raises:
+        UsageError: the file has no tokenizer, anything else has one, or the file can't be taken.
+        CatpError: the file is broken.
+    """
+    path = Path(source)
+    official = path.suffix in OFFICIAL and not is_dir(path)
+    if not official:
+        if tokenizer is not None:
+            raise UsageError(
+                f"--tokenizer {tokenizer}: {source} is no {' or '.join(OFFICIAL)} file, and has its own; leave it out"
+            )
+        yield source
+        return
+    if tokenizer is None:
+        raise UsageError(
+            f"{source}: the vocabulary is not in a {path.suffix} file; name a folder or Hub id that has it with "
+            "--tokenizer, as catp-convert takes it"
+        )
+    try:
+        from catp.export.conversion.madtp import convert_madtp
+    except ImportError as error:
+        raise UsageError(
+            f"{source}: to convert such a file {error.name} is needed, which {reason_of(error, error.name)}; pip "
+            "install '.[export,cpu]'"
+        ) from None
+    console.print(
+        f"Converting {escape(source)} for this run only. To keep it: catp-convert madtp {escape(source)} --tokenizer "
+        f"{escape(tokenizer)} -o {escape(path.stem)}",
+        soft_wrap=True,
+    )
+    with tempfile.TemporaryDirectory(prefix="catp-convert-") as folder:
+        checkpoint = Path(folder) / path.stem
+        convert_madtp(path, checkpoint, tokenizer, progress=busy)
+        yield str(checkpoint)
 
 
 def is_bundle(source: str) -> bool:
@@ -51,11 +96,15 @@ def check_adapter(source: str, adapter: str | None) -> None:
 
 
 @contextmanager
-def bundle_folder(source: str, adapter: str | None = None) -> Iterator[Path]:
+def bundle_folder(
+    source: str, adapter: str | None = None, encoder_flops: float | None = None, counts: bool = False
+) -> Iterator[Path]:
     """The folder of a bundle: `source` itself, or a temporary export of the checkpoint that it names, with diagnostics.
 
     Args:
         adapter: a LoRA adapter that is merged into the checkpoint.
+        encoder_flops: of a checkpoint, the share of the vision encoder's work that its export is left; None: all of it.
+        counts: of a checkpoint, whether its vision encoder counts its tokens itself (the dynamic form).
 
     Raises:
         UsageError: it is neither a bundle nor a checkpoint, what exports checkpoints is not installed, or an adapter is
@@ -79,18 +128,27 @@ def bundle_folder(source: str, adapter: str | None = None) -> Iterator[Path]:
         )
     try:
         from catp.export.exporter import export_bundle
+        from catp.export.image_encoders.plan import EncoderOptions
     except ImportError as error:
         raise UsageError(
             f"{source}: not a bundle, and to export a checkpoint {error.name} is needed, which "
             f"{reason_of(error, error.name)}; "
             "give a bundle that catp-export wrote, or pip install '.[export,cpu]'"
         ) from None
+    options = "".join(
+        [
+            f" --adapter {escape(adapter)}" if adapter else "",
+            "" if encoder_flops is None else f" --encoder-flops {encoder_flops:g}",
+            " --encoder-form dynamic" if counts else "",
+        ]
+    )
     console.print(
         f"Exporting the checkpoint {escape(source)} for this run only. To keep it: "
-        f"catp-export --model {escape(source)}{f' --adapter {escape(adapter)}' if adapter else ''} --diagnostics",
+        f"catp-export --model {escape(source)}{options} --diagnostics",
         soft_wrap=True,
     )
+    encoder = EncoderOptions(flops=encoder_flops, form="dynamic" if counts else "schedule")
     with tempfile.TemporaryDirectory(prefix="catp-eval-") as folder:
         bundle = Path(folder) / "bundle"
-        export_bundle(source, bundle, adapter=adapter, diagnostics=True, step=busy)
+        export_bundle(source, bundle, adapter=adapter, diagnostics=True, encoder=encoder, step=busy)
         yield bundle

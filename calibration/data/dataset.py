@@ -6,7 +6,8 @@ import copy
 import hashlib
 import heapq
 import math
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -81,6 +82,13 @@ class DataSet(Protocol):
     def digest(self) -> str:
         """sha256 in hex that differs where a question, its answers or their order do; pictures are not looked at."""
         ...
+
+
+def image_keys(images: Sequence[Path]) -> list[str]:
+    """Keys of pictures in files, relative to the folder that has all of them: the same wherever the data lie."""
+    paths = [image.absolute() for image in images]
+    folder = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    return [str(path.relative_to(folder)) for path in paths]
 
 
 class QuestionList:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from catp.calibration.data.captions import read_captions
-from catp.calibration.data.dataset import QuestionList, VqaExample
+from catp.calibration.data.dataset import QuestionList, VqaExample, image_keys
 from catp.calibration.data.metrics import Metric
 
 
@@ -24,7 +24,7 @@ def read_described(path: Path, folder: Path | None) -> Described:
     return Described(
         captions.name,
         (
-            VqaExample(str(number), image, "", tuple(answers), "caption", str(image))
-            for number, (image, answers) in enumerate(zip(captions.images, texts))
+            VqaExample(str(number), image, "", tuple(answers), "caption", key)
+            for number, (image, key, answers) in enumerate(zip(captions.images, image_keys(captions.images), texts))
         ),
     )

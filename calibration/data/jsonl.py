@@ -76,5 +76,7 @@ def _parse(content: bytes, path: Path, number: int) -> VqaExample:
         raise DataError(f"{where}: its answers are empty; give at least one")
     # As written where two spellings lead to one file: nothing is looked up on disk.
     image = Path(os.path.normpath(path.parent / line.image))
+    # The same wherever the data lie, so that their halves are.
+    key = str(image.relative_to(path.parent) if image.is_relative_to(path.parent) else image)
     id = f"line {number}" if line.id is None else str(line.id)
-    return VqaExample(id, image, line.question, answers, line.answer_type, image_key=str(image))
+    return VqaExample(id, image, line.question, answers, line.answer_type, image_key=key)

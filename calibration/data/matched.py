@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from catp.calibration.data.captions import Captions
-from catp.calibration.data.dataset import QuestionList, VqaExample, subset_size
+from catp.calibration.data.dataset import QuestionList, VqaExample, image_keys, subset_size
 from catp.calibration.data.demo import DEMO_COUNT, DEMO_SEED
 from catp.calibration.data.metrics import Metric
 from catp.export.demo import scenes
@@ -68,5 +68,6 @@ class DemoPictures:
 
 
 def _with_pictures(images: Sequence[Path], texts: Sequence[str], image_of: Iterable[int]) -> Iterator[VqaExample]:
+    keys = image_keys(images)
     for number, (text, image) in enumerate(zip(texts, image_of)):
-        yield VqaExample(str(number), images[image], text, (), "text", image_key=str(images[image]))
+        yield VqaExample(str(number), images[image], text, (), "text", image_key=keys[image])

@@ -111,4 +111,5 @@ def _folder(path: Path, line: _Line) -> Path:
 def _statement(folder: Path, line: _Line) -> VqaExample:
     first, second = (folder / _below(line) / name for name in _names(line))
     answer = line.label.lower()
-    return VqaExample(line.identifier, first, read_sentence(line.sentence), (answer,), answer, str(first), second)
+    key = str(Path(_below(line)) / _names(line)[0])  # the same wherever the data lie, so that halves are
+    return VqaExample(line.identifier, first, read_sentence(line.sentence), (answer,), answer, key, second)

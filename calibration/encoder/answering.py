@@ -11,6 +11,7 @@ import numpy as np
 from catp.calibration.accuracy.answering import frames_in, in_batches, read_images, read_prompt
 from catp.calibration.accuracy.asking import USUAL, Asking
 from catp.calibration.accuracy.judging import written
+from catp.calibration.accuracy.writing import write_answers
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.fitting import judges_pairs
 from catp.calibration.data.metrics import JUDGES, Metric
@@ -54,6 +55,9 @@ class Answered:
     prompt_tokens: float = 0.0  # mean over the questions
     tokens_kept: np.ndarray | None = None  # float64 [S], query tokens, mean over pictures; None: nothing votes
     frames: float = 1.0  # of a video, mean over the questions
+    texts: tuple[tuple[str, ...], ...] = ()  # [Q][S], the answers
+    questions: tuple[VqaExample, ...] = ()  # [Q], those that were asked
+    counts: tuple[tuple[int, ...] | None, ...] = ()  # [S], kept by each layer that prunes, mean; None: it is dense
 
     def beside(self, other: Answered) -> Answered:
         """The same questions in the settings of both."""
@@ -64,6 +68,8 @@ class Answered:
             right=np.hstack([self.right, other.right]),
             gflops=np.concatenate([self.gflops, other.gflops]),
             tokens_kept=np.concatenate([self.tokens_kept, other.tokens_kept]) if both else None,
+            texts=tuple((*mine, *theirs) for mine, theirs in zip(self.texts, other.texts, strict=True)),
+            counts=(*self.counts, *other.counts),
         )
 
 
@@ -99,7 +105,8 @@ def answer_all(
     """
     judge = JUDGES[metric]
     rows: list[list[float]] = []
-    images: list[str] = []
+    written_by_row: list[tuple[str, ...]] = []
+    questions_asked: list[VqaExample] = []
     lengths: list[int] = []
     frames: list[int] = []
     reasons: list[str] = []
@@ -123,13 +130,16 @@ def answer_all(
             if not sound:
                 continue
             columns = np.empty((len(sound), len(settings)))
+            answers: list[list[str]] = [[] for _ in settings]
             together = np.concatenate([pixels[key] for key in keys])
             for of_encoder, places in work:
                 texts = of_encoder.answer(together, prompts, batch_size, count)
                 for place, column in zip(places, texts):
                     columns[:, place] = [judge(text, question.answers) for text, question in zip(column, sound)]
+                    answers[place] = column
             rows += columns.tolist()
-            images += [question.image_key for question in sound]
+            written_by_row += zip(*answers)
+            questions_asked += sound
             lengths += [len(prompt.token_ids) for prompt in prompts]
             frames += [count] * len(sound)
         advance(len(batch))
@@ -137,17 +147,23 @@ def answer_all(
         why = f"the first: {reasons[0]}" if reasons else "halves share no image: ask about more pictures"
         raise CatpError(f"none of {len(reasons)} questions could be asked; {why}")
     gflops, kept = np.zeros(len(settings)), np.zeros(len(settings))
+    counts: list[tuple[int, ...] | None] = [None] * len(settings)
     for of_encoder, places in work:
         gflops[places], kept[places] = of_encoder.gflops, of_encoder.tokens_kept
+        for place in places:
+            counts[place] = of_encoder.counts
     votes = all(asked.pipeline.manifest.vote is not None for asked in settings)
     return Answered(
         np.array(rows),
-        tuple(images),
+        tuple(question.image_key for question in questions_asked),
         gflops,
         len(reasons),
         float(np.mean(lengths)),
         kept if votes else None,
         float(np.mean(frames)),
+        tuple(written_by_row),
+        tuple(questions_asked),
+        tuple(counts),
     )
 
 
@@ -190,6 +206,7 @@ class Work:
         self._amounts = amounts
         self._kept: list[list[float]] = [[] for _ in amounts]
         self._gflops: list[float] = []
+        self._counts: list[tuple[int, ...]] = []
         pruning = pipeline.manifest.encoder_pruning
         # In the dynamic form, pictures of a batch would decide how many tokens each other keeps.
         self._one_by_one = pruning is not None and pruning.form == "dynamic"
@@ -198,6 +215,11 @@ class Work:
     def gflops(self) -> float:
         """Work of the encoder, mean over the pictures so far; 0 of one that prunes nothing."""
         return float(np.mean(self._gflops)) if self._gflops else 0.0
+
+    @property
+    def counts(self) -> tuple[int, ...] | None:
+        """Image tokens that each layer which prunes kept, mean over the pictures so far; None of a dense encoder."""
+        return tuple(np.rint(np.mean(self._counts, axis=0)).astype(int).tolist()) if self._counts else None
 
     @property
     def tokens_kept(self) -> np.ndarray:
@@ -232,11 +254,11 @@ class Work:
                     size = self._asking.rows(batch_size)
                     for first in range(0, len(mine), size):
                         numbers, of_images = zip(*mine[first : first + size])
-                        ids = [prompts[number].token_ids for number in numbers]
-                        chosen = self._asking.settings(self._seed, prompts[numbers[0]].id)
-                        most = self._asking.max_new_tokens
-                        generation = pipeline.decode(pruned, ids, most, settings=chosen, images=of_images)
-                        answers.update(zip(numbers, map(pipeline.detokenize, generation.token_ids)))
+                        ids, question = [prompts[number].token_ids for number in numbers], prompts[numbers[0]].id
+                        written_here = write_answers(
+                            pipeline, pruned, ids, self._asking, self._seed, question, images=of_images
+                        )
+                        answers.update(zip(numbers, written_here))
         return [[answers[number] for number in range(len(prompts))] for answers in found]
 
     def _calls(
@@ -271,6 +293,7 @@ class Work:
             return
         counts = to_host(encoded["kept_counts"]).tolist() if self._one_by_one else self._wish.schedule(spec)
         self._gflops += [spec.gflops(counts)] * pictures
+        self._counts += [tuple(counts)] * pictures
 
 
 class PairWork(Work):

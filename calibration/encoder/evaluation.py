@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from catp.calibration.accuracy.asking import USUAL, Asking
+from catp.calibration.accuracy.describing import caption_scores
 from catp.calibration.accuracy.judging import check_asking
+from catp.calibration.benchmark.costs.geometry import read_geometry
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.fitting import judges_pairs
-from catp.calibration.encoder.answering import Amount, Asked, answer_all, check_encoder
+from catp.calibration.encoder.answering import Amount, Answered, Asked, answer_all, check_encoder
+from catp.calibration.encoder.costs import answer_gflops
 from catp.calibration.encoder.report import EncoderReport, EncoderSetting, make_report
+from catp.calibration.supported import writes_captions
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
@@ -61,15 +65,39 @@ def evaluate_encoder(
     ]
     combined = [Asked(pipeline, wish, amount.ratio, amount.keep_mass) for wish in wishes for amount in amounts]
     answered = answer_all(asked, combined, asked.metric, batch_size, advance, asking, seed)
-    report = make_report(pipeline.manifest, asked, seed, settings, answered)
+    report = make_report(pipeline.manifest, asked, seed, settings, answered, _work_in_all(pipeline, answered))
+    if writes_captions(pipeline.manifest):
+        report = _with_cider(report, answered)
     if judges_pairs(pipeline.manifest):
         return report
     protocol = {
         "prompt_template": asking.in_full(pipeline.manifest),
         "generation": asking.generation,
         "max_new_tokens": asking.max_new_tokens,
+        "answers": asking.answers_digest,
     }
     return report.model_copy(update=protocol)
+
+
+def _work_in_all(pipeline: Pipeline, answered: Answered) -> list[float]:
+    """GFLOPs of a whole answer in each setting."""
+    manifest, geometry = pipeline.manifest, read_geometry(pipeline.bundle)
+    kept = [manifest.tokens] * len(answered.counts) if answered.tokens_kept is None else answered.tokens_kept.tolist()
+    lengths = round(answered.prompt_tokens), max(1, round(answered.frames))
+    return [
+        answer_gflops(manifest, geometry, counts, 1 - tokens / manifest.tokens, *lengths)
+        for counts, tokens in zip(answered.counts, kept)
+    ]
+
+
+def _with_cider(report: EncoderReport, answered: Answered) -> EncoderReport:
+    """The report, with CIDEr-D of each setting."""
+    found = caption_scores(answered.questions, list(zip(*answered.texts)), report.seed)
+    scores = [
+        score.model_copy(update={"cider": mean, "cider_interval_95": interval})
+        for score, (mean, interval) in zip(report.scores, found, strict=True)
+    ]
+    return report.model_copy(update={"scores": tuple(scores)})
 
 
 def _in_full(manifest: Manifest, amount: Amount) -> Amount:

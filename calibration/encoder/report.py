@@ -51,7 +51,9 @@ class EncoderScore(Tested):
     share: float = Field(description="of the dense encoder's work, mean over pictures")
     gflops: float
     answer_gflops: float | None = Field(
-        default=None, description="of image side and prefill together, for a prompt of the questions' mean length"
+        default=None,
+        description="of image side and prefill together, for a prompt of the questions' mean length, or all that a "
+        "text is scored by; where the graph counts tokens, for each layer's mean count",
     )
     accuracy: float = Field(description="mean over questions, 0 to 1")
     interval_95: tuple[float, float]
@@ -61,6 +63,8 @@ class EncoderScore(Tested):
     tokens_kept: float | None = Field(
         default=None, description="query tokens after the vote, mean over pictures; none: nothing votes"
     )
+    cider: float | None = Field(default=None, description="CIDEr-D of captions, a hundred times the mean")
+    cider_interval_95: tuple[float, float] | None = None
     same_encoder: PairedDifference | None = Field(
         default=None, description="to the first amount of query tokens with this encoder; none: it is that, or alone"
     )
@@ -90,6 +94,7 @@ class EncoderReport(Strict):
     prompt_template: str | None = Field(default=None, description="none: not recorded, or of statements as they are")
     generation: GenerationSettings = Field(default=GREEDY, description="the seed of what is drawn is the report's")
     max_new_tokens: int | None = Field(default=None, description="none: the bundle's")
+    answers: str | None = Field(default=None, description="SHA-256 of those that were ranked; none: generated")
     scores: tuple[EncoderScore, ...]
     test: TestName | None = Field(default=None, description="of differences, in pairs by question")
     comparisons: int | None = Field(default=None, description="pairs of settings, which are corrected together")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from catp.calibration.benchmark.costs.geometry import read_geometry
 from catp.calibration.data.captions import Captions, plain_words
+from catp.calibration.encoder.costs import answer_gflops
 from catp.calibration.retrieval.recall import AT, RecallReport, Setting, recall_of
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
-from catp.runtime.retrieval.gallery import embed_gallery, embed_texts, read_texts, similarities
+from catp.runtime.retrieval.gallery import Gallery, embed_gallery, embed_texts, read_texts, similarities
 from catp.runtime.retrieval.ranking import check_rerank, search
 
 RERANK = 16
@@ -46,14 +50,20 @@ def evaluate_retrieval(
     ids, most = read_as_evaluated(pipeline, captions.texts)
     vectors = embed_texts(pipeline, ids)
     spec, of_texts = pipeline.manifest.encoder_pruning, pipeline.manifest.text_pruning
+    geometry, length = read_geometry(pipeline.bundle), round(float(np.mean([len(tokens) for tokens in ids])))
     rows = []
     for setting in settings:
-        encoder = EncoderWish(flops=setting.encoder_flops)
+        encoder = EncoderWish(flops=setting.encoder_flops, temperature=setting.encoder_temperature)
         gallery = embed_gallery(pipeline, captions.images, setting.ratio, encoder, rerank > 0, batch, None, advance)
         similarity = similarities(gallery.vectors, vectors)
         found = search(gallery, ids, similarity, max(AT), rerank, advance=advance)
-        work = None if spec is None or spec.form == "dynamic" else spec.gflops(encoder.schedule(spec))
-        rows.append(recall_of(found, captions, setting, seed, work))
+        counts = _counts(gallery, encoder)
+        work = None if spec is None else float(np.mean([spec.gflops(of_picture) for of_picture in counts]))
+        kept = tuple(np.rint(np.mean(counts, axis=0)).astype(int).tolist()) if counts else None
+        vote = pipeline.manifest.vote
+        ratio = setting.ratio if setting.ratio is not None or vote is None else vote.ratio
+        in_all = answer_gflops(pipeline.manifest, geometry, kept, ratio or 0.0, length)
+        rows.append(recall_of(found, captions, setting, seed, work, in_all))
     return RecallReport(
         bundle=str(pipeline.bundle.path),
         family=pipeline.manifest.model.family,
@@ -66,6 +76,17 @@ def evaluate_retrieval(
         seed=seed,
         settings=tuple(rows),
     )
+
+
+def _counts(gallery: Gallery, encoder: EncoderWish) -> list[tuple[int, ...]]:
+    """Tokens that each layer which prunes kept: of each picture, or once where a schedule says so; none of a dense
+    encoder."""
+    spec = gallery.pipeline.manifest.encoder_pruning
+    if spec is None:
+        return []
+    if spec.form == "schedule":
+        return [encoder.schedule(spec)]
+    return [tuple(counts.tolist()) for counts in gallery.counts]
 
 
 def read_as_evaluated(pipeline: Pipeline, texts: Sequence[str]) -> tuple[list[list[int]], int | None]:

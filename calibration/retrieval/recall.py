@@ -29,6 +29,9 @@ class Setting(Strict):
 
     ratio: float | None = Field(default=None, description="of query tokens that were removed; none: the bundle's")
     encoder_flops: float | None = Field(default=None, description="share of the encoder's work; none: the bundle's")
+    encoder_temperature: float | None = Field(
+        default=None, description="of an encoder that counts its tokens; none: the bundle's"
+    )
 
 
 class SettingRecall(Strict):
@@ -36,7 +39,10 @@ class SettingRecall(Strict):
 
     setting: Setting
     encoder_gflops: float | None = Field(
-        default=None, description="of the vision encoder for one picture, on a schedule; none: it prunes nothing"
+        default=None, description="of the vision encoder for one picture, or their mean; none: it prunes nothing"
+    )
+    answer_gflops: float | None = Field(
+        default=None, description="of one picture and one text of mean length, with all that scores them"
     )
     texts: tuple[Recall, ...] = Field(description="of each image, whether one of its texts is found")
     images: tuple[Recall, ...] = Field(description="of each text, whether its image is found")
@@ -78,6 +84,7 @@ def recall_of(
     setting: Setting,
     seed: int,
     encoder_gflops: float | None = None,
+    answer_gflops: float | None = None,
     at: Sequence[int] = AT,
 ) -> SettingRecall:
     """Recall both ways. Texts of one picture are found together, so intervals draw pictures, not texts."""
@@ -91,4 +98,5 @@ def recall_of(
         good = of_texts < count
         interval = bootstrap_interval(good, seed, clusters=captions.image_of)
         images.append(Recall(at=count, share=float(good.mean()), interval_95=interval))
-    return SettingRecall(setting=setting, encoder_gflops=encoder_gflops, texts=tuple(texts), images=tuple(images))
+    work = {"encoder_gflops": encoder_gflops, "answer_gflops": answer_gflops}
+    return SettingRecall(setting=setting, texts=tuple(texts), images=tuple(images), **work)

@@ -48,6 +48,7 @@ class Pictures:
     embeds: Value  # [B, I, Dv], of the vision encoder: what a matching head reads
     kept_indices: Value  # int64 [B, k]
     vectors: Value  # float32 [B, v, Dt] of length 1: one for each kept query token, or one for the picture
+    counts: Value | None = None  # int64 [L], kept by each layer of an encoder in the dynamic form
 
     def for_texts(self, count: int) -> Pictures:
         """One picture, as often as there are texts."""

@@ -245,20 +245,42 @@ class Answering(Stages):
             raise UsageError(
                 f"{len(images)} images and {len(prompts)} prompts: give one prompt per image, at least one"
             )
-        model = self.language_model
-        if not isinstance(model, QuestionAnswering):
+        self.check_ranks()
+        self._candidates(answers)  # refuses before any work
+        token_ids = [self._text.encode(prompt) for prompt in prompts]
+        distinct, image_of = find_repeated(frames_by_row(self.manifest, images), None)
+        encoded = self.encode(self.preprocess([images[row] for row in distinct]), encoder=encoder)
+        return self.rank_pruned(self.prune(encoded, self.num_kept()), token_ids, answers, image_of, k, rows)
+
+    def check_ranks(self) -> None:
+        """Raises UsageError where the bundle's answers can't be ranked."""
+        if not isinstance(self.language_model, QuestionAnswering):
             raise UsageError(
                 f"bundle {self.bundle.path} is {self.manifest.model.family}, whose answers can't be ranked; "
                 "accepted: BLIP for question answering"
             )
-        candidates = self._candidates(answers)
-        token_ids = [self._text.encode(prompt) for prompt in prompts]
-        distinct, image_of = find_repeated(frames_by_row(self.manifest, images), None)
-        encoded = self.encode(self.preprocess([images[row] for row in distinct]), encoder=encoder)
-        pruned = self.prune(encoded, self.num_kept())
+
+    def rank_pruned(
+        self,
+        pruned: Pruned,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[str],
+        images: Sequence[int] | None = None,
+        k: int = K,
+        rows: int = ROWS,
+    ) -> list[list[RankedAnswer]]:
+        """The likeliest of given answers for each prompt, as token ids; other arguments and errors as of `rank`.
+
+        Args:
+            images: per prompt, the row of `pruned` that it is about; None: row by row.
+        """
+        self.check_ranks()
+        model, candidates = self.language_model, self._candidates(answers)
+        assert isinstance(model, QuestionAnswering)
         ranked = []
-        for ids, image in zip(token_ids, image_of):  # each by itself: no question is padded
-            batch = Batch(pruned.kept_embeds, pruned.kept_indices, 0, [ids], [image], pruned.temperature)
+        of_images = range(len(prompts)) if images is None else images
+        for ids, image in zip(prompts, of_images, strict=True):  # each by itself: no question is padded
+            batch = Batch(pruned.kept_embeds, pruned.kept_indices, 0, [list(ids)], [image], pruned.temperature)
             found = rank(model, batch, candidates, k, rows)
             ranked.append([RankedAnswer(answers[index], score) for index, score in found])
         return ranked

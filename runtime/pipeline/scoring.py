@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -83,7 +84,7 @@ class Scoring(Stages):
         pruned = self.prune(encoded, kept)
         if (vote := self.manifest.vote) is not None:
             pruned.check(len(pixel_values), kept, vote.num_query_tokens)
-        return matching.see(encoded, pruned)
+        return replace(matching.see(encoded, pruned), counts=encoded.get("kept_counts"))
 
     def embed_pixels(self, pixel_values: np.ndarray, ratio: float | None = None) -> tuple[list[list[int]], np.ndarray]:
         """Vectors of pictures, as a retrieval model compares them with texts; arguments and errors of `see_pixels`.

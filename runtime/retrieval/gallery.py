@@ -37,6 +37,7 @@ class Gallery:
     Args:
         sources: those that could be read.
         vectors: float32 [I, v, Dt], each of length 1.
+        counts: int64 [L] of each picture, kept by each layer of an encoder in the dynamic form; empty in any other.
     """
 
     pipeline: Pipeline
@@ -45,6 +46,7 @@ class Gallery:
     ratio: float | None
     encoder: EncoderWish
     kept: dict[int, Pictures] = field(default_factory=dict)
+    counts: list[np.ndarray] = field(default_factory=list)
 
     def look_again(self, picture: int) -> Pictures:
         """One picture with its image tokens.
@@ -95,6 +97,8 @@ def embed_gallery(
         if here:
             seen = pipeline.see_pixels(np.concatenate([pixels for _, pixels in here]), ratio, encoder)
             vectors.append(to_host(seen.vectors))
+            if seen.counts is not None:
+                gallery.counts.append(to_host(seen.counts))
             if keeps_tokens:
                 left = _keep(gallery, seen, left)
             gallery.sources += [source for source, _ in here]

@@ -16,6 +16,7 @@ from vqa_folder import ACCURACY_BY_TYPE, CASES, MEAN_ACCURACY, READABLE, write_v
 from catp.calibration.accuracy.report import AccuracyReport
 from catp.calibration.commands.eval import app
 from catp.export.demo import CHECKPOINT
+from catp.export.image_encoders.plan import EncoderOptions
 from catp.runtime import Pipeline
 
 RUNNER = CliRunner()
@@ -178,8 +179,9 @@ def test_methods_are_compared_at_every_ratio(diagnostics_bundle: Path) -> None:
 def test_a_checkpoint_is_exported_for_the_run(diagnostics_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exported: list[Path] = []
 
-    def export_bundle(model: str, output: Path, *, adapter: str | None, diagnostics: bool, step: object) -> None:
-        assert model == str(CHECKPOINT) and diagnostics and adapter is None
+    def export_bundle(model: str, output: Path, **options: object) -> None:
+        assert model == str(CHECKPOINT) and options["diagnostics"] and options["adapter"] is None
+        assert options["encoder"] == EncoderOptions()
         shutil.copytree(diagnostics_bundle, output)
         exported.append(output)
 

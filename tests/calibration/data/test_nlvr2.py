@@ -54,7 +54,7 @@ def test_statements_with_both_images(save: Save, images: str) -> None:
         ["test1-3-0-img0.png", "test1-3-0-img1.png"],
     ]
     assert all(path.is_file() for q in found for path in q.images)
-    assert found[0].image_key == found[1].image_key != found[2].image_key
+    assert found[0].image_key == found[1].image_key == "test1-0-1-img0.png" != found[2].image_key
     assert found[1].question == "both images really show 2 dogs none sleeps"
     assert found[2].question == "there's a cat"
 

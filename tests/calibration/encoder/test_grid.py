@@ -95,7 +95,10 @@ def test_every_ratio_is_asked_with_every_schedule(both_bundle: Path, tmp_path: P
     assert (report.test, report.comparisons) == ("McNemar's exact test", len(p_of)) and len(p_of) == 9
     assert report.scores[0].finding is None and "for 9 comparisons by Holm" in printed
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
-    assert [(row[3], len(row)) for row in rows] == [("ratio 0", 9), ("ratio 0.75", 9), ("mass 0.4", 9)] * 2
+    assert [(row[3], len(row)) for row in rows] == [("ratio 0", 10), ("ratio 0.75", 10), ("mass 0.4", 10)] * 2
+    in_all = [float(row[5]) for row in rows]  # less after fewer image tokens, and after fewer query tokens
+    assert in_all == [float(f"{found.answer_gflops:.4g}") for found in report.scores]
+    assert in_all[1] < in_all[2] < in_all[0] and in_all[3] < in_all[0]
     assert "minus first row" in printed and "minus ratio 0 " in printed and "minus schedule, 0.8 of the work" in printed
     assert (report.method, report.positions) == ("catp", "original")
 
@@ -129,7 +132,7 @@ def test_the_bundles_own_share_of_the_votes_is_kept(both_bundle: Path, tmp_path:
         (["--positions", "both", "--plot", "a.png"], "--positions, --plot: not with shares or temperatures"),
         (["--ratios", "0,1"], "ratio 1.0: a pruning ratio is the fraction removed, 0 <= ratio < 1"),
         (["--keep-mass", "2"], "keep mass 2.0: the share of the votes that is kept"),
-        (["--encoder-temperatures", "1"], "encoder temperature 1: this bundle's encoder keeps as many tokens"),
+        (["--encoder-temperatures", "1"], "--encoder-flops, --encoder-temperatures: an encoder keeps"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
 )
