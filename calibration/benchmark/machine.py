@@ -82,15 +82,6 @@ def resident_memory() -> int | None:
     return int(pages[1]) * resource.getpagesize() if len(pages) > 1 else None
 
 
-def available_memory() -> int | None:
-    """Bytes of host memory that could be had now without swapping; None where the system does not say."""
-    for line in (_read("/proc/meminfo") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return 1024 * int(value.split()[0])
-    return None
-
-
 def _memory_bytes() -> int | None:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -24,6 +24,7 @@ from catp.calibration.precision.comparison import (
 )
 from catp.calibration.precision.graphs.graph import FloatGraph
 from catp.calibration.precision.graphs.layers import Layer, matching
+from catp.calibration.precision.memory import is_tight
 from catp.calibration.precision.ranges.observation import Examples, ObservingProvider, answer_each
 from catp.calibration.precision.ranges.ranges import Gathered, GraphRanges, Sampling, gather_ranges
 from catp.calibration.precision.ranges.statistics import PERCENTILE, RangeMethod
@@ -237,7 +238,7 @@ class Calibrator:
     def _errors(self, fragments: Mapping[str, Fragments]) -> tuple[LayerError, ...]:
         """The errors of all layers, the largest first."""
         examples = Examples()
-        pipeline = Pipeline(self.source, ObservingProvider({}, {}, examples))
+        pipeline = Pipeline(self.source, ObservingProvider({}, {}, examples, is_tight(self.source)))
         tokens = self.source.manifest.tokens
         if not list(islice(answer_each(pipeline, self.questions.samples, (tokens,)), EXAMPLES)):
             raise CatpError(

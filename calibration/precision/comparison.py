@@ -15,6 +15,7 @@ from catp.calibration.accuracy.statistics import mean_difference, unseen_losses
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.data.fitting import finds_texts, judges_pairs
 from catp.calibration.data.metrics import Metric
+from catp.calibration.precision.memory import is_tight
 from catp.calibration.retrieval.best import find_best
 from catp.export.verification.emulated import emulated
 from catp.runtime.bundle.folder import Bundle, open_bundle
@@ -24,8 +25,8 @@ from catp.runtime.image_sides.pruned_encoder import DEFAULT, EncoderWish
 from catp.runtime.image_sides.query_tokens import Encoded, Votes
 from catp.runtime.matching import Pictures
 from catp.runtime.pipeline import Pipeline
-from catp.runtime.providers import open_provider
 from catp.runtime.providers.base import Provider, to_host
+from catp.runtime.providers.onnx_runtime import OrtProvider
 from catp.runtime.pruning import num_kept, top_indices
 from catp.runtime.questions import position_mode
 from catp.runtime.retrieval.gallery import Gallery
@@ -107,7 +108,11 @@ def ask(
     """
     bundle = open_bundle(folder)
     half = bundle.manifest.precision == "fp16"
-    pipeline = WatchedPipeline(*emulated(bundle)) if half else WatchedPipeline(bundle, open_provider("cpu"))
+    pipeline = (
+        WatchedPipeline(*emulated(bundle))
+        if half
+        else WatchedPipeline(bundle, OrtProvider("cpu", mapped=is_tight(bundle)))
+    )
     vote, inside = pipeline.manifest.vote, pipeline.manifest.encoder_pruning
     if inside is not None and inside.form == "dynamic":
         batch_size = 1

@@ -257,14 +257,19 @@ def _check_tensors(session: Any, bundle: Bundle, graph: str) -> None:
 class OrtProvider:
     """Opens graphs with one of ONNX Runtime's execution providers.
 
+    Args:
+        mapped: leave weights as they lie in their files, which are mapped: the system may drop and read them again, so
+            that graphs may be larger than memory. They are slower, as no kernel gets its weights packed.
+
     Raises:
         UsageError: ONNX Runtime is not installed, this build of it does not have the execution provider, or there are
             more threads than these cores could run.
     """
 
-    def __init__(self, name: str, threads: int | None = None, verbose: bool = False) -> None:
+    def __init__(self, name: str, threads: int | None = None, verbose: bool = False, mapped: bool = False) -> None:
         self.name = name
         self._threads = threads
+        self._mapped = mapped
         self._verbose = verbose
         self._execution_providers = _EXECUTION_PROVIDERS[name]
         install = f"install this project's extra: pip install '.[{_EXTRAS[name]}]'"
@@ -358,6 +363,8 @@ class OrtProvider:
             # A simulation: rounded as TensorRT rounds, multiplied in floating point. ONNX Runtime's own fusions of
             # such pairs make int8 times int8 of them, which is slow here, and a graph that it refuses of FP8.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if self._mapped:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         if self._threads:
             options.intra_op_num_threads = self._threads
         return options

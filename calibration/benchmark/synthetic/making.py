@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from catp.calibration.benchmark.contenders.registry import check_installed
-from catp.calibration.benchmark.machine import available_memory
 from catp.calibration.benchmark.synthetic.checkpoint import save_checkpoint
 from catp.calibration.benchmark.synthetic.sizes import Preset
 from catp.runtime.errors import CatpError, UsageError
 from catp.runtime.files import is_dir
+from catp.runtime.system.machine import available_memory
 from catp.runtime.system.progress import Progress, silent
 
 BUNDLE, PRUNED = "bundle", "pruned"

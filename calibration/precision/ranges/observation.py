@@ -38,14 +38,19 @@ class ObservingProvider:
 
     Args:
         layers: by graph, the layers whose inputs are shown.
+        mapped: leave weights in their files, as `OrtProvider` does.
     """
 
     name = "cpu"
 
     def __init__(
-        self, graphs: Mapping[str, FloatGraph], layers: Mapping[str, Sequence[Layer]], observer: Observer
+        self,
+        graphs: Mapping[str, FloatGraph],
+        layers: Mapping[str, Sequence[Layer]],
+        observer: Observer,
+        mapped: bool = False,
     ) -> None:
-        self._provider = OrtProvider("cpu")
+        self._provider = OrtProvider("cpu", mapped=mapped)
         self._graphs = graphs
         self._layers = layers
         self._observer = observer

@@ -14,6 +14,7 @@ from catp.calibration.data.dataset import VqaExample
 from catp.calibration.precision.formats.base import Range
 from catp.calibration.precision.graphs.graph import FloatGraph
 from catp.calibration.precision.graphs.layers import Layer
+from catp.calibration.precision.memory import is_tight
 from catp.calibration.precision.ranges.observation import Gather, ObservingProvider, answer_each
 from catp.calibration.precision.ranges.statistics import PERCENTILE, RangeMethod, Statistics, from_json, to_json
 from catp.runtime.bundle.folder import Bundle
@@ -87,7 +88,7 @@ def gather_ranges(
     done = _resume(statistics, unfinished)
     advance(done)
     observer = Gather(lambda graph, tensor, values: statistics.add(f"{graph}: {tensor}", values))
-    pipeline = Pipeline(bundle, ObservingProvider(graphs, layers, observer))
+    pipeline = Pipeline(bundle, ObservingProvider(graphs, layers, observer, is_tight(bundle)))
     tokens, vote = bundle.manifest.tokens, bundle.manifest.vote
     kept = (tokens,) if vote is None or vote.method == "none" else (tokens, num_kept(vote.ratio or 0.5, tokens))
     saved = done
