@@ -12,8 +12,10 @@ from checkpoints import clip_tokenizer
 from clip_official import official_vectors, official_weights, save_official_clip, tiny_clip
 from typer.testing import CliRunner
 
+from catp.calibration.commands.calibrate import app as calibrate_command
 from catp.calibration.commands.eval import app as eval_command
 from catp.export.checkpoints.loading import load_checkpoint
+from catp.export.commands.build import app as build_command
 from catp.export.conversion.madtp import convert_madtp
 from catp.export.demo import samples
 from catp.export.exporter import export_bundle
@@ -116,3 +118,35 @@ def test_blip_s_text_encoder_prunes_alone_and_with_an_image(
         np.testing.assert_allclose(found, [getattr(match, name) for match in alone], atol=1e-5)
     whole = np.array(dense.embed_texts(TEXTS[:1]))
     assert np.abs(whole - np.array(pruned.embed_texts(TEXTS[:1]))).max() > 1e-4
+
+
+TEXT_GRAPHS = {
+    "clip_checkpoint": ["text_embedding"],
+    "blip_retrieval_checkpoint": ["text_embedding", "image_text_matching"],
+    "nlvr_checkpoint": ["statement_encoder"],
+}
+
+
+@pytest.mark.parametrize("fixture", TEXT_GRAPHS)
+def test_lower_precisions_and_plans(fixture: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """fp16 is held to PyTorch by the export; plans are built for TensorRT-RTX and were executed on no GPU."""
+    checkpoint, options = request.getfixturevalue(fixture), EncoderOptions("cls", 0.7, text_flops=0.6)
+    half = export_bundle(str(checkpoint), tmp_path / "fp16", encoder=options, precision="fp16")
+    assert half.manifest.text_pruning is not None and half.manifest.precision == "fp16"
+    assert all(check.passed for check in half.manifest.parity if not check.advisory)
+    full = export_bundle(str(checkpoint), tmp_path / "fp32", encoder=options)
+    asked = "--to int8 --for cpu --samples 16 --questions 16 --max-accuracy-drop 0.99 --min-kept-overlap 0"
+    arguments = [*asked.split(), "--no-sensitivity", "-o", str(tmp_path / "int8")]
+    quantised = RUNNER.invoke(calibrate_command, ["precision", str(full.path), *arguments])
+    assert quantised.exit_code == 0, quantised.output
+    integers = open_bundle(tmp_path / "int8").manifest
+    assert integers.text_pruning == full.manifest.text_pruning
+    for graph in TEXT_GRAPHS[fixture]:
+        quantization = integers.graphs[graph].quantization
+        assert quantization is not None and quantization.layers > 4
+    pytest.importorskip("tensorrt_rtx")
+    target = ["--target", "tensorrt-rtx", "--compute-capability", "8.6", "--dynamic-encoder", "--json"]
+    for folder in (half.path, full.path):
+        built = RUNNER.invoke(build_command, [str(folder), *target])
+        assert built.exit_code == 0, built.output
+        assert set(TEXT_GRAPHS[fixture]) < set(json.loads(built.stdout.splitlines()[-1])["built"])
