@@ -118,7 +118,7 @@ def prepare(preset: Preset, folder: Path) -> Exports:
 def write_captions(folder: Path) -> Path:
     """Pictures with how their captions begin and go on, which no other data has."""
     lines = []
-    for number in range(24):
+    for number in range(64):
         make_picture(np.random.default_rng(number)).save(folder / f"{number}.png")
         lines.append({"image": f"{number}.png", "question": "a picture of", "answers": ["noise"]})
     file = folder / "captions.jsonl"
