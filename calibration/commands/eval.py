@@ -225,7 +225,8 @@ def evaluate_bundle(
         )
     if cluster is not None and not is_bundle(source):
         raise UsageError(f"--cluster: {source} is no bundle; give the folder of one, which every machine has")
-    source = context.with_resource(checkpoint_of(source, tokenizer))
+    named, source = source, context.with_resource(checkpoint_of(source, tokenizer))
+    shown = None if source == named else Path(named).stem
     described = is_captions(data) and describes_pictures(source)
     if is_captions(data) and not described:
         unfit = {
@@ -249,7 +250,7 @@ def evaluate_bundle(
             for ratio in wanted or (None,)
         ]
         captions = read_captions(Path(data), images).subset(limit, seed)
-        folder = context.with_resource(bundle_folder(source, adapter, *_inside(encoders, encoder_temperatures)))
+        folder = context.with_resource(bundle_folder(source, adapter, *_inside(encoders, encoder_temperatures), shown))
         with busy("load the bundle"):
             retrieval = Pipeline.load(folder, provider, engines=engines)
         _evaluate_retrieval(retrieval, captions, settings, rerank, seed, batch_size, output, json_output)
@@ -262,7 +263,7 @@ def evaluate_bundle(
         )
     questions: DataSet = read_described(Path(data), images) if described else open_data(data)
     of_bundle = is_bundle(source)
-    folder = context.with_resource(bundle_folder(source, adapter, *_inside(encoders, encoder_temperatures)))
+    folder = context.with_resource(bundle_folder(source, adapter, *_inside(encoders, encoder_temperatures), shown))
     pipeline = context.with_resource(_open(folder, provider, engines, cluster, workers))
     if not pipeline.manifest.writes_text and not judges_pairs(pipeline.manifest):
         raise UsageError(

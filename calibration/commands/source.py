@@ -97,7 +97,11 @@ def check_adapter(source: str, adapter: str | None) -> None:
 
 @contextmanager
 def bundle_folder(
-    source: str, adapter: str | None = None, encoder_flops: float | None = None, counts: bool = False
+    source: str,
+    adapter: str | None = None,
+    encoder_flops: float | None = None,
+    counts: bool = False,
+    shown: str | None = None,
 ) -> Iterator[Path]:
     """The folder of a bundle: `source` itself, or a temporary export of the checkpoint that it names, with diagnostics.
 
@@ -105,6 +109,7 @@ def bundle_folder(
         adapter: a LoRA adapter that is merged into the checkpoint.
         encoder_flops: of a checkpoint, the share of the vision encoder's work that its export is left; None: all of it.
         counts: of a checkpoint, whether its vision encoder counts its tokens itself (the dynamic form).
+        shown: its name on the screen, where the folder is a temporary one.
 
     Raises:
         UsageError: it is neither a bundle nor a checkpoint, what exports checkpoints is not installed, or an adapter is
@@ -142,9 +147,10 @@ def bundle_folder(
             " --encoder-form dynamic" if counts else "",
         ]
     )
+    name = escape(shown or source)
     console.print(
-        f"Exporting the checkpoint {escape(source)} for this run only. To keep it: "
-        f"catp-export --model {escape(source)}{options} --diagnostics",
+        f"Exporting the checkpoint {name} for this run only. To keep it: "
+        f"catp-export --model {name}{options} --diagnostics",
         soft_wrap=True,
     )
     encoder = EncoderOptions(flops=encoder_flops, form="dynamic" if counts else "schedule")

@@ -141,7 +141,7 @@ def tables(reports: Mapping[str, BenchmarkReport], exports: Mapping[str, Exports
     columns = {**RUNTIMES, **BUNDLES, **INT8_BUNDLES}
     times = [["ms", *columns.values()]]
     gains = [["times as fast", *GAINS]]
-    costs = [["task", "parameters", "bundle", "dense export", f"export at {SHARE:.0%}", "image tokens left"]]
+    costs = [["task", "parameters in graphs", "bundle", "dense export", f"export at {SHARE:.0%}", "image tokens left"]]
     for task, report in reports.items():
         cases = {name: _case(report, name) for name in columns}
         times.append([task, *(f"{report.result(case).milliseconds['total'].p50:.0f}" for case in cases.values())])

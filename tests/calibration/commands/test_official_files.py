@@ -88,6 +88,7 @@ def test_the_line_prints_the_metric_beside_the_work(
     assert result.exit_code == 0, result.output
     said = " ".join(result.stderr.split())
     assert words in said and "as MADTP" in said and f"Converting {file} for this run only" in said
+    assert f"catp-export --model {Path(file).stem} --encoder-form dynamic" in said
     report = json.loads(result.stdout.splitlines()[-1])
     dense, pruned = report["settings"] if own is None else report["scores"]
     work = "encoder_gflops" if own is None else "gflops"
