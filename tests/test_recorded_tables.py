@@ -242,3 +242,8 @@ def test_the_tables_of_tasks_are_the_recorded_reports() -> None:
     tables, page = [part.strip() for part in printed.split("\n\n")], text_of("docs/benchmark.md")
     assert len(tables) == 3 and all(found in page for found in tables)
     assert all(len(found.splitlines()) == 2 + 5 for found in tables)  # five tasks
+    captions = read_report(folder / "records" / "tasks" / "blip-caption.json")
+    (pruned,) = (one for one in captions.speedups if (one.subject, one.baseline) == ("pruned", OURS))
+    assert f"first word comes {pruned.by_stage['time_to_first_token'].median:.1f} times as fast" in page
+    reached = captions.result(pruned.case).roofline["decode"]
+    assert f"at {100 * reached:.0f} % of the rate that the memory allows" in " ".join(page.split())
