@@ -253,6 +253,7 @@ def evaluate_bundle(
         folder = context.with_resource(bundle_folder(source, adapter, *_inside(encoders, encoder_temperatures), shown))
         with busy("load the bundle"):
             retrieval = Pipeline.load(folder, provider, engines=engines)
+        _check_own(retrieval.manifest, encoders)
         _evaluate_retrieval(retrieval, captions, settings, rerank, seed, batch_size, output, json_output)
         return
     foreign = {"--images": None if described else images, "--rerank": rerank}
@@ -270,6 +271,7 @@ def evaluate_bundle(
             f"catp-eval: bundle {pipeline.bundle.path} is {pipeline.manifest.model.family}, which scores texts and "
             "answers no questions; give --data FILE.json, a list of image and caption (Karpathy's test splits)"
         )
+    _check_own(pipeline.manifest, encoders)
     if not described:
         check_data(pipeline.bundle, data, "catp-eval")
     questions = fitting(pipeline.manifest, questions)
@@ -422,6 +424,17 @@ def _encoder_wishes(shares: str | None, temperatures: str | None) -> list[Encode
         EncoderWish() if part == OWN else EncoderWish(temperature=_parse("encoder temperatures", part)[0])
         for part in given
     ]
+
+
+def _check_own(manifest: Manifest, wishes: Sequence[EncoderWish]) -> None:
+    """Raises UsageError where its own temperature is asked of an encoder that has none."""
+    spec = manifest.encoder_pruning
+    if EncoderWish() in wishes and (spec is None or spec.form != "dynamic"):
+        keeps = "prunes nothing" if spec is None else "keeps as many tokens as its schedule says"
+        raise UsageError(
+            f"--encoder-temperatures {OWN}: the vision encoder of this {manifest.model.family} {keeps}, and has "
+            "no temperature; export with --encoder-form dynamic, or leave the option out"
+        )
 
 
 def _inside(wishes: Sequence[EncoderWish], temperatures: str | None) -> tuple[float | None, bool]:

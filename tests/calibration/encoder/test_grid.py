@@ -142,6 +142,13 @@ def test_bad_input_is_one_clear_line(both_bundle: Path, arguments: list[str], me
     assert result.exit_code == 2 and line.startswith("error: ") and message in line
 
 
+def test_an_encoder_without_a_temperature_has_none_of_its_own(both_bundle: Path, demo_bundle: Path) -> None:
+    for bundle, words in ((both_bundle, "keeps as many tokens as its schedule says"), (demo_bundle, "prunes nothing")):
+        result = call(bundle, "--encoder-temperatures", "own")
+        assert result.exit_code == 2 and words in " ".join(result.stderr.split())
+        assert result.stderr.count("error:") == 1
+
+
 def test_instructblip_is_asked_too(both_instructblip_bundle: Path, tmp_path: Path) -> None:
     """Its votes depend on the question, so that a picture is encoded for each."""
     report, _ = report_of(
