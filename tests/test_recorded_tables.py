@@ -25,6 +25,19 @@ def test_the_precision_of_pairs_is_the_recorded_report() -> None:
     assert claimed in " ".join(text_of("docs/precision.md").split())
 
 
+def test_the_precision_table_of_both_prunings_is_the_recorded_reports() -> None:
+    records = ROOT / "export" / "demo" / "fine" / "accuracy" / "precision"
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "fine_precision.py"), "--record", str(records)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() in text_of("docs/precision.md")
+    before = []
+    for encoder in ("dense", "tome"):
+        report = PrecisionReport.model_validate_json((records / f"{encoder}-int8.json").read_text())
+        assert report.calibration is not None and report.calibration.questions == 1000
+        before.append(f"{100 * report.calibration.accuracy[0].before:.1f} %")
+    assert f"1,000 questions, {' and '.join(before)} before" in text_of("docs/precision.md")
+
+
 def test_the_precision_table_is_the_recorded_reports() -> None:
     rows = table("docs/precision.md", "for | matrix products")
     folder = ROOT / "export" / "demo" / "accuracy" / "precision"
