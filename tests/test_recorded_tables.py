@@ -260,3 +260,14 @@ def test_the_tables_of_tasks_are_the_recorded_reports() -> None:
     assert f"first word comes {pruned.by_stage['time_to_first_token'].median:.1f} times as fast" in page
     reached = captions.result(pruned.case).roofline["decode"]
     assert f"at {100 * reached:.0f} % of the rate that the memory allows" in " ".join(page.split())
+
+
+def test_what_is_said_of_growth_is_the_recorded_report() -> None:
+    folder = ROOT / "tests" / "benchmarks"
+    command = [sys.executable, str(folder / "growth.py"), "--record", str(folder / "records" / "growth.json")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    page = text_of("docs/benchmark.md")
+    assert printed.strip() in page and len(printed.splitlines()) == 2 + 6
+    curves = json.loads((folder / "records" / "growth.json").read_text())["curves"]
+    one, two = (point["milliseconds"]["total"] for point in curves[-1]["points"])
+    assert f"makes an answer {one / two:.1f} times as fast" in page

@@ -1,7 +1,8 @@
 """How time and memory grow: `python tests/benchmarks/growth.py`.
 
 The INT8 bundle with INT4 decode steps that `mid_size.py` makes is timed by catp-bench, in a process of its own for each
-value of each dimension, all others at their usual value: one picture, a prompt of 16 tokens, ten new tokens, half of
+value of each dimension (of ratios and shares of the encoder in one process, as they share a bundle in memory: their
+rounds are interleaved), all others at their usual value: one picture, a prompt of 16 tokens, ten new tokens, half of
 the query tokens, a dense encoder, all threads. A line is fitted to the medians of each. Nothing else should run
 meanwhile: a quarter of an hour, 3 GB of memory. The record is kept as JSON in tests/benchmarks/records/, the plot in
 docs/images/; `--record FILE` only prints the table of one, and `--plot FILE` draws it.
@@ -10,7 +11,7 @@ docs/images/; `--record FILE` only prints the table of one, and `--plot FILE` dr
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ from catp.calibration.benchmark.results.report import BenchmarkReport, read_repo
 RECORD = ROOT / "tests" / "benchmarks" / "records" / "growth.json"
 PLOT = ROOT / "docs" / "images" / "growth.png"
 STAGES = {"vision": "vision", "qformer": "Q-Former and vote", "prefill": "prefill", "decode": "decode"}
+TOGETHER = ("--ratios", "--encoder-flops")
 USUAL = {"--batch": 1, "--prompt-tokens": 16, "--new-tokens": 10, "--ratios": 0.5}
 
 
@@ -96,16 +98,17 @@ def measure(bundle: Path, pruned: Path, rounds: int) -> Report:
     curves, report, noisy = [], None, False
     with tempfile.TemporaryDirectory(prefix="catp-growth-") as folder:
         for dimension in DIMENSIONS:
-            points = []
-            for value in dimension.values:
+            points: list[Point] = []
+            for values in [dimension.values] if dimension.option in TOGETHER else [(one,) for one in dimension.values]:
                 file = Path(folder) / "report.json"
-                options: Mapping[str, float] = {**USUAL, dimension.option: value}
+                texts = {name: f"{number:g}" for name, number in USUAL.items()}
+                texts[dimension.option] = ",".join(f"{value:g}" for value in values)
                 chosen = pruned if dimension.option == "--encoder-flops" else bundle
-                given = [str(part) for item in options.items() for part in item]
+                given = [part for item in texts.items() for part in item]
                 call("bench", chosen, *given, "--iterations", rounds, "--warmup", 2, "-o", file)
                 report = read_report(file)
                 noisy |= report.noisy
-                points.append(_point(report, value))
+                points += [_point(report, dimension.option, value) for value in values]
             curves.append(Curve(dimension=dimension, points=tuple(points)))
     assert report is not None
     return Report(
@@ -118,9 +121,11 @@ def measure(bundle: Path, pruned: Path, rounds: int) -> Report:
     )
 
 
-def _point(report: BenchmarkReport, value: float) -> Point:
-    """The setting that prunes most: the baseline at ratio 0 is timed beside it in every run."""
-    found = max(report.results, key=lambda result: result.ratio)
+def _point(report: BenchmarkReport, option: str, value: float) -> Point:
+    """The setting of that value, and else the one that prunes: the baseline at ratio 0 is timed beside it."""
+    ratio = value if option == "--ratios" else USUAL["--ratios"]
+    share = value if option == "--encoder-flops" else None
+    found = next(one for one in report.results if (one.ratio, one.encoder_flops) == (ratio, share))
     steps = report.setup.new_tokens - 1
     times = {stage: summary.p50 for stage, summary in found.milliseconds.items() if stage in (*STAGES, "total")}
     times["decode"] = steps * times.get("decode", 0.0)
