@@ -1,5 +1,6 @@
 """Tables and figures in the documents are those of the recorded reports, as their scripts print them."""
 
+import json
 import re
 import subprocess
 import sys

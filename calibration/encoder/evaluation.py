@@ -8,10 +8,10 @@ from catp.calibration.accuracy.asking import USUAL, Asking
 from catp.calibration.accuracy.describing import caption_scores
 from catp.calibration.accuracy.judging import check_asking
 from catp.calibration.benchmark.costs.geometry import read_geometry
+from catp.calibration.benchmark.costs.whole import answer_gflops
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.fitting import judges_pairs
 from catp.calibration.encoder.answering import Amount, Answered, Asked, answer_all, check_encoder
-from catp.calibration.encoder.costs import answer_gflops
 from catp.calibration.encoder.report import EncoderReport, EncoderSetting, make_report
 from catp.calibration.supported import writes_captions
 from catp.runtime.bundle.manifest import Manifest

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from catp.calibration.benchmark.costs.geometry import read_geometry
+from catp.calibration.benchmark.costs.whole import answer_gflops
 from catp.calibration.data.dataset import DataSet, VqaExample
 from catp.calibration.encoder.answering import Answered, Asked, answer_all
-from catp.calibration.encoder.costs import answer_gflops
 from catp.calibration.encoder.report import EncoderReport, EncoderScore, EncoderSetting, make_report
 from catp.calibration.encoder.shapes import Shape, candidates
 from catp.runtime.image_sides.pruned_encoder import EncoderWish

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from catp.calibration.benchmark.costs.whole import MADTP_COUNT
 from catp.calibration.encoder.report import EncoderReport, EncoderScore, PairedDifference
 from catp.calibration.significance.comparisons import LEVEL, Tested
-
-MADTP_COUNT = (
-    "GFLOPs: of the vision encoder for one picture. in all: of an answer until its first token, or of a text's scores. "
-    "as MADTP: the same as its scripts count, a multiply-add once, not twice."
-)
 
 
 def score_table(report: EncoderReport, half: str = "", chosen: EncoderScore | None = None) -> Table:

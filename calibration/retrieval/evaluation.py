@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from catp.calibration.benchmark.costs.geometry import read_geometry
+from catp.calibration.benchmark.costs.whole import answer_gflops
 from catp.calibration.data.captions import Captions, plain_words
-from catp.calibration.encoder.costs import answer_gflops
 from catp.calibration.retrieval.recall import AT, RecallReport, Setting, recall_of
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline

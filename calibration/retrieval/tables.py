@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from catp.calibration.encoder.tables import MADTP_COUNT
+from catp.calibration.benchmark.costs.whole import MADTP_COUNT
 from catp.calibration.retrieval.recall import Recall, RecallReport
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from catp.calibration.benchmark.costs.geometry import read_geometry
+from catp.calibration.benchmark.costs.whole import answer_gflops
 from catp.calibration.data import open_data
 from catp.calibration.data.dataset import VqaExample
 from catp.calibration.encoder.answering import Amount, Asked, Prompt, Work, answer_all, check_encoder
-from catp.calibration.encoder.costs import answer_gflops
 from catp.export.demo import samples
 from catp.export.exporter import export_bundle
 from catp.export.image_encoders.plan import EncoderOptions

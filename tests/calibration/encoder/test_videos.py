@@ -14,11 +14,11 @@ from videos import LENGTHS, Video, write_questions, write_videos
 
 from catp.calibration.benchmark.costs.cost import qformer_flops
 from catp.calibration.benchmark.costs.geometry import read_geometry
+from catp.calibration.benchmark.costs.whole import answer_gflops
 from catp.calibration.commands.calibrate import app as calibrate
 from catp.calibration.commands.eval import app as evaluate
 from catp.calibration.encoder import teaching
 from catp.calibration.encoder.answering import Asked, answer_all
-from catp.calibration.encoder.costs import answer_gflops
 from catp.export.checkpoints.taught import read_taught
 from catp.runtime import EncoderWish, Pipeline
 from catp.runtime.bundle.folder import open_bundle

@@ -1,4 +1,4 @@
-"""The work of a whole answer up to its first token: vision encoder, Q-Former, and the language model's prefill."""
+"""The work of a whole answer up to its first token, or of a text's scores."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from catp.calibration.benchmark.costs.cost import cost_of
 from catp.calibration.benchmark.costs.geometry import Geometry
 from catp.runtime.bundle.manifest import Manifest
 from catp.runtime.pruning import num_kept
+
+MADTP_COUNT = (
+    "GFLOPs: of the vision encoder for one picture. in all: of an answer until its first token, or of a text's scores. "
+    "as MADTP: the same as its scripts count, a multiply-add once, not twice."
+)
+"""Columns of tables, explained."""
 
 
 def answer_gflops(
