@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from catp.calibration.commands.eval import app
 from catp.calibration.data.cider import Cider
 from catp.export.demo import scenes
-from catp.runtime import Pipeline
+from catp.export.exporter import export_bundle
+from catp.export.image_encoders.plan import EncoderOptions
+from catp.runtime import EncoderWish, Pipeline
 
 OTHERS = ("a small drawing of several shapes", "some shapes on a white ground", "circles and squares in a grid")
 
@@ -65,6 +67,30 @@ def test_a_checkpoint_is_exported_for_it(caption_checkpoint: Path, data: tuple[P
     code, output, errors = ask(caption_checkpoint, "--data", data[0], "--limit", 4, "--json")
     assert code == 0, errors
     assert json.loads(output.splitlines()[-1])["scores"][0]["cider"] is not None
+
+
+@pytest.mark.heavy
+def test_every_share_of_an_encoder_has_its_own(
+    caption_checkpoint: Path, data: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    file, names = data
+    bundle = export_bundle(str(caption_checkpoint), tmp_path / "pruned", encoder=EncoderOptions("cls", 0.8)).path
+    pipeline, references = Pipeline.load(bundle), [entry["caption"] for entry in json.loads(file.read_text())]
+    shares, own = (0.8, 0.5), []
+    for share in shares:
+        given = pipeline.generate(names, [""] * len(names), encoder=EncoderWish(flops=share), num_beams=1)
+        own.append([answer.answer for answer in given])
+    for texts, place in zip(references, (0, 1, 0, 1, 0, 1, 0, 1)):  # each share writes what was written of every second
+        texts.append(own[place][references.index(texts)])
+    entries = [{"image": Path(name).name, "caption": texts} for name, texts in zip(names, references)]
+    file.write_text(json.dumps(entries))
+    code, output, errors = ask(bundle, "--data", file, "--encoder-flops", "0.8,0.5", "--json")
+    assert code == 0, errors
+    scores = json.loads(output.splitlines()[-1])["scores"]
+    wanted = [100 * Cider(references).scores(texts).mean() for texts in own]
+    assert wanted[0] != wanted[1]
+    assert [score["cider"] for score in scores] == pytest.approx(wanted) and "CIDEr-D" in errors
+    assert all(low < score["cider"] < high for score in scores for low, high in [score["cider_interval_95"]])
 
 
 def test_what_compares_captions_is_asked_for_recall(caption_bundle: Path, data: tuple[Path, list[str]]) -> None:
