@@ -55,7 +55,7 @@ def test_the_cost_is_what_asking_both_bundles_shows(video_bundle: Path, tmp_path
     def answer(video: Video, text: str) -> list[str]:
         return [pipeline.generate([video.folder], [f"Question: {text} Answer:"], 0, num_beams=1)[0].answer] * 10
 
-    data = write_questions(tmp_path / "own.jsonl", write_videos(tmp_path, 20), answer)
+    data = write_questions(tmp_path / "own.jsonl", write_videos(tmp_path, 30), answer)
     arguments = ["precision", str(video_bundle), "--to", "int8", "--for", "cpu", "--data", str(data), *FEW]
     result = CliRunner().invoke(app, [*arguments, "--min-kept-overlap", "0.5", "-o", str(made), "--json"])
     assert result.exit_code == 0, result.output
@@ -83,7 +83,7 @@ def test_the_cost_is_what_asking_both_bundles_shows(video_bundle: Path, tmp_path
 @pytest.mark.heavy
 def test_a_decoder_of_its_own_becomes_int4(video_t5_bundle: Path, tmp_path: Path) -> None:
     """With T5, whose random weights score all query tokens alike: which ones are kept is rounding's choice."""
-    data = write_questions(tmp_path / "own.jsonl", write_videos(tmp_path, 20), lambda *_: ["x"])
+    data = write_questions(tmp_path / "own.jsonl", write_videos(tmp_path, 30), lambda *_: ["x"])
     arguments = ["precision", str(video_t5_bundle), "--to", "int8", "--for", "cpu", "--data", str(data), *FEW]
     arguments += ["--decode", "int4", "--block-size", "16", "--min-kept-overlap", "0", "-o", str(tmp_path / "int4")]
     result = CliRunner().invoke(app, arguments)
