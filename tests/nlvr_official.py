@@ -56,7 +56,7 @@ def tiny(merge_from: int = 1) -> Any:
 
 
 def content_of(model: Any, merge_from: int = 1) -> dict[str, Any]:
-    """What BLIP's official code gives to `torch.save`."""
+    """The content that BLIP's official code gives to `torch.save`."""
     state = model.state_dict()
     weights = {official: state[ours] for ours, official in official_names(2, 2, merge_from).items()}
     weights["text_encoder.embeddings.position_ids"] = torch.arange(24).expand((1, -1))

@@ -183,7 +183,7 @@ def recorded(seed: int) -> AccuracyReport:
 
 
 def rows_of(heading: str) -> list[tuple[str, list[list[float]]]]:
-    """Of the accuracy page's table with that first heading: per row its method, and the numbers of each cell."""
+    """Rows of the accuracy page's table with that first heading: the method, and the numbers of each cell."""
     rows = [[cell.replace("*", "") for cell in row] for row in table("docs/accuracy.md", heading)]
     return [(method, [[float(n) for n in re.findall(r"[\d.]+", cell)] for cell in cells]) for method, *cells in rows]
 

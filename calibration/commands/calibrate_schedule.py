@@ -19,6 +19,7 @@ from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.data.halves import half
 from catp.calibration.encoder.answering import Asked, answer_all
+from catp.calibration.encoder.costs import answers_gflops
 from catp.calibration.encoder.counting import find_schedule
 from catp.calibration.encoder.default import with_schedule
 from catp.calibration.encoder.reference import check_reference, check_votes_alike
@@ -29,7 +30,7 @@ from catp.calibration.encoder.report import (
     describe_kept,
     make_report,
 )
-from catp.calibration.encoder.search import Searched, Wanted, answers_gflops, cheapest, dense_setting, search
+from catp.calibration.encoder.search import Searched, Wanted, cheapest, dense_setting, search
 from catp.calibration.encoder.tables import score_table
 from catp.calibration.ratio.default import with_ratio
 from catp.calibration.supported import check_data
@@ -161,7 +162,7 @@ def calibrate_schedule(
     pipeline = pipelines[place]
     with _progress("confirmation", len(asked) // 2) as advance:
         answered = answer_all(half(asked, seed, "confirmation"), compared, asked.metric, batch_size, advance)
-    work = answers_gflops(pipeline, settings, answered) if wanted.pairs > 1 else None
+    work = answers_gflops(pipeline, answered) if wanted.pairs > 1 else None
     confirming = make_report(pipeline.manifest, asked, seed, settings, answered, work)
     searched, others = (rules[place].report, [*rules[:place], *rules[place + 1 :]]) if rules else (None, [])
     result = ScheduleReport(**dict(confirming), search=searched, other_rules=_reports(others))

@@ -14,6 +14,14 @@ from catp.calibration.accuracy.asking import Asking
 from catp.calibration.accuracy.evaluation import BATCH_SIZE, evaluate
 from catp.calibration.accuracy.settings import RANDOM, Grid, check_methods, score_outputs
 from catp.calibration.accuracy.workers import Workers, open_workers
+from catp.calibration.commands.eval_encoder import (
+    RATIOS,
+    check_own,
+    compare_shares,
+    encoder_wishes,
+    inside,
+    parse_numbers,
+)
 from catp.calibration.commands.eval_screen import counted, show, wide_console
 from catp.calibration.commands.source import bundle_folder, checkpoint_of, describes_pictures, is_bundle
 from catp.calibration.data import open_data
@@ -23,8 +31,6 @@ from catp.calibration.data.demo import DEMO_SEED
 from catp.calibration.data.described import read_described
 from catp.calibration.data.fitting import fitting, judges_pairs
 from catp.calibration.encoder.answering import Amount
-from catp.calibration.encoder.evaluation import evaluate_encoder
-from catp.calibration.encoder.report import EncoderReport
 from catp.calibration.encoder.tables import score_table as encoder_table
 from catp.calibration.plots import check_plot
 from catp.calibration.retrieval.evaluation import RERANK, evaluate_retrieval
@@ -53,10 +59,6 @@ from catp.runtime.image_sides.pruned_encoder import EncoderWish
 from catp.runtime.pipeline import Pipeline
 from catp.runtime.providers import PROVIDERS
 from catp.runtime.questions import position_mode
-
-RATIOS = "0,0.25,0.5,0.75,0.9"
-OWN = "own"
-"""In place of a temperature: the checkpoint's, or the bundle's."""
 
 
 def evaluate_bundle(
@@ -214,9 +216,9 @@ def evaluate_bundle(
     }
     given_answers = None if answers is None else tuple(read_list("--answers", answers))
     asking = Asking(prompt_template, GREEDY.asked_for(**overrides), max_new_tokens, given_answers)
-    encoders = _encoder_wishes(encoder_flops, encoder_temperatures)
-    masses = _parse("keep mass", keep_mass) if keep_mass is not None else ()
-    wanted = _parse("ratios", ratios) if ratios is not None else None
+    encoders = encoder_wishes(encoder_flops, encoder_temperatures)
+    masses = parse_numbers("keep mass", keep_mass) if keep_mass is not None else ()
+    wanted = parse_numbers("ratios", ratios) if ratios is not None else None
     if workers is not None and cluster is None:
         raise UsageError("--workers: only with --cluster; leave it out")
     if cluster is not None and encoders:
@@ -250,10 +252,10 @@ def evaluate_bundle(
             for ratio in wanted or (None,)
         ]
         captions = read_captions(Path(data), images).subset(limit, seed)
-        folder = context.with_resource(bundle_folder(source, adapter, *_inside(encoders, encoder_temperatures), shown))
+        folder = context.with_resource(bundle_folder(source, adapter, *inside(encoders, encoder_temperatures), shown))
         with busy("load the bundle"):
             retrieval = Pipeline.load(folder, provider, engines=engines)
-        _check_own(retrieval.manifest, encoders)
+        check_own(retrieval.manifest, encoders)
         _evaluate_retrieval(retrieval, captions, settings, rerank, seed, batch_size, output, json_output)
         return
     foreign = {"--images": None if described else images, "--rerank": rerank}
@@ -264,14 +266,14 @@ def evaluate_bundle(
         )
     questions: DataSet = read_described(Path(data), images) if described else open_data(data)
     of_bundle = is_bundle(source)
-    folder = context.with_resource(bundle_folder(source, adapter, *_inside(encoders, encoder_temperatures), shown))
+    folder = context.with_resource(bundle_folder(source, adapter, *inside(encoders, encoder_temperatures), shown))
     pipeline = context.with_resource(_open(folder, provider, engines, cluster, workers))
     if not pipeline.manifest.writes_text and not judges_pairs(pipeline.manifest):
         raise UsageError(
             f"catp-eval: bundle {pipeline.bundle.path} is {pipeline.manifest.model.family}, which scores texts and "
             "answers no questions; give --data FILE.json, a list of image and caption (Karpathy's test splits)"
         )
-    _check_own(pipeline.manifest, encoders)
+    check_own(pipeline.manifest, encoders)
     if not described:
         check_data(pipeline.bundle, data, "catp-eval")
     questions = fitting(pipeline.manifest, questions)
@@ -295,7 +297,7 @@ def evaluate_bundle(
         wishes = encoders or [EncoderWish()]
         asked = questions.subset(limit, fraction, seed)
         assert isinstance(pipeline, Pipeline)
-        found = _compare_shares(pipeline, asked, wishes, amounts or [Amount()], seed, batch_size, asking)
+        found = compare_shares(pipeline, asked, wishes, amounts or [Amount()], seed, batch_size, asking)
         wide_console().print(encoder_table(found))
         if found.skipped:
             console.print(f"[yellow]warning:[/] {found.skipped:,} questions could not be asked")
@@ -308,7 +310,7 @@ def evaluate_bundle(
         _check_nothing_pruned(pipeline.manifest, wanted, masses, positions)
     chosen = _choose_methods(pipeline.manifest, methods, alone=of_bundle and data == "demo", all_=not of_bundle)
     if wanted is None:
-        wanted = (0.0,) if chosen == ("none",) else _parse("ratios", RATIOS)
+        wanted = (0.0,) if chosen == ("none",) else parse_numbers("ratios", RATIOS)
     modes = _choose_positions(positions, pipeline.manifest, both=data == "demo")
     grid = Grid(chosen, wanted, modes, masses)
     with counted() as advance:
@@ -378,75 +380,11 @@ def _evaluate_retrieval(
         print_json_line(found.model_dump_json())
 
 
-def _compare_shares(
-    pipeline: Pipeline,
-    asked: DataSet,
-    wishes: Sequence[EncoderWish],
-    amounts: Sequence[Amount],
-    seed: int,
-    batch_size: int,
-    asking: Asking,
-) -> EncoderReport:
-    with counted() as advance:
-        done = 0
-
-        def more(count: int) -> None:
-            nonlocal done
-            done += count
-            advance(done, len(asked))
-
-        return evaluate_encoder(pipeline, asked, wishes, amounts, seed, batch_size, more, asking)
-
-
 def _check_outputs(predictions: Path | None, output: Path | None, plot: Path | None) -> None:
     """Before hours of work rather than after."""
     for option, path in (("--predictions", predictions), ("--output", output)):
         check_file_output(option, path)
     check_plot(plot)
-
-
-def _encoder_wishes(shares: str | None, temperatures: str | None) -> list[EncoderWish]:
-    """The encoder's settings that are compared, in their order; none where nothing was asked for.
-
-    Raises:
-        UsageError: both are given, or one is no list of numbers.
-    """
-    if shares is not None and temperatures is not None:
-        raise UsageError(
-            "--encoder-flops, --encoder-temperatures: an encoder keeps tokens by a schedule or counts them; give one"
-        )
-    if shares is not None:
-        return [EncoderWish(flops=share) for share in _parse("encoder flops", shares)]
-    if temperatures is None:
-        return []
-    given = list(dict.fromkeys(part.strip() for part in temperatures.split(",")))
-    return [
-        EncoderWish() if part == OWN else EncoderWish(temperature=_parse("encoder temperatures", part)[0])
-        for part in given
-    ]
-
-
-def _check_own(manifest: Manifest, wishes: Sequence[EncoderWish]) -> None:
-    """Raises UsageError where its own temperature is asked of an encoder that has none."""
-    spec = manifest.encoder_pruning
-    if EncoderWish() in wishes and (spec is None or spec.form != "dynamic"):
-        keeps = "prunes nothing" if spec is None else "keeps as many tokens as its schedule says"
-        raise UsageError(
-            f"--encoder-temperatures {OWN}: the vision encoder of this {manifest.model.family} {keeps}, and has "
-            "no temperature; export with --encoder-form dynamic, or leave the option out"
-        )
-
-
-def _inside(wishes: Sequence[EncoderWish], temperatures: str | None) -> tuple[float | None, bool]:
-    """The pruning inside an encoder that is exported for this run: its first share, and whether it counts tokens."""
-    return wishes[0].flops if wishes else None, temperatures is not None
-
-
-def _parse(name: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError:
-        raise UsageError(f"{name} {text!r}: give numbers separated by commas, such as {RATIOS}") from None
 
 
 def _check_nothing_pruned(

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from catp.calibration.accuracy.asking import USUAL, Asking
 from catp.calibration.accuracy.describing import caption_scores
 from catp.calibration.accuracy.judging import check_asking
-from catp.calibration.benchmark.costs.geometry import read_geometry
-from catp.calibration.benchmark.costs.whole import answer_gflops
 from catp.calibration.data.dataset import DataSet
 from catp.calibration.data.fitting import judges_pairs
 from catp.calibration.encoder.answering import Amount, Answered, Asked, answer_all, check_encoder
+from catp.calibration.encoder.costs import answers_gflops
 from catp.calibration.encoder.report import EncoderReport, EncoderSetting, make_report
 from catp.calibration.supported import writes_captions
 from catp.runtime.bundle.manifest import Manifest
@@ -65,7 +64,7 @@ def evaluate_encoder(
     ]
     combined = [Asked(pipeline, wish, amount.ratio, amount.keep_mass) for wish in wishes for amount in amounts]
     answered = answer_all(asked, combined, asked.metric, batch_size, advance, asking, seed)
-    report = make_report(pipeline.manifest, asked, seed, settings, answered, _work_in_all(pipeline, answered))
+    report = make_report(pipeline.manifest, asked, seed, settings, answered, answers_gflops(pipeline, answered))
     if writes_captions(pipeline.manifest):
         report = _with_cider(report, answered)
     if judges_pairs(pipeline.manifest):
@@ -77,17 +76,6 @@ def evaluate_encoder(
         "answers": asking.answers_digest,
     }
     return report.model_copy(update=protocol)
-
-
-def _work_in_all(pipeline: Pipeline, answered: Answered) -> list[float]:
-    """GFLOPs of a whole answer in each setting."""
-    manifest, geometry = pipeline.manifest, read_geometry(pipeline.bundle)
-    kept = [manifest.tokens] * len(answered.counts) if answered.tokens_kept is None else answered.tokens_kept.tolist()
-    lengths = round(answered.prompt_tokens), max(1, round(answered.frames))
-    return [
-        answer_gflops(manifest, geometry, counts, 1 - tokens / manifest.tokens, *lengths)
-        for counts, tokens in zip(answered.counts, kept)
-    ]
 
 
 def _with_cider(report: EncoderReport, answered: Answered) -> EncoderReport:

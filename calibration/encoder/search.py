@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from catp.calibration.benchmark.costs.geometry import read_geometry
-from catp.calibration.benchmark.costs.whole import answer_gflops
 from catp.calibration.data.dataset import DataSet, VqaExample
 from catp.calibration.encoder.answering import Answered, Asked, answer_all
+from catp.calibration.encoder.costs import answers_gflops
 from catp.calibration.encoder.report import EncoderReport, EncoderScore, EncoderSetting, make_report
 from catp.calibration.encoder.shapes import Shape, candidates
 from catp.runtime.image_sides.pruned_encoder import EncoderWish
@@ -112,7 +111,7 @@ def search(
         places += range(len(settings), len(settings) + len(more))
         settings += more
         found = found.beside(answered(more))
-    work = answers_gflops(pipeline, settings, found) if wanted.pairs > 1 else None
+    work = answers_gflops(pipeline, found) if wanted.pairs > 1 else None
     report = make_report(pipeline.manifest, asked, seed, settings, found, work)
     return Searched(
         report,
@@ -127,20 +126,3 @@ def dense_setting(wanted: Wanted) -> EncoderSetting:
 
 def setting_of(share: float, shape: Shape, ratio: float | None) -> EncoderSetting:
     return EncoderSetting(name=f"{share:g}: {shape.name}", kept_tokens=shape.kept_tokens, ratio=ratio)
-
-
-def answers_gflops(pipeline: Pipeline, settings: Sequence[EncoderSetting], answered: Answered) -> list[float]:
-    """Work of an answer up to its first token, in GFLOPs for each setting: of a prompt, and a video, of mean length."""
-    manifest, geometry = pipeline.manifest, read_geometry(pipeline.bundle)
-    default = manifest.vote.ratio if manifest.vote else 0.0
-    return [
-        answer_gflops(
-            manifest,
-            geometry,
-            one.kept_tokens,
-            default if one.ratio is None else one.ratio,
-            round(answered.prompt_tokens),
-            max(1, round(answered.frames)),
-        )
-        for one in settings
-    ]

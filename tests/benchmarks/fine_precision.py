@@ -1,4 +1,4 @@
-"""What INT8 costs the second demo, with both prunings: `python tests/benchmarks/fine_precision.py`.
+"""The cost of INT8 on the second demo, with both prunings: `python tests/benchmarks/fine_precision.py`.
 
 The BLIP-2 of 144 patches is exported with a dense vision encoder and with ToMe at half of its work, both voting by
 `coverage`, and catp-calibrate quantises each to INT8, and to INT8 with INT4 decode steps: ranges are observed through

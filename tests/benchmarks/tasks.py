@@ -60,7 +60,7 @@ GAINS = {
 
 
 class Export(BaseModel):
-    """What one took.
+    """Time, memory and size of an export.
 
     Args:
         peak_bytes: largest resident set, mapped files included.
@@ -74,7 +74,7 @@ class Export(BaseModel):
 
 
 class Exports(BaseModel):
-    """Of one task."""
+    """The exports of one task."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

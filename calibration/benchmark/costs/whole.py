@@ -12,7 +12,8 @@ from catp.runtime.pruning import num_kept
 
 MADTP_COUNT = (
     "GFLOPs: of the vision encoder for one picture. in all: of an answer until its first token, or of a text's scores. "
-    "as MADTP: the same as its scripts count, a multiply-add once, not twice."
+    "as MADTP: the same as its scripts count, a multiply-add once, not twice; the little that they add for "
+    "normalisation is left out."
 )
 """Columns of tables, explained."""
 

@@ -183,8 +183,8 @@ def test_an_old_bundle_is_replaced(tmp_path: Path) -> None:
 
 HOLD = (
     "import signal, sys, time; from pathlib import Path; from catp.runtime.bundle.publish import published\n"
-    # Whatever a shell in the background left behind: there, Ctrl-C is ignored.
-    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    # Whatever a shell in the background, or nohup, left behind: there, Ctrl-C and the end of a terminal are ignored.
+    "signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
     "with published(Path(sys.argv[1]), overwrite=False) as folder:\n"
     "    (folder / 'x.onnx_data').write_text('x'); print('begun', flush=True); time.sleep(60)"
 )

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from documents import table
+from documents import ROOT, table
 
 from catp.calibration.benchmark.costs.answering import encoder_flops, step_flops
 from catp.calibration.benchmark.costs.cost import vision_flops
 from catp.calibration.benchmark.costs.geometry import AnsweringGeometry, VisionGeometry
+from catp.calibration.benchmark.results.report import read_report
 
 TEXT = AnsweringGeometry(layers=12, width=768, feed_forward=3072, vocabulary=30524, positions=512)
 QUEUE = 57_600
@@ -109,3 +110,19 @@ def test_it_is_the_official_constant(task: str) -> None:
 
 def test_the_vision_encoder_alone() -> None:
     assert vision(480) == pytest.approx(92.1, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("preset", "wanted"),
+    [
+        ("blip-nlvr2", 2 * vision(384)),
+        ("blip-caption", vision(384)),
+        ("blip-vqa", vision(480)),
+        ("blip-retrieval", vision(384)),
+    ],
+)
+def test_half_of_ours_is_theirs_but_for_normalisation(preset: str, wanted: float) -> None:
+    """As `catp-eval` prints it, of full-size bundles whose costs were recorded."""
+    report = read_report(ROOT / "tests" / "benchmarks" / "records" / "tasks" / f"{preset}.json")
+    half = report.cost(1, 0.0).stages["vision"].flops / 2e9
+    assert half < wanted and half == pytest.approx(wanted, rel=0.005)
